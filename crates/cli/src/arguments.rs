@@ -1,0 +1,282 @@
+//! What can be typed: one definition per flag, from which the help texts are made.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Decodes the latents of diffusion models to pictures, and encodes them back: as a server that speaks the protocol of
+/// Hugging Face's "Remote VAE" endpoints, and on the command line.
+#[derive(Debug, Parser)]
+#[command(name = "remote-vae", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve models over HTTP.
+    Serve(ServeOptions),
+    /// Decode a file of latents to pictures.
+    Decode(DecodeOptions),
+    /// Encode a picture to a file of latents.
+    Encode(EncodeOptions),
+    /// Show the whole way once: serve a model, encode a photograph and decode it again through HTTP.
+    Demo(DemoOptions),
+    /// Describe models: architecture, latent channels, scaling, size.
+    Models(ModelsOptions),
+    /// Time decoding or encoding on this machine.
+    Bench(BenchOptions),
+}
+
+const MODEL_HELP: &str =
+    "A diffusers directory, a .safetensors file (diffusers, LDM or ComfyUI names), or `embedded`";
+
+/// How the work is computed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineArguments {
+    /// Arithmetic: `exact` computes in 32-bit floating point throughout.
+    #[arg(long, value_enum, default_value_t = Precision::Exact)]
+    pub precision: Precision,
+    /// Worker threads [default: all processors this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<String>,
+    /// Instruction tier: avx512, avx2 or generic [default: the best this processor has]
+    #[arg(long, value_name = "TIER")]
+    pub isa: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32-bit floating point throughout.
+    Exact,
+    /// 16-bit arithmetic inside convolutions (not built yet: refused).
+    Fast,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// Address to listen on.
+    #[arg(long, value_name = "H", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, value_name = "P", default_value_t = 8080)]
+    pub port: u16,
+    /// A model to serve, repeatable; the first answers `POST /`, each answers `POST /NAME`. SOURCE is a diffusers
+    /// directory, a .safetensors file or `embedded`. [default: default=embedded]
+    #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = parse_named_source)]
+    pub models: Vec<NamedSource>,
+    /// Requests that may wait while one is computed; more are refused with 429.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_queue: u32,
+    /// Largest request body, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_body: u32,
+    /// Most pixels of one request, over its whole batch, in units of 2^20 (1024x1024 is 1).
+    #[arg(long, value_name = "MEGAPIXELS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_megapixels: u32,
+    /// Seconds that accepted work may still take after a shutdown was asked for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub drain_timeout: u64,
+    /// How log lines are written to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `NAME=SOURCE`, or a bare SOURCE that is named after its last part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedSource {
+    pub name: String,
+    pub source: String,
+}
+
+fn parse_named_source(text: &str) -> Result<NamedSource, String> {
+    let plain = |name: &str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    if let Some((name, source)) = text.split_once('=')
+        && !name.contains('/')
+    {
+        if !plain(name) {
+            return Err(format!("the name {name:?} may hold letters, digits, `.`, `_` and `-` only"));
+        }
+        if source.is_empty() {
+            return Err(format!("the model {name:?} has no SOURCE"));
+        }
+        return Ok(NamedSource { name: name.to_owned(), source: source.to_owned() });
+    }
+    let last =
+        PathBuf::from(text).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    if !plain(&last) {
+        return Err(format!("{text:?} gives no usable name; write NAME={text}"));
+    }
+    Ok(NamedSource { name: last, source: text.to_owned() })
+}
+
+/// Where the work is done.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArguments {
+    #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    /// Do the work on this server instead, with its model; `.../NAME` chooses one of several.
+    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    pub url: Option<String>,
+    /// The latents are in the autoencoder's own space, not in the diffusion model's.
+    #[arg(long)]
+    pub no_scaling: bool,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecodeOptions {
+    /// Latents `[batch, channels, height, width]` in a safetensors file of F32, F16 or BF16.
+    #[arg(value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// A .png or .jpg file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The tensor's name in the file [default: `latents`, `latent`, or the first]
+    #[arg(long, value_name = "NAME")]
+    pub key: Option<String>,
+    /// Height of the picture in pixels; needed for packed latents `[batch, tokens, 4*channels]`.
+    #[arg(long, value_name = "PIXELS", requires = "width")]
+    pub height: Option<usize>,
+    /// Width of the picture in pixels; needed for packed latents.
+    #[arg(long, value_name = "PIXELS", requires = "height")]
+    pub width: Option<usize>,
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncodeOptions {
+    /// A PNG, JPEG or WebP picture; sides are cut to multiples of the model's factor (8) by resizing.
+    #[arg(value_name = "IN.png")]
+    pub input: PathBuf,
+    /// A .safetensors file for the f32 tensor `latents`.
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Draw a sample of the encoder's distribution with this seed [default: its mode]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoOptions {
+    /// Where `demo-input.png` and `demo.png` are written.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+    /// A photograph of your own [default: one that comes with the program]
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsOptions {
+    /// Diffusers directories or .safetensors files to describe, beside the embedded model.
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchOperation {
+    Decode,
+    Encode,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    /// What to time.
+    #[arg(long, value_enum, default_value_t = BenchOperation::Decode)]
+    pub op: BenchOperation,
+    /// Size of the picture in pixels.
+    #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
+    pub size: Size,
+    /// Timed runs, after one that is not counted.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub runs: u32,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
+        Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+    });
+    sides
+        .filter(|size| size.width > 0 && size.height > 0)
+        .ok_or_else(|| format!("{text:?} is not a size; write width x height in pixels, e.g. 768x512"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn models_are_named_or_name_themselves() {
+        let named = |name: &str, source: &str| Ok(NamedSource { name: name.into(), source: source.into() });
+        assert_eq!(parse_named_source("sd=/models/a=b"), named("sd", "/models/a=b"));
+        assert_eq!(
+            parse_named_source("/models/sdxl_vae.safetensors"),
+            named("sdxl_vae", "/models/sdxl_vae.safetensors")
+        );
+        assert_eq!(
+            parse_named_source("/models/a=b"),
+            Err(r#""/models/a=b" gives no usable name; write NAME=/models/a=b"#.into())
+        );
+        assert!(parse_named_source("my model=x").is_err());
+        assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn sizes_are_width_times_height() {
+        assert_eq!(parse_size("768x512"), Ok(Size { width: 768, height: 512 }));
+        for bad in ["768", "0x8", "8x", "-8x8", "8x8x8"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

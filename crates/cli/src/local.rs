@@ -1,0 +1,59 @@
+//! Models and engines of this process.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
+use remote_vae_media::DecodeLimits;
+use remote_vae_model::Model;
+
+use crate::arguments::{EngineArguments, Precision};
+
+/// What a picture file on this machine may ask for: the user's own, so only a guard against a damaged one.
+pub(crate) const PICTURE_LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 28, max_bytes: 1 << 31 };
+
+/// The engine that the arguments ask for; what is not built yet is refused.
+pub(crate) fn engine(arguments: &EngineArguments) -> Result<Arc<dyn Engine>> {
+    if arguments.precision == Precision::Fast {
+        bail!("--precision fast is not built yet; use --precision exact");
+    }
+    if let Some(budget) = &arguments.memory_budget {
+        bail!("--memory-budget {budget} is not built yet; leave it out");
+    }
+    let options = EngineOptions { threads: arguments.threads.map(usize::from), isa: arguments.isa.clone() };
+    Ok(Arc::new(CpuEngine::new(options)?))
+}
+
+/// The model that SOURCE names.
+pub(crate) fn model(source: &str) -> Result<Model> {
+    if source == "embedded" {
+        return Model::embedded().context("the embedded model is damaged");
+    }
+    Model::open(Path::new(source)).with_context(|| {
+        format!(
+            "cannot use the model {source:?} (a SOURCE is a directory, a .safetensors file or `embedded`)"
+        )
+    })
+}
+
+/// SOURCE on an engine made from the arguments.
+pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<Autoencoder> {
+    let engine = engine(arguments)?;
+    Ok(Autoencoder::new(model(source)?, engine))
+}
+
+/// A control that draws a progress bar on a terminal's standard error.
+pub(crate) fn control(what: &str) -> Control {
+    let style =
+        indicatif::ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {elapsed}, {eta} left")
+            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+    let bar = indicatif::ProgressBar::new(0).with_style(style).with_prefix(what.to_owned());
+    Control::with_progress(move |progress| {
+        bar.set_length(progress.total_flops);
+        bar.set_position(progress.done_flops);
+        if progress.step == progress.steps {
+            bar.finish_and_clear();
+        }
+    })
+}

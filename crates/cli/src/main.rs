@@ -1,0 +1,43 @@
+//! The program `remote-vae`: reads the command line and hands over to one file per command.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod bench;
+mod convert;
+mod demo;
+mod local;
+mod memory;
+mod models;
+mod serve;
+mod tensors;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Serve(options) => serve::run(options),
+        Command::Decode(options) => convert::decode(options),
+        Command::Encode(options) => convert::encode(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Models(options) => models::run(options),
+        Command::Bench(options) => bench::run(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the reader of our output went away, which is its right.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    kinds.into_iter().any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,245 @@
+//! The async client.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use remote_vae_wire::{content_type, error_message};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use reqwest::{Response, Url};
+
+use crate::connect::{connect, parse_address, shown};
+use crate::error::ClientError;
+use crate::options::{DecodeOptions, EncodeOptions, Source};
+use crate::reply::Reply;
+use crate::retry;
+use crate::tensor::Tensor;
+
+/// Speaks to one endpoint. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    url: Url,
+    retries: u32,
+    timeout: Option<Duration>,
+}
+
+/// Settings of a [`Client`].
+#[derive(Clone)]
+pub struct ClientBuilder {
+    url: String,
+    key: Option<String>,
+    timeout: Option<Duration>,
+    connect_timeout: Duration,
+    retries: u32,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("url", &shown(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder").field("has_key", &self.key.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl ClientBuilder {
+    /// Sends this key as `authorization: Bearer KEY`. It is never logged or shown.
+    #[must_use]
+    pub fn bearer_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Longest time of one attempt, from connecting to the last byte of the answer; 600 s unless set, none for no
+    /// limit.
+    #[must_use]
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// Longest time to connect; 10 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How often to try again after 429 or 503; 5 unless set.
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// Makes the client. Does not connect yet.
+    ///
+    /// # Errors
+    /// The address or the key cannot be used.
+    pub fn build(self) -> Result<Client, ClientError> {
+        let url = parse_address(&self.url)?;
+        let http = connect(&url, self.key.as_deref(), self.timeout, self.connect_timeout)?;
+        Ok(Client { http, url, retries: self.retries, timeout: self.timeout })
+    }
+}
+
+/// One request, ready to be sent as often as needed.
+struct Attempt<'a> {
+    url: Url,
+    accept: &'static str,
+    content_type: Option<&'static str>,
+    body: &'a Bytes,
+}
+
+impl Client {
+    /// A client of the endpoint at `url`, for instance `http://127.0.0.1:8080` or `http://host:8080/sdxl`.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    pub fn new(url: impl Into<String>) -> Result<Self, ClientError> {
+        Self::builder(url).build()
+    }
+
+    /// A client with other settings.
+    pub fn builder(url: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            url: url.into(),
+            key: None,
+            timeout: Some(Duration::from_secs(600)),
+            connect_timeout: Duration::from_secs(10),
+            retries: 5,
+        }
+    }
+
+    /// Decodes latents `[batch, channels, height, width]`, or packed ones with the picture's size in the options.
+    ///
+    /// # Errors
+    /// The server cannot be reached, refuses, or answers with something else than was asked for.
+    pub async fn decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Reply, ClientError> {
+        latents.check()?;
+        let url = self.with_query(&options.parameters(latents).to_query());
+        let body = Bytes::from(latents.bytes.clone());
+        let content_type = Some(content_type::TENSOR_BINARY);
+        let attempt = Attempt { url, accept: options.output.accept(), content_type, body: &body };
+        let (headers, bytes) = self.post(attempt).await?;
+        Reply::read(&headers, bytes, options.output.answer().is_tensor())
+    }
+
+    /// Encodes a picture file or pixels to latents `[batch, channels, height / 8, width / 8]`, float16.
+    ///
+    /// # Errors
+    /// The server cannot be reached, refuses, or answers with something else than a tensor.
+    pub async fn encode(&self, source: Source, options: &EncodeOptions) -> Result<Reply, ClientError> {
+        source.check()?;
+        let url = self.with_query(&options.parameters(&source).to_query());
+        let body = Bytes::from(match source {
+            Source::File(bytes) => bytes,
+            Source::Pixels(tensor) => tensor.bytes,
+        });
+        // The Python client states no type either: signature and shape say what the body is.
+        let attempt = Attempt { url, accept: content_type::TENSOR_BINARY, content_type: None, body: &body };
+        let (headers, bytes) = self.post(attempt).await?;
+        Reply::read(&headers, bytes, true)
+    }
+
+    /// Whether the server takes work: what `/health` beside the endpoint's root says.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn is_ready(&self) -> Result<bool, ClientError> {
+        let response = self.get("/health").await?;
+        Ok(response.status().is_success())
+    }
+
+    /// What the server tells about itself at `/info`: models, limits, engine.
+    ///
+    /// # Errors
+    /// The server cannot be reached, refuses, or does not answer with JSON.
+    pub async fn info(&self) -> Result<serde_json::Value, ClientError> {
+        let (_, body) = self.finish(self.get("/info").await?).await?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
+    }
+
+    fn with_query(&self, query: &str) -> Url {
+        let mut url = self.url.clone();
+        let own = url.query().unwrap_or("").to_owned();
+        let parts: Vec<&str> = [own.as_str(), query].into_iter().filter(|part| !part.is_empty()).collect();
+        url.set_query(if parts.is_empty() { None } else { Some(parts.join("&")) }.as_deref());
+        url
+    }
+
+    async fn get(&self, path: &str) -> Result<Response, ClientError> {
+        let mut url = self.url.clone();
+        url.set_path(path);
+        url.set_query(None);
+        self.http.get(url).send().await.map_err(|error| self.failure(&error))
+    }
+
+    /// Sends until there is an answer or the retries are used up.
+    async fn post(&self, attempt: Attempt<'_>) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        let mut number = 0;
+        loop {
+            let mut request = self.http.post(attempt.url.clone()).header(ACCEPT, attempt.accept);
+            if let Some(content_type) = attempt.content_type {
+                request = request.header(CONTENT_TYPE, content_type);
+            }
+            let sent = request.body(attempt.body.clone()).send().await;
+            let response = sent.map_err(|error| self.failure(&error))?;
+            if number < self.retries && retry::is_temporary(response.status()) {
+                tokio::time::sleep(retry::wait(number, retry::retry_after(response.headers()))).await;
+                number += 1;
+                continue;
+            }
+            return self.finish(response).await;
+        }
+    }
+
+    /// Reads a success whole; anything else becomes an error with the server's words.
+    async fn finish(&self, response: Response) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.map_err(|error| self.failure(&error))?;
+        if status.is_success() {
+            return Ok((headers, Vec::from(body)));
+        }
+        let message = error_message(&body).unwrap_or_else(|| foreign_message(status, &body));
+        Err(ClientError::Refused { status: status.as_u16(), message, retry_after: retry::retry_after(&headers) })
+    }
+
+    fn failure(&self, error: &reqwest::Error) -> ClientError {
+        let address = shown(&self.url);
+        if error.is_timeout() && !error.is_connect() {
+            return ClientError::Timeout { address, timeout: self.timeout.unwrap_or_default() };
+        }
+        let reason = chain(error);
+        if error.is_connect() {
+            ClientError::Unreachable { address, reason }
+        } else {
+            ClientError::Connection { address, reason }
+        }
+    }
+}
+
+/// What an error without JSON says: some proxy's page, shortened, or just the status' name.
+fn foreign_message(status: reqwest::StatusCode, body: &[u8]) -> String {
+    const LIMIT: usize = 200;
+    let text: String = String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(LIMIT).collect();
+    let reason = status.canonical_reason().unwrap_or("no reason given");
+    if text.is_empty() { format!("{reason}.") } else { format!("{reason}. {text}") }
+}
+
+/// The innermost cause, which is what the system said; the outer ones repeat the address with its query.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

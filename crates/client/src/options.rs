@@ -1,0 +1,233 @@
+//! What a decode or an encode is asked for.
+
+use remote_vae_wire::{Answer, ImageFormat, OutputType, Parameters, Scaling, WireError, content_type};
+
+use crate::tensor::Tensor;
+
+/// What a decode gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// Raw decoder output, float16 `[batch, 3, height, width]`, about -1 to 1, not clamped.
+    #[default]
+    Float16,
+    /// Bytes, channels last: `[batch, height, width, 3]`.
+    Uint8,
+    /// Float16 in 0 to 1, `[batch, 3, height, width]`.
+    Unit,
+    /// A PNG file of the first picture.
+    Png,
+    /// A JPEG file of the first picture, quality 75.
+    Jpeg,
+}
+
+impl Output {
+    pub(crate) fn accept(self) -> &'static str {
+        match self {
+            Output::Png => content_type::PNG,
+            Output::Jpeg => content_type::JPEG,
+            Output::Float16 | Output::Uint8 | Output::Unit => content_type::TENSOR_BINARY,
+        }
+    }
+
+    /// Sets the parameters that ask for this output.
+    fn ask(self, parameters: &mut Parameters) {
+        let (output_type, image_format) = match self {
+            Output::Float16 | Output::Uint8 => (OutputType::Pt, None),
+            Output::Unit => (OutputType::Pil, None),
+            Output::Png => (OutputType::Pil, Some(ImageFormat::Png)),
+            Output::Jpeg => (OutputType::Pil, Some(ImageFormat::Jpeg)),
+        };
+        parameters.output_type = Some(output_type);
+        parameters.image_format = image_format;
+        parameters.partial_postprocess = self == Output::Uint8;
+    }
+
+    /// What the wire crate calls it.
+    pub fn answer(self) -> Answer {
+        match self {
+            Output::Float16 => Answer::Tensor,
+            Output::Uint8 => Answer::PartialTensor,
+            Output::Unit => Answer::UnitTensor,
+            Output::Png => Answer::Png,
+            Output::Jpeg => Answer::Jpeg,
+        }
+    }
+}
+
+/// Options of a decode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodeOptions {
+    /// What comes back.
+    pub output: Output,
+    /// How the latents relate to the model's; [`Scaling::None`] means that they are the model's own.
+    pub scaling: Scaling,
+    /// Height and width of the picture in pixels; needed for packed latents `[batch, tokens, 4·channels]` only.
+    pub size: Option<[usize; 2]>,
+    /// Precision by name, if the server has several.
+    pub precision: Option<String>,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        Self::new(Output::default())
+    }
+}
+
+impl DecodeOptions {
+    /// This output of latents that are the model's own.
+    pub fn new(output: Output) -> Self {
+        Self { output, scaling: Scaling::None, size: None, precision: None }
+    }
+
+    /// The latents are the diffusion model's; the server scales them by the factors of its model.
+    #[must_use]
+    pub fn scaled_by_model(mut self) -> Self {
+        self.scaling = Scaling::Model { shift: None };
+        self
+    }
+
+    /// The latents are the diffusion model's; the server divides by `scale` and adds `shift`.
+    #[must_use]
+    pub fn scaled_by(mut self, scale: f64, shift: Option<f64>) -> Self {
+        self.scaling = Scaling::Explicit { scale, shift };
+        self
+    }
+
+    /// The latents are packed, for a picture of `height` times `width` pixels.
+    #[must_use]
+    pub fn packed(mut self, height: usize, width: usize) -> Self {
+        self.size = Some([height, width]);
+        self
+    }
+
+    pub(crate) fn parameters(&self, latents: &Tensor) -> Parameters {
+        let mut parameters = Parameters {
+            shape: Some(latents.shape.clone()),
+            dtype: Some(latents.dtype),
+            height: self.size.map(|[height, _]| height),
+            width: self.size.map(|[_, width]| width),
+            precision: self.precision.clone(),
+            ..Parameters::default()
+        };
+        self.output.ask(&mut parameters);
+        parameters.with_scaling(self.scaling)
+    }
+}
+
+/// Options of an encode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodeOptions {
+    /// How the latents that come back relate to the model's; [`Scaling::None`] gives the model's own.
+    pub scaling: Scaling,
+    /// Draw a sample of the distribution with this seed, instead of taking its mode.
+    pub seed: Option<u64>,
+    /// Precision by name, if the server has several.
+    pub precision: Option<String>,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self { scaling: Scaling::None, seed: None, precision: None }
+    }
+}
+
+impl EncodeOptions {
+    /// The latents are to be the diffusion model's, by the factors of the server's model.
+    #[must_use]
+    pub fn scaled_by_model(mut self) -> Self {
+        self.scaling = Scaling::Model { shift: None };
+        self
+    }
+
+    /// The latents are to be the diffusion model's: `(latents - shift) * scale`.
+    #[must_use]
+    pub fn scaled_by(mut self, scale: f64, shift: Option<f64>) -> Self {
+        self.scaling = Scaling::Explicit { scale, shift };
+        self
+    }
+
+    /// A sample of the distribution, the same for the same seed.
+    #[must_use]
+    pub fn sampled(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    pub(crate) fn parameters(&self, source: &Source) -> Parameters {
+        let tensor = match source {
+            Source::File(_) => None,
+            Source::Pixels(tensor) => Some(tensor),
+        };
+        let parameters = Parameters {
+            shape: tensor.map(|tensor| tensor.shape.clone()),
+            dtype: tensor.map(|tensor| tensor.dtype),
+            precision: self.precision.clone(),
+            seed: self.seed,
+            sample: self.seed.map(|_| true),
+            ..Parameters::default()
+        };
+        parameters.with_scaling(self.scaling)
+    }
+}
+
+/// What is encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A picture file (PNG, JPEG, WebP); the server cuts its sides to multiples of 8 by resizing.
+    File(Vec<u8>),
+    /// Pixels `[batch, 3, height, width]`, sides multiples of 8: floats in -1 to 1 (if any is negative) or in 0 to 1,
+    /// or bytes.
+    Pixels(Tensor),
+}
+
+impl Source {
+    /// A picture file's bytes.
+    pub fn file(bytes: impl Into<Vec<u8>>) -> Self {
+        Source::File(bytes.into())
+    }
+
+    pub(crate) fn check(&self) -> Result<(), WireError> {
+        match self {
+            Source::File(_) => Ok(()),
+            Source::Pixels(tensor) => tensor.check(),
+        }
+    }
+}
+
+impl From<Tensor> for Source {
+    fn from(pixels: Tensor) -> Self {
+        Source::Pixels(pixels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_vae_wire::{Dtype, negotiate};
+
+    use super::*;
+
+    #[test]
+    fn every_output_is_asked_for_in_the_protocols_words() {
+        let latents = Tensor::from_f32(vec![1, 1, 1, 1], Dtype::Float32, &[0.0]).unwrap();
+        for output in [Output::Float16, Output::Uint8, Output::Unit, Output::Png, Output::Jpeg] {
+            let parameters = DecodeOptions::new(output).parameters(&latents);
+            assert_eq!(negotiate(&parameters, Some(output.accept())).answer, output.answer());
+        }
+    }
+
+    #[test]
+    fn scaling_travels() {
+        let latents = Tensor::from_f32(vec![1, 1, 1, 1], Dtype::Float32, &[0.0]).unwrap();
+        let scaling = |options: DecodeOptions| options.parameters(&latents).scaling();
+        assert_eq!(scaling(DecodeOptions::default()), Scaling::None);
+        assert_eq!(scaling(DecodeOptions::default().scaled_by_model()), Scaling::Model { shift: None });
+        let explicit = Scaling::Explicit { scale: 0.5, shift: Some(0.1) };
+        assert_eq!(scaling(DecodeOptions::default().scaled_by(0.5, Some(0.1))), explicit);
+    }
+
+    #[test]
+    fn a_file_is_sent_bare() {
+        let query = EncodeOptions::default().parameters(&Source::file([1, 2])).to_query();
+        assert_eq!(query, "");
+    }
+}

@@ -1,0 +1,61 @@
+//! What can go wrong while planning, loading and running.
+
+use remote_vae_kernels::IsaError;
+use remote_vae_model::ModelError;
+
+/// Why the engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model, its file or the shape asked of it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The instruction tier is not there.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The worker threads could not be started.
+    #[error("cannot start the engine's threads: {0}")]
+    Threads(#[source] std::io::Error),
+    /// A weight's length does not fit its shape.
+    #[error("tensor {name:?} has {found} elements; its shape {shape:?} needs {expected}")]
+    WeightLength {
+        /// Its name in the checkpoint.
+        name: String,
+        /// The shape the graph wants.
+        shape: Vec<usize>,
+        /// Elements that were read.
+        found: usize,
+        /// Elements that the shape has.
+        expected: usize,
+    },
+    /// The values handed over do not fit the shape handed over with them.
+    #[error("{found} values do not fill the shape {shape:?}, which has {expected}")]
+    InputLength {
+        /// The shape.
+        shape: [usize; 4],
+        /// Values that were given.
+        found: usize,
+        /// Values that the shape has.
+        expected: usize,
+    },
+    /// Sides of a picture that the encoder cannot halve often enough.
+    #[error(
+        "a picture of {height}x{width} (height x width) cannot be encoded: both sides must be multiples of {factor}"
+    )]
+    ImageSides {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// What both must be multiples of.
+        factor: usize,
+    },
+    /// The system refuses the memory of the activations.
+    #[error("cannot allocate {bytes} bytes for the activations")]
+    Memory {
+        /// Bytes that were asked for.
+        bytes: usize,
+    },
+    /// Whoever asked went away.
+    #[error("the work was cancelled")]
+    Cancelled,
+}

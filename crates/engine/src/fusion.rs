@@ -1,0 +1,243 @@
+//! Graph → steps: norms and activations move into the next convolution's input, nearest upsampling into the gather of
+//! the convolution that follows, residual sums and activations into a convolution's output.
+//!
+//! What a step computes does not depend on where its operands lie; [`crate::plan`] gives them places.
+
+use remote_vae_kernels::Activation;
+use remote_vae_kernels::elementwise::Map;
+use remote_vae_model::{Graph, Node, Operation};
+
+/// A tensor that exists in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Value {
+    /// The output of a graph node, blocked `[channels, height, width]`.
+    Node(usize),
+    /// Scale and shift of a norm node, one after the other, `[padded channels]` each.
+    Table(usize),
+}
+
+/// How a convolution reads its input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Source {
+    /// The tensor in memory (a node index).
+    pub base: usize,
+    /// The norm node whose table is applied.
+    pub norm: Option<usize>,
+    pub activation: Activation,
+    pub upsample: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fused {
+    Convolution { node: usize, source: Source, residual: Option<usize>, activation: Activation },
+    NormStatistics { node: usize, input: usize },
+    NormApply { node: usize, input: usize },
+    Attention { inputs: [usize; 3] },
+    Map { map: Map, input: usize },
+    Upsample { factor: usize, input: usize },
+    Add { inputs: [usize; 2] },
+}
+
+impl Fused {
+    /// The tensors it reads.
+    pub(crate) fn reads(&self) -> Vec<Value> {
+        match self {
+            Fused::Convolution { source, residual, .. } => [Some(Value::Node(source.base))]
+                .into_iter()
+                .chain([source.norm.map(Value::Table), residual.map(Value::Node)])
+                .flatten()
+                .collect(),
+            Fused::NormApply { node, input } => vec![Value::Node(*input), Value::Table(*node)],
+            Fused::NormStatistics { input, .. }
+            | Fused::Map { input, .. }
+            | Fused::Upsample { input, .. } => {
+                vec![Value::Node(*input)]
+            }
+            Fused::Attention { inputs } => inputs.iter().copied().map(Value::Node).collect(),
+            Fused::Add { inputs } => inputs.iter().copied().map(Value::Node).collect(),
+        }
+    }
+
+    /// The tensors over which it may write its result, if nobody needs them afterwards.
+    pub(crate) fn may_overwrite(&self) -> Vec<Value> {
+        match self {
+            // A tile looks at its neighbours' input, so only the residual can be written over.
+            Fused::Convolution { source, residual: Some(residual), .. } if *residual != source.base => {
+                vec![Value::Node(*residual)]
+            }
+            Fused::Map { input, .. } => vec![Value::Node(*input)],
+            Fused::Add { inputs } if inputs[0] != inputs[1] => inputs.map(Value::Node).to_vec(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A step and the tensor it makes.
+pub(crate) struct FusedStep {
+    pub operation: Fused,
+    pub output: Value,
+}
+
+/// The steps of `graph`, in an order in which they can run.
+pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
+    let consumers = consumers(graph);
+    let tails = tails(graph, &consumers);
+    let lazy = lazy(graph, &consumers, &tails);
+    let mut steps = Vec::new();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let input = |at: usize| node.inputs[at].0;
+        let mut push = |operation, output| steps.push(FusedStep { operation, output });
+        match &node.operation {
+            Operation::Input => {}
+            Operation::Convolution { .. } => {
+                let tail = tails.of[index];
+                let source = source(graph, &lazy, input(0));
+                let operation = Fused::Convolution {
+                    node: index,
+                    source,
+                    residual: tail.residual,
+                    activation: tail.activation,
+                };
+                push(operation, Value::Node(tail.last));
+            }
+            Operation::GroupNorm { .. } => {
+                push(Fused::NormStatistics { node: index, input: input(0) }, Value::Table(index));
+                if !lazy[index] {
+                    push(Fused::NormApply { node: index, input: input(0) }, Value::Node(index));
+                }
+            }
+            _ if lazy[index] || tails.absorbed[index] => {}
+            Operation::Activation(kind) => {
+                let map = Map::Activation(activation(*kind));
+                push(Fused::Map { map, input: input(0) }, Value::Node(index));
+            }
+            Operation::SoftClamp { limit } => {
+                push(
+                    Fused::Map { map: Map::SoftClamp { limit: *limit }, input: input(0) },
+                    Value::Node(index),
+                );
+            }
+            Operation::Affine { scale, shift } => {
+                let map = Map::Affine { scale: *scale, shift: *shift };
+                push(Fused::Map { map, input: input(0) }, Value::Node(index));
+            }
+            Operation::UpsampleNearest { factor } => {
+                push(Fused::Upsample { factor: *factor, input: input(0) }, Value::Node(index));
+            }
+            Operation::Attention => {
+                push(Fused::Attention { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
+            }
+            Operation::Add => push(Fused::Add { inputs: [input(0), input(1)] }, Value::Node(index)),
+        }
+    }
+    steps
+}
+
+fn activation(kind: remote_vae_model::Activation) -> Activation {
+    match kind {
+        remote_vae_model::Activation::Silu => Activation::Silu,
+        remote_vae_model::Activation::Relu => Activation::Relu,
+    }
+}
+
+fn consumers(graph: &Graph) -> Vec<Vec<usize>> {
+    let mut consumers = vec![Vec::new(); graph.nodes.len()];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            consumers[input.0].push(index);
+        }
+    }
+    // The outside is a consumer too, one that nothing can be folded into.
+    consumers[graph.output.0].push(usize::MAX);
+    consumers
+}
+
+/// What follows a convolution and is done on its way out.
+#[derive(Clone, Copy, Default)]
+struct Tail {
+    residual: Option<usize>,
+    activation: Activation,
+    /// The node whose value the step makes.
+    last: usize,
+}
+
+struct Tails {
+    of: Vec<Tail>,
+    absorbed: Vec<bool>,
+}
+
+fn tails(graph: &Graph, consumers: &[Vec<usize>]) -> Tails {
+    let only_consumer = |index: usize| match consumers[index][..] {
+        [one] if one != usize::MAX => Some((one, &graph.nodes[one])),
+        _ => None,
+    };
+    let mut tails = Tails { of: Vec::new(), absorbed: vec![false; graph.nodes.len()] };
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let mut tail = Tail { last: index, ..Tail::default() };
+        if matches!(node.operation, Operation::Convolution { .. }) {
+            if let Some((sum, Node { operation: Operation::Add, inputs, .. })) = only_consumer(index) {
+                let other = if inputs[0].0 == index { inputs[1].0 } else { inputs[0].0 };
+                // The other summand must exist already, and only the later of two convolutions takes the sum.
+                if other < index && !tails.absorbed[sum] {
+                    tails.absorbed[sum] = true;
+                    tail.residual = Some(other);
+                    tail.last = sum;
+                }
+            }
+            if let Some((next, Node { operation: Operation::Activation(kind), .. })) =
+                only_consumer(tail.last)
+            {
+                tails.absorbed[next] = true;
+                tail.activation = activation(*kind);
+                tail.last = next;
+            }
+        }
+        tails.of.push(tail);
+    }
+    tails
+}
+
+/// The order in which a convolution's gather applies what it absorbs; others cannot be absorbed.
+fn gather_order(operation: &Operation) -> Option<usize> {
+    match operation {
+        Operation::GroupNorm { .. } => Some(0),
+        Operation::Activation(_) => Some(1),
+        Operation::UpsampleNearest { .. } => Some(2),
+        _ => None,
+    }
+}
+
+/// Which nodes never exist in memory, because every consumer applies them while it reads.
+fn lazy(graph: &Graph, consumers: &[Vec<usize>], tails: &Tails) -> Vec<bool> {
+    let mut lazy = vec![false; graph.nodes.len()];
+    for (index, node) in graph.nodes.iter().enumerate().rev() {
+        let Some(own) = gather_order(&node.operation) else { continue };
+        if tails.absorbed[index] {
+            continue;
+        }
+        lazy[index] = consumers[index].iter().all(|&consumer| {
+            graph.nodes.get(consumer).is_some_and(|next| match next.operation {
+                Operation::Convolution { .. } => true,
+                _ => lazy[consumer] && gather_order(&next.operation) > Some(own),
+            })
+        });
+    }
+    lazy
+}
+
+/// How a convolution that reads the value of node `from` gets at it.
+fn source(graph: &Graph, lazy: &[bool], mut from: usize) -> Source {
+    let mut source = Source { base: from, norm: None, activation: Activation::None, upsample: 1 };
+    while lazy[from] {
+        let node = &graph.nodes[from];
+        match &node.operation {
+            Operation::GroupNorm { .. } => source.norm = Some(from),
+            Operation::Activation(kind) => source.activation = activation(*kind),
+            Operation::UpsampleNearest { factor } => source.upsample = *factor,
+            _ => unreachable!("only what a gather applies is lazy"),
+        }
+        from = node.inputs[0].0;
+        source.base = from;
+    }
+    source
+}

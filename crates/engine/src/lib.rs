@@ -1,0 +1,57 @@
+//! How a graph runs: an [`Engine`] turns a graph and an input shape into a [`Plan`] and runs it.
+//!
+//! The plan (fusion, one arena, cost) is made without touching a weight, so that peak memory and work are known before
+//! a request is admitted. [`Autoencoder`] binds a model to an engine: latents in, pixels out, and back.
+#![forbid(unsafe_code)]
+
+mod arena;
+mod autoencoder;
+mod control;
+mod cpu;
+mod error;
+mod fusion;
+mod plan;
+
+pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use control::{Control, Progress};
+pub use cpu::{CpuEngine, EngineOptions};
+pub use error::EngineError;
+pub use plan::{Plan, PlanSummary, Step};
+
+use remote_vae_model::{Graph, WeightSource};
+
+/// Something that runs graphs. The same suite of tests runs against every implementation.
+pub trait Engine: Send + Sync {
+    /// Device, instruction tier and precision, e.g. `cpu/avx512/exact`; answers of engines of one name are equal to
+    /// the byte.
+    fn name(&self) -> String;
+
+    /// Instruction tier, e.g. `avx512`.
+    fn isa(&self) -> &str;
+
+    /// Worker threads.
+    fn threads(&self) -> usize;
+
+    /// How `graph` runs on an input `[batch, channels, height, width]`; allocates nothing of that size.
+    ///
+    /// # Errors
+    /// The shape does not fit the graph.
+    fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError>;
+
+    /// Reads and lays out the weights of `graph`.
+    ///
+    /// # Errors
+    /// A weight cannot be read or has the wrong shape.
+    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError>;
+}
+
+/// A graph with its weights, ready to run.
+pub trait Program: Send + Sync {
+    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`).
+    ///
+    /// A sample's bytes do not depend on the number of threads or on the other samples of its batch.
+    ///
+    /// # Errors
+    /// The input's length is not that of the plan, memory is refused, or `control` was cancelled.
+    fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError>;
+}

@@ -1,0 +1,265 @@
+//! The plan: steps with places in one arena, and what they cost, known before anything runs.
+
+use std::collections::HashMap;
+
+use remote_vae_kernels::Isa;
+use remote_vae_kernels::attention;
+use remote_vae_kernels::convolution::{Convolution, Geometry};
+use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
+use remote_vae_model::{Graph, Node, Operation};
+
+use crate::EngineError;
+use crate::arena::{Lifetime, Region, place};
+use crate::fusion::{Fused, FusedStep, Value, fuse};
+
+/// One step of a plan.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The graph node it starts from, e.g. `decoder.up_blocks.0.resnets.1.conv1`.
+    pub name: String,
+    /// What it does, e.g. `convolution 3x3`.
+    pub operation: String,
+    /// Shape of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
+    pub output: [usize; 3],
+    /// Floating-point operations; a multiplication with its addition counts two. Norms and maps count as none.
+    pub flops: u64,
+    pub(crate) fused: Fused,
+    pub(crate) places: Places,
+}
+
+/// Where a step's operands lie.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    pub output: Region,
+    pub scratch: Region,
+    /// Places of [`Fused::reads`], in that order.
+    pub reads: Vec<Region>,
+}
+
+/// How a graph runs on an input of one shape.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `[batch, channels, height, width]`
+    pub input: [usize; 4],
+    /// `[batch, channels, height, width]`
+    pub output: [usize; 4],
+    /// In order; the same for each sample of the batch.
+    pub steps: Vec<Step>,
+    pub(crate) arena_len: usize,
+    pub(crate) input_place: Region,
+    pub(crate) output_place: Region,
+    /// Spatial size `[height, width]` of each graph node's value.
+    pub(crate) sizes: Vec<[usize; 2]>,
+    pub(crate) channels: Vec<usize>,
+    weight_bytes: usize,
+    worker_bytes: usize,
+}
+
+/// What a plan costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanSummary {
+    /// Input `[batch, channels, height, width]`.
+    pub input: [usize; 4],
+    /// Output `[batch, channels, height, width]`.
+    pub output: [usize; 4],
+    /// Floating-point operations of the whole batch.
+    pub flops: u64,
+    /// Steps of one sample.
+    pub steps: usize,
+    /// Bytes of weights as they are laid out.
+    pub weight_bytes: usize,
+    /// Bytes of activations and of the workers' scratch while one sample runs.
+    pub activation_bytes: usize,
+    /// Bytes at the peak: weights, activations, input and output.
+    pub peak_bytes: usize,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        graph: &Graph,
+        input: [usize; 4],
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Plan, EngineError> {
+        let shapes = graph.shapes(input)?;
+        let sizes: Vec<[usize; 2]> = shapes.iter().map(|shape| [shape[2], shape[3]]).collect();
+        let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
+        let fused = fuse(graph);
+        let layout = Layout::new(graph, &fused, &sizes, isa);
+        let mut worker_bytes = 0;
+        let steps: Vec<Step> = fused
+            .into_iter()
+            .zip(layout.places)
+            .map(|(step, places)| {
+                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, isa));
+                describe(graph, step, places, &sizes)
+            })
+            .collect();
+        Ok(Plan {
+            input,
+            output: shapes[graph.output.0],
+            steps,
+            arena_len: layout.arena_len,
+            input_place: layout.input,
+            output_place: layout.output,
+            sizes,
+            channels,
+            weight_bytes: weight_bytes(graph, isa),
+            worker_bytes: worker_bytes * threads,
+        })
+    }
+
+    /// What it costs.
+    pub fn summary(&self) -> PlanSummary {
+        let bytes = |shape: [usize; 4]| shape.iter().product::<usize>() * size_of::<f32>();
+        let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
+        PlanSummary {
+            input: self.input,
+            output: self.output,
+            flops: self.input[0] as u64 * self.steps.iter().map(|step| step.flops).sum::<u64>(),
+            steps: self.steps.len(),
+            weight_bytes: self.weight_bytes,
+            activation_bytes,
+            peak_bytes: activation_bytes + self.weight_bytes + bytes(self.input) + bytes(self.output),
+        }
+    }
+}
+
+/// The kernel's geometry of a convolution node; `None` for other nodes.
+pub(crate) fn geometry(graph: &Graph, node: &Node) -> Option<Geometry> {
+    let Operation::Convolution { kernel, stride, padding, .. } = node.operation else { return None };
+    Some(Geometry {
+        input_channels: graph.nodes[node.inputs[0].0].channels,
+        output_channels: node.channels,
+        kernel,
+        stride,
+        padding: [padding.top, padding.bottom, padding.left, padding.right],
+    })
+}
+
+fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
+    graph
+        .nodes
+        .iter()
+        .map(|node| match geometry(graph, node) {
+            Some(geometry) => Convolution::weight_bytes(isa, &geometry),
+            None if matches!(node.operation, Operation::GroupNorm { .. }) => {
+                2 * node.channels * size_of::<f32>()
+            }
+            None => 0,
+        })
+        .sum()
+}
+
+fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+    match &step.operation {
+        Fused::Convolution { node, .. } => geometry(graph, &graph.nodes[*node])
+            .map_or(0, |geometry| Convolution::scratch_bytes(isa, &geometry, sizes[*node])),
+        Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
+        _ => 0,
+    }
+}
+
+fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 2]]) -> Step {
+    let of = |node: usize| {
+        let [height, width] = sizes[node];
+        [graph.nodes[node].channels, height, width]
+    };
+    let (node, output) = match (&step.operation, step.output) {
+        (Fused::Convolution { node, .. }, Value::Node(last)) => (*node, of(last)),
+        (_, Value::Node(node)) => (node, of(node)),
+        (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
+    };
+    let (operation, flops) = match &step.operation {
+        Fused::Convolution { node, .. } => {
+            let node = &graph.nodes[*node];
+            let Some(Geometry { input_channels, kernel: [rows, columns], .. }) = geometry(graph, node) else {
+                unreachable!("a convolution step starts from a convolution node")
+            };
+            let taps = (input_channels * rows * columns) as u64;
+            let outputs = output.iter().map(|side| *side as u64).product::<u64>();
+            (format!("convolution {rows}x{columns}"), 2 * taps * outputs)
+        }
+        Fused::Attention { .. } => {
+            let tokens = (output[1] * output[2]) as u64;
+            ("attention".into(), 4 * tokens * tokens * output[0] as u64)
+        }
+        Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
+        Fused::NormApply { .. } => ("norm".into(), 0),
+        Fused::Map { .. } => ("map".into(), 0),
+        Fused::Upsample { .. } => ("upsample".into(), 0),
+        Fused::Add { .. } => ("add".into(), 0),
+    };
+    Step { name: graph.nodes[node].name.clone(), operation, output, flops, fused: step.operation, places }
+}
+
+/// Places of all tensors of the steps.
+struct Layout {
+    places: Vec<Places>,
+    arena_len: usize,
+    input: Region,
+    output: Region,
+}
+
+impl Layout {
+    fn new(graph: &Graph, steps: &[FusedStep], sizes: &[[usize; 2]], isa: Isa) -> Layout {
+        let last_reads = last_reads(graph, steps);
+        let len = |value: Value| match value {
+            Value::Node(node) => blocked_len(graph.nodes[node].channels, sizes[node][0] * sizes[node][1]),
+            Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
+        };
+        // Tensors that are written over one another share a buffer.
+        let mut buffers = vec![Lifetime { len: len(Value::Node(0)), first: 0, last: 0 }];
+        let mut buffer_of: HashMap<Value, usize> = HashMap::from([(Value::Node(0), 0)]);
+        let mut scratch_of = vec![None; steps.len()];
+        for (index, step) in steps.iter().enumerate() {
+            for value in step.operation.reads() {
+                let buffer = &mut buffers[buffer_of[&value]];
+                buffer.last = buffer.last.max(index);
+            }
+            if let Fused::Attention { inputs } = &step.operation {
+                let [height, width] = sizes[inputs[0]];
+                let len = attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width);
+                scratch_of[index] = Some(buffers.len());
+                buffers.push(Lifetime { len, first: index, last: index });
+            }
+            let dies_here =
+                |value: &Value| last_reads.get(value) == Some(&index) && len(*value) == len(step.output);
+            let buffer = match step.operation.may_overwrite().into_iter().find(dies_here) {
+                Some(value) => buffer_of[&value],
+                None => {
+                    buffers.push(Lifetime { len: len(step.output), first: index, last: index });
+                    buffers.len() - 1
+                }
+            };
+            buffers[buffer].last = index;
+            buffer_of.insert(step.output, buffer);
+        }
+        let result = buffer_of[&Value::Node(graph.output.0)];
+        buffers[result].last = steps.len();
+        let (regions, arena_len) = place(&buffers);
+        let region = |value: &Value| regions[buffer_of[value]];
+        let places = steps
+            .iter()
+            .zip(scratch_of)
+            .map(|(step, scratch)| Places {
+                output: region(&step.output),
+                scratch: scratch.map(|buffer: usize| regions[buffer]).unwrap_or_default(),
+                reads: step.operation.reads().iter().map(region).collect(),
+            })
+            .collect();
+        Layout { places, arena_len, input: regions[0], output: regions[result] }
+    }
+}
+
+/// The last step that reads each tensor; the result is read after all steps.
+fn last_reads(graph: &Graph, steps: &[FusedStep]) -> HashMap<Value, usize> {
+    let mut last = HashMap::new();
+    for (index, step) in steps.iter().enumerate() {
+        for value in step.operation.reads() {
+            last.insert(value, index);
+        }
+    }
+    last.insert(Value::Node(graph.output.0), steps.len());
+    last
+}

@@ -1,0 +1,8 @@
+//! The engine against diffusers' own output (golden files), against a naive interpreter, and against itself.
+
+mod golden;
+mod oracle;
+mod properties;
+mod random_graphs;
+mod real;
+mod support;

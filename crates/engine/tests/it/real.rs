@@ -1,0 +1,85 @@
+//! Trained tiny models and full-size checkpoints, when `REMOTE_VAE_TEST_DATA` names a folder that holds them.
+
+use crate::support::{assert_close, engine, read_tensors};
+use remote_vae_engine::{Autoencoder, Control};
+use remote_vae_kernels::Isa;
+use remote_vae_model::Model;
+use remote_vae_wire::Scaling;
+use std::path::{Path, PathBuf};
+
+/// The fixtures hold latents rounded to f16, and decodes of latents that were not.
+const FIXTURE_TOLERANCE: f32 = 1e-3;
+
+fn data() -> Option<PathBuf> {
+    let folder = std::env::var_os("REMOTE_VAE_TEST_DATA").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("skipped: REMOTE_VAE_TEST_DATA is not set");
+    }
+    folder
+}
+
+fn decode(source: &Path, latents: &[f32], shape: [usize; 4], scaling: Scaling) -> Vec<f32> {
+    let model = Model::open(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    let autoencoder = Autoencoder::new(model, engine(2, Isa::detect().name()));
+    autoencoder.decode(latents.to_vec(), shape, &scaling, &Control::new()).unwrap().pixels
+}
+
+/// Peak signal-to-noise ratio of pictures in -1..1, in dB.
+fn psnr(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let clamp = |value: f32| f64::from(value.clamp(-1.0, 1.0));
+    let error: f64 =
+        a.iter().zip(b).map(|(a, b)| (clamp(*a) - clamp(*b)).powi(2)).sum::<f64>() / a.len() as f64;
+    10.0 * (4.0 / error.max(1e-30)).log10()
+}
+
+#[test]
+fn trained_tiny_models_decode_a_photograph() {
+    let Some(folder) = data() else { return };
+    for name in ["taesd", "taesdxl", "taef1"] {
+        let fixture = read_tensors(&folder.join(format!("fixtures/{name}_chelsea_256x256.safetensors")));
+        let (latent, expected) = (&fixture["latent"], &fixture["decoded_f32"]);
+        let found =
+            decode(&folder.join("weights").join(name), &latent.values, latent.shape4(), Scaling::None);
+        let psnr = psnr(&found, &expected.values);
+        assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
+        assert_close(&found, &expected.values, FIXTURE_TOLERANCE, name);
+    }
+}
+
+#[test]
+fn eight_bit_weights_decode_the_same_photograph() {
+    let Some(folder) = data() else { return };
+    let fixture = read_tensors(&folder.join("fixtures/taesd_chelsea_256x256.safetensors"));
+    let (latent, expected) = (&fixture["latent"], &fixture["decoded_f32"]);
+    let found =
+        decode(&folder.join("weights/taesd-fp8.safetensors"), &latent.values, latent.shape4(), Scaling::None);
+    // The f16 file is the 8-bit one widened, which is exact.
+    assert_close(&found, &expected.values, FIXTURE_TOLERANCE, "taesd-fp8");
+}
+
+/// `REMOTE_VAE_TEST_CHECKPOINTS` names a folder of full-size checkpoints, one folder each, with the latents that a
+/// client would send and diffusers' decode of them in `sample.safetensors`.
+#[test]
+fn full_size_checkpoints_decode_to_their_samples() {
+    let Some(folder) = std::env::var_os("REMOTE_VAE_TEST_CHECKPOINTS").map(PathBuf::from) else {
+        eprintln!("skipped: REMOTE_VAE_TEST_CHECKPOINTS is not set");
+        return;
+    };
+    let mut checked = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.join("sample.safetensors").exists() {
+            continue;
+        }
+        let sample = read_tensors(&path.join("sample.safetensors"));
+        let latents = &sample["latents"];
+        if latents.shape.len() != 4 {
+            continue;
+        }
+        let found = decode(&path, &latents.values, latents.shape4(), Scaling::Model { shift: None });
+        assert_close(&found, &sample["decoded_f32"].values, 1e-4, &path.display().to_string());
+        checked += 1;
+    }
+    assert!(checked > 0, "{} holds no checkpoint", folder.display());
+}

@@ -1,0 +1,282 @@
+//! Single-head attention over the pixels of a picture, streamed: a tile of queries meets the keys block by block and
+//! keeps a running maximum, a running sum and a running result (Milakov and Gimelshein, 2018; Dao et al., 2022), so
+//! that the score matrix never exists.
+
+use crate::isa::{Isa, dispatch};
+use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::math::exp;
+use crate::microkernel::{Rows, Tile};
+use crate::pool::Pool;
+use crate::shared::SharedOutput;
+
+/// Queries that one task treats, at most; a multiple of every tier's pixels.
+const QUERIES: usize = 48;
+/// Keys that meet a tile of queries at a time; a multiple of every tier's lanes.
+const KEYS: usize = 256;
+
+/// How many `f32` of `scratch` [`attention`] needs for `[channels, tokens]`.
+pub fn scratch_len(isa: Isa, channels: usize, tokens: usize) -> usize {
+    let [keys, values] = packed_lens(isa, channels, tokens);
+    keys + values
+}
+
+/// Bytes of scratch that each worker takes beside that.
+pub fn worker_bytes(isa: Isa, channels: usize) -> usize {
+    Scratch::floats(isa, channels) * size_of::<f32>()
+}
+
+fn packed_lens(isa: Isa, channels: usize, tokens: usize) -> [usize; 2] {
+    let lanes = isa.lanes();
+    let padded = blocks(channels) * BLOCK;
+    [
+        tokens.div_ceil(lanes) * lanes * padded,
+        channels.div_ceil(lanes) * lanes * tokens.div_ceil(BLOCK) * BLOCK,
+    ]
+}
+
+/// `softmax(q · kᵀ / √channels) · v` over tokens; all tensors blocked `[channels, tokens]`.
+///
+/// # Panics
+/// The lengths do not fit, `scratch` is shorter than [`scratch_len`], or there are no tokens.
+#[allow(clippy::too_many_arguments)] // three operands, their shape and two buffers
+pub fn attention(
+    isa: Isa,
+    pool: &Pool,
+    [query, key, value]: [&[f32]; 3],
+    channels: usize,
+    tokens: usize,
+    scratch: &mut [f32],
+    output: &mut [f32],
+) {
+    let len = blocked_len(channels, tokens);
+    assert!(
+        tokens > 0 && [query, key, value].iter().all(|tensor| tensor.len() == len) && output.len() == len
+    );
+    let [keys_len, values_len] = packed_lens(isa, channels, tokens);
+    let (keys, rest) = scratch.split_at_mut(keys_len);
+    let values = &mut rest[..values_len];
+    pack_keys(pool, key, channels, tokens, isa.lanes(), keys);
+    pack_values(pool, value, channels, tokens, isa.lanes(), values);
+    let job = Job { query, keys, values, channels, tokens, output: SharedOutput::new(output) };
+    pool.run(
+        tokens.div_ceil(QUERIES),
+        || Scratch::new(isa, channels),
+        |scratch, index| {
+            let job = &job;
+            dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
+        },
+    );
+}
+
+/// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
+fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+    let padded = blocks(channels) * BLOCK;
+    let shared = SharedOutput::new(packed);
+    pool.run(
+        tokens.div_ceil(lanes),
+        || (),
+        |(), group| {
+            // SAFETY: each task owns one group of tokens.
+            let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
+            for (channel, row) in out.chunks_exact_mut(lanes).enumerate() {
+                let plane = &key[channel / BLOCK * tokens * BLOCK..][..tokens * BLOCK];
+                for (lane, slot) in row.iter_mut().enumerate() {
+                    let token = group * lanes + lane;
+                    *slot = if token < tokens { plane[token * BLOCK + channel % BLOCK] } else { 0.0 };
+                }
+            }
+        },
+    );
+}
+
+/// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
+fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+    let rows = tokens.div_ceil(BLOCK) * BLOCK;
+    let shared = SharedOutput::new(packed);
+    pool.run(
+        channels.div_ceil(lanes),
+        || (),
+        |(), group| {
+            // SAFETY: each task owns one group of channels.
+            let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
+            out.fill(0.0);
+            for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
+                let plane = &value[block * tokens * BLOCK..][..tokens * BLOCK];
+                for (row, pixel) in out.chunks_exact_mut(lanes).zip(plane.chunks_exact(BLOCK)) {
+                    row[part * BLOCK..][..BLOCK].copy_from_slice(pixel);
+                }
+            }
+        },
+    );
+}
+
+struct Job<'a> {
+    query: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    channels: usize,
+    tokens: usize,
+    output: SharedOutput<'a>,
+}
+
+struct Scratch {
+    /// `[channel block][query][16]`
+    queries: Vec<f32>,
+    /// `[group of keys][query][lanes]`
+    scores: Vec<f32>,
+    /// `[block of keys][query][16]`
+    weights: Vec<f32>,
+    /// `[group of channels][query][lanes]`
+    result: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(isa: Isa, channels: usize) -> Scratch {
+        Scratch {
+            queries: vec![0.0; blocks(channels) * BLOCK * QUERIES],
+            scores: vec![0.0; KEYS * QUERIES],
+            weights: vec![0.0; KEYS * QUERIES],
+            result: vec![0.0; channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES],
+        }
+    }
+
+    fn floats(isa: Isa, channels: usize) -> usize {
+        (blocks(channels) * BLOCK + 2 * KEYS + channels.div_ceil(isa.lanes()) * isa.lanes()) * QUERIES
+    }
+}
+
+#[inline(always)]
+unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+    let first = index * QUERIES;
+    let count = QUERIES.min(job.tokens - first);
+    let temperature = 1.0 / (job.channels as f32).sqrt();
+    for (block, plane) in scratch.queries.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
+        let source = &job.query[(block * job.tokens + first) * BLOCK..][..count * BLOCK];
+        plane[count * BLOCK..].fill(0.0);
+        for (slot, value) in plane.iter_mut().zip(source) {
+            *slot = value * temperature;
+        }
+    }
+    scratch.result.fill(0.0);
+    let mut maximum = [f32::NEG_INFINITY; QUERIES];
+    let mut total = [0.0f32; QUERIES];
+    for start in (0..job.tokens).step_by(KEYS) {
+        let keys = KEYS.min(job.tokens - start);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { score::<T>(job, scratch, start, keys) };
+        soften::<T>(scratch, keys, &mut maximum, &mut total);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { mix::<T>(job, scratch, start, keys) };
+    }
+    for block in 0..blocks(job.channels) {
+        // SAFETY: each task owns the tokens of its queries.
+        let out = unsafe { job.output.part((block * job.tokens + first) * BLOCK, count * BLOCK) };
+        let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
+        let used = (job.channels - block * BLOCK).min(BLOCK);
+        for (query, pixel) in out.chunks_exact_mut(BLOCK).enumerate() {
+            let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..BLOCK];
+            for (slot, value) in pixel.iter_mut().zip(&from[..used]) {
+                *slot = value / total[query];
+            }
+            pixel[used..].fill(0.0);
+        }
+    }
+}
+
+/// Scores of the tile's queries with the `keys` tokens from `start`.
+#[inline(always)]
+unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
+    let panel = blocks(job.channels) * BLOCK * T::LANES;
+    for group in 0..keys.div_ceil(T::LANES) {
+        let panels = &job.keys[(start / T::LANES + group) * panel..][..panel];
+        let scores = &mut scratch.scores[group * QUERIES * T::LANES..][..QUERIES * T::LANES];
+        scores.fill(0.0);
+        for query in (0..QUERIES).step_by(T::PIXELS) {
+            let rows = Rows {
+                patch: &scratch.queries,
+                start: query * BLOCK,
+                row_stride: BLOCK,
+                block_stride: QUERIES * BLOCK,
+                taps: &[0],
+            };
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { T::accumulate(&rows, panels, &mut scores[query * T::LANES..]) };
+        }
+    }
+}
+
+/// Turns scores into weights `e^(score − maximum)` and brings what was summed before to the new maximum.
+#[inline(always)]
+fn soften<T: Tile>(
+    scratch: &mut Scratch,
+    keys: usize,
+    maximum: &mut [f32; QUERIES],
+    total: &mut [f32; QUERIES],
+) {
+    for query in 0..QUERIES {
+        let row = |group: usize| (group * QUERIES + query) * T::LANES;
+        let mut highest = [f32::NEG_INFINITY; BLOCK];
+        for group in 0..keys.div_ceil(T::LANES) {
+            let scores = &mut scratch.scores[row(group)..][..T::LANES];
+            if keys - group * T::LANES < T::LANES {
+                scores[keys - group * T::LANES..].fill(f32::NEG_INFINITY);
+            }
+            for block in scores.as_chunks::<BLOCK>().0 {
+                for lane in 0..BLOCK {
+                    highest[lane] = if block[lane] > highest[lane] { block[lane] } else { highest[lane] };
+                }
+            }
+        }
+        let new =
+            highest.iter().fold(maximum[query], |high, value| if *value > high { *value } else { high });
+        // Scores of −∞ alone (or NaN) leave no finite maximum; zero keeps the arithmetic defined.
+        let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
+        let correction = exp::<T>(maximum[query] - reference);
+        let mut sums = [0.0f32; BLOCK];
+        for block in 0..keys.div_ceil(BLOCK) {
+            let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
+            let scores: &[f32; BLOCK] =
+                scratch.scores[row(group) + lane..].first_chunk().expect("whole blocks of scores");
+            let weights: &mut [f32; BLOCK] = scratch.weights[(block * QUERIES + query) * BLOCK..]
+                .first_chunk_mut()
+                .expect("whole blocks of weights");
+            for lane in 0..BLOCK {
+                let distance = scores[lane] - reference;
+                // `exp` stops at e^-87 and swallows NaN; softmax must do neither.
+                let weight = if distance < -87.0 { 0.0 } else { exp::<T>(distance) };
+                weights[lane] = if distance.is_nan() { distance } else { weight };
+                sums[lane] += weights[lane];
+            }
+        }
+        total[query] = total[query] * correction + sums.iter().sum::<f32>();
+        if new != maximum[query] {
+            for row in scratch.result.chunks_exact_mut(QUERIES * T::LANES) {
+                for value in &mut row[query * T::LANES..][..T::LANES] {
+                    *value *= correction;
+                }
+            }
+        }
+        maximum[query] = new;
+    }
+}
+
+/// Adds the weighted values of the `keys` tokens from `start` to the running result.
+#[inline(always)]
+unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
+    let rows_in_all = job.tokens.div_ceil(BLOCK) * BLOCK;
+    let rows_here = keys.div_ceil(BLOCK) * BLOCK;
+    for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
+        let panels = &job.values[(group * rows_in_all + start) * T::LANES..][..rows_here * T::LANES];
+        for query in (0..QUERIES).step_by(T::PIXELS) {
+            let rows = Rows {
+                patch: &scratch.weights,
+                start: query * BLOCK,
+                row_stride: BLOCK,
+                block_stride: QUERIES * BLOCK,
+                taps: &[0],
+            };
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { T::accumulate(&rows, panels, &mut result[query * T::LANES..]) };
+        }
+    }
+}

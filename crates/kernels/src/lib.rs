@@ -1,0 +1,21 @@
+//! The numbers of a VAE on a CPU: one file per operation, one algorithm each, thin wrappers per instruction set.
+//!
+//! The crate knows nothing of models or graphs. Activations are `f32` in the *blocked* layout of [`layout`]:
+//! `[channel block][height][width][16]`, one sample at a time. Every operation takes a [`Pool`] and writes the same
+//! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
+
+pub mod attention;
+pub mod convolution;
+pub mod elementwise;
+mod isa;
+pub mod layout;
+mod math;
+mod microkernel;
+pub mod norm;
+mod pool;
+mod shared;
+mod vector;
+
+pub use elementwise::Activation;
+pub use isa::{Isa, IsaError};
+pub use pool::Pool;

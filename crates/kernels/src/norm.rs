@@ -1,0 +1,210 @@
+//! GroupNorm in two halves: statistics of a tensor, turned into one factor and one summand for each channel, which the
+//! next operation applies on its way in (or [`apply`] writes out).
+//!
+//! Statistics are safe for large tensors: chunks of a fixed number of pixels get their own mean and sum of squared
+//! deviations, which are merged pairwise in `f64` in a fixed order (Chan, Golub and LeVeque, 1979).
+
+use crate::elementwise::{Activation, activate};
+use crate::isa::{Isa, dispatch};
+use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::math::multiply_add;
+use crate::microkernel::Tile;
+use crate::pool::Pool;
+use crate::shared::SharedOutput;
+use std::sync::Mutex;
+
+/// Pixels whose sums are kept in `f32`: small enough to stay in the first-level cache between the two passes.
+const CHUNK: usize = 128;
+/// Pixels that one task treats.
+const STRETCH: usize = 64 * CHUNK;
+
+/// Count, mean and sum of squared deviations of some values.
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    deviation: f64,
+}
+
+impl Moments {
+    fn merge(self, other: Moments) -> Moments {
+        if self.count == 0.0 {
+            return other;
+        }
+        let count = self.count + other.count;
+        let delta = other.mean - self.mean;
+        Moments {
+            count,
+            mean: self.mean + delta * (other.count / count),
+            deviation: self.deviation + other.deviation + delta * delta * (self.count * other.count / count),
+        }
+    }
+}
+
+/// GroupNorm's parameters for one tensor.
+#[derive(Clone, Copy)]
+pub struct GroupNorm<'a> {
+    /// Channel groups that share statistics.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// `[channels]`, factor after normalising.
+    pub weight: &'a [f32],
+    /// `[channels]`, summand after normalising.
+    pub bias: &'a [f32],
+}
+
+/// Makes `scale` and `shift` (`[padded channels]` each, zero in the padding) so that `x · scale + shift` is the
+/// normalised `input` (`[channels, pixels]`, blocked); the channels are those of `norm.weight`.
+///
+/// The variance is that of the group's own values, divided by their number.
+///
+/// # Panics
+/// A length does not fit, or `groups` does not divide the channels.
+pub fn statistics(
+    isa: Isa,
+    pool: &Pool,
+    norm: GroupNorm<'_>,
+    input: &[f32],
+    pixels: usize,
+    scale: &mut [f32],
+    shift: &mut [f32],
+) {
+    let channels = norm.weight.len();
+    assert_eq!(input.len(), blocked_len(channels, pixels));
+    assert_eq!(norm.bias.len(), channels);
+    assert!(channels.is_multiple_of(norm.groups), "{channels} channels in {} groups", norm.groups);
+    assert!(scale.len() == blocks(channels) * BLOCK && shift.len() == scale.len());
+    let moments = channel_moments(isa, pool, input, channels, pixels);
+    scale.fill(0.0);
+    shift.fill(0.0);
+    let size = channels / norm.groups;
+    for group in 0..norm.groups {
+        let own = group * size..(group + 1) * size;
+        let whole = moments[own.clone()].iter().fold(Moments::default(), |sum, next| sum.merge(*next));
+        let inverse = 1.0 / (whole.deviation / whole.count + f64::from(norm.epsilon)).sqrt();
+        for channel in own {
+            let factor = f64::from(norm.weight[channel]) * inverse;
+            scale[channel] = factor as f32;
+            shift[channel] = (f64::from(norm.bias[channel]) - whole.mean * factor) as f32;
+        }
+    }
+}
+
+/// Mean and squared deviations of each channel.
+fn channel_moments(isa: Isa, pool: &Pool, input: &[f32], channels: usize, pixels: usize) -> Vec<Moments> {
+    let stretches = pixels.div_ceil(STRETCH);
+    let parts: Vec<Mutex<[Moments; BLOCK]>> =
+        (0..blocks(channels) * stretches).map(|_| Mutex::new([Moments::default(); BLOCK])).collect();
+    pool.run(
+        parts.len(),
+        || (),
+        |(), index| {
+            let (block, stretch) = (index / stretches, index % stretches);
+            let start = stretch * STRETCH;
+            let values = &input[(block * pixels + start) * BLOCK..][..STRETCH.min(pixels - start) * BLOCK];
+            let mut part = [Moments::default(); BLOCK];
+            let out = &mut part;
+            dispatch!(isa, stretch_moments(values: &[f32], out: &mut [Moments; BLOCK]));
+            *parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = part;
+        },
+    );
+    let parts: Vec<[Moments; BLOCK]> = parts
+        .into_iter()
+        .map(|part| part.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+        .collect();
+    (0..channels)
+        .map(|channel| {
+            parts[channel / BLOCK * stretches..][..stretches]
+                .iter()
+                .fold(Moments::default(), |sum, part| sum.merge(part[channel % BLOCK]))
+        })
+        .collect()
+}
+
+#[inline(always)]
+fn stretch_moments<T: Tile>(values: &[f32], out: &mut [Moments; BLOCK]) {
+    for chunk in values.chunks(CHUNK * BLOCK) {
+        let pixels = chunk.as_chunks::<BLOCK>().0;
+        let count = pixels.len() as f32;
+        let mut sum = [0.0f32; BLOCK];
+        for pixel in pixels {
+            for lane in 0..BLOCK {
+                sum[lane] += pixel[lane];
+            }
+        }
+        let mean = sum.map(|sum| sum / count);
+        let mut squares = [0.0f32; BLOCK];
+        let mut rest = [0.0f32; BLOCK];
+        for pixel in pixels {
+            for lane in 0..BLOCK {
+                let deviation = pixel[lane] - mean[lane];
+                rest[lane] += deviation;
+                squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
+            }
+        }
+        for lane in 0..BLOCK {
+            // What rounding left in the mean is known from the second pass.
+            let correction = f64::from(rest[lane]) / f64::from(count);
+            out[lane] = out[lane].merge(Moments {
+                count: f64::from(count),
+                mean: f64::from(mean[lane]) + correction,
+                deviation: f64::from(squares[lane]) - correction * f64::from(rest[lane]),
+            });
+        }
+    }
+}
+
+/// Writes `activation(input · scale + shift)` to `output`, per channel; all blocked `[channels, pixels]`.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn apply(
+    isa: Isa,
+    pool: &Pool,
+    input: &[f32],
+    pixels: usize,
+    (scale, shift): (&[f32], &[f32]),
+    activation: Activation,
+    output: &mut [f32],
+) {
+    assert_eq!(input.len(), output.len());
+    assert_eq!(input.len(), scale.len() * pixels);
+    assert_eq!(scale.len(), shift.len());
+    let stretches = pixels.div_ceil(STRETCH);
+    let shared = SharedOutput::new(output);
+    pool.run(
+        scale.len() / BLOCK * stretches,
+        || (),
+        |(), index| {
+            let (block, stretch) = (index / stretches, index % stretches);
+            let start = stretch * STRETCH;
+            let (offset, len) = ((block * pixels + start) * BLOCK, STRETCH.min(pixels - start) * BLOCK);
+            let values = &input[offset..][..len];
+            // SAFETY: stretches of different blocks and places do not overlap.
+            let out = unsafe { shared.part(offset, len) };
+            let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
+            dispatch!(isa, apply_stretch(
+                values: &[f32],
+                affine: (&[f32], &[f32]),
+                activation: Activation,
+                out: &mut [f32],
+            ));
+        },
+    );
+}
+
+#[inline(always)]
+fn apply_stretch<T: Tile>(
+    values: &[f32],
+    (scale, shift): (&[f32], &[f32]),
+    activation: Activation,
+    out: &mut [f32],
+) {
+    for (pixel, from) in out.chunks_exact_mut(BLOCK).zip(values.chunks_exact(BLOCK)) {
+        for lane in 0..BLOCK {
+            pixel[lane] = multiply_add::<T>(from[lane], scale[lane], shift[lane]);
+        }
+    }
+    activate::<T>(activation, out);
+}

@@ -1,0 +1,33 @@
+//! One output written by many tasks, each in places of its own.
+
+use std::marker::PhantomData;
+
+/// A mutable slice whose disjoint parts are lent to several threads at once.
+pub(crate) struct SharedOutput<'a> {
+    start: *mut f32,
+    len: usize,
+    owner: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the parts handed out are disjoint by the contract of `part`, and `f32` may move between threads.
+unsafe impl Sync for SharedOutput<'_> {}
+// SAFETY: as for `Sync`; the value is only a borrowed slice.
+unsafe impl Send for SharedOutput<'_> {}
+
+impl<'a> SharedOutput<'a> {
+    pub(crate) fn new(output: &'a mut [f32]) -> Self {
+        SharedOutput { start: output.as_mut_ptr(), len: output.len(), owner: PhantomData }
+    }
+
+    /// The elements `offset..offset + len`.
+    ///
+    /// # Safety
+    /// No two parts that overlap may be alive at the same time.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // the point of the type; the contract stands above
+    pub(crate) unsafe fn part(&self, offset: usize, len: usize) -> &mut [f32] {
+        assert!(offset <= self.len && len <= self.len - offset, "part {offset}+{len} of {}", self.len);
+        // SAFETY: the range lies inside the slice (checked above) and is not aliased (the caller's contract).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
+    }
+}

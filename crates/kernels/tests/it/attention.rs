@@ -1,0 +1,94 @@
+//! Streamed attention against the whole score matrix.
+
+use crate::support::{assert_close, blocked, each_tier, plain, values};
+use remote_vae_kernels::attention::{attention, scratch_len};
+use remote_vae_kernels::{Isa, Pool};
+
+fn oracle([query, key, value]: [&[f32]; 3], channels: usize, tokens: usize) -> Vec<f64> {
+    let at = |tensor: &[f32], channel: usize, token: usize| f64::from(tensor[channel * tokens + token]);
+    let mut out = vec![0.0; channels * tokens];
+    for q in 0..tokens {
+        let scores: Vec<f64> = (0..tokens)
+            .map(|k| {
+                let product: f64 = (0..channels).map(|c| at(query, c, q) * at(key, c, k)).sum();
+                product / (channels as f64).sqrt()
+            })
+            .collect();
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for c in 0..channels {
+            out[c * tokens + q] =
+                weights.iter().enumerate().map(|(k, weight)| weight * at(value, c, k)).sum::<f64>() / total;
+        }
+    }
+    out
+}
+
+fn run(isa: Isa, pool: &Pool, tensors: [&[f32]; 3], channels: usize, tokens: usize) -> Vec<f32> {
+    let [query, key, value] = tensors.map(|tensor| blocked(tensor, channels, tokens));
+    let mut scratch = vec![f32::NAN; scratch_len(isa, channels, tokens)];
+    let mut output = vec![f32::NAN; query.len()];
+    attention(isa, pool, [&query, &key, &value], channels, tokens, &mut scratch, &mut output);
+    plain(&output, channels, tokens)
+}
+
+#[test]
+fn any_number_of_tokens_and_channels_agrees_with_the_definition() {
+    for (channels, tokens) in [(1, 1), (16, 7), (20, 48), (33, 49), (32, 256), (40, 300), (96, 777)] {
+        let tensors = [1, 2, 3].map(|seed| -> Vec<f32> {
+            values(channels * tokens, seed).iter().map(|value| value * 3.0).collect()
+        });
+        let tensors = [0, 1, 2].map(|index| tensors[index].as_slice());
+        let expected = oracle(tensors, channels, tokens);
+        each_tier(|isa, pool| {
+            let found = run(isa, pool, tensors, channels, tokens);
+            assert_close(&found, &expected, 2e-5, &format!("{} {channels}x{tokens}", isa.name()));
+        });
+    }
+}
+
+#[test]
+fn scores_that_grow_from_block_to_block_are_rescaled() {
+    let (channels, tokens) = (16, 1000);
+    let query = vec![4.0; channels * tokens];
+    let key: Vec<f32> = (0..channels * tokens).map(|index| (index % tokens) as f32 / 50.0).collect();
+    let value = values(channels * tokens, 3);
+    let tensors = [query.as_slice(), key.as_slice(), value.as_slice()];
+    let expected = oracle(tensors, channels, tokens);
+    each_tier(|isa, pool| {
+        assert_close(&run(isa, pool, tensors, channels, tokens), &expected, 5e-5, isa.name());
+    });
+}
+
+#[test]
+fn not_a_number_in_one_query_stays_there() {
+    let (channels, tokens) = (8, 60);
+    let mut query = values(channels * tokens, 1);
+    query[10] = f32::NAN;
+    let (key, value) = (values(channels * tokens, 2), values(channels * tokens, 3));
+    each_tier(|isa, pool| {
+        let found = run(isa, pool, [&query, &key, &value], channels, tokens);
+        for (index, value) in found.iter().enumerate() {
+            assert_eq!(value.is_nan(), index % tokens == 10, "{} [{index}]", isa.name());
+        }
+    });
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let tensors = [1, 2, 3].map(|seed| values(24 * 500, seed));
+    for isa in Isa::available() {
+        let run = |threads| {
+            run(
+                isa,
+                &Pool::new(Some(threads)).unwrap(),
+                [0, 1, 2].map(|index| tensors[index].as_slice()),
+                24,
+                500,
+            )
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(7), "{}", isa.name());
+    }
+}

@@ -1,0 +1,37 @@
+//! Pixels in and out: the protocol's exact post-processing, picture files, and what an encoder expects of its input.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`postprocess`] | decoder output to float16, to `uint8`, to [0, 1] |
+//! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
+//! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
+//! | [`resize`] | Pillow's Lanczos resampling |
+//! | [`preprocess`] | pictures and tensors to the encoder's range and size |
+//!
+//! Pictures are 8-bit RGB, rows from top to bottom, no padding. Tensors are f32 `[batch, channels, height, width]`.
+#![forbid(unsafe_code)]
+
+pub mod decode;
+pub mod encode;
+pub mod error;
+pub mod postprocess;
+pub mod preprocess;
+pub mod resize;
+
+pub use decode::{DecodeLimits, decode_image};
+pub use encode::{encode_jpeg, encode_png};
+pub use error::MediaError;
+pub use postprocess::{float16_bytes, psnr, to_uint8_channel_last, to_unit_interval};
+pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
+pub use resize::resize_lanczos;
+
+/// A picture of 8-bit RGB pixels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `height * width * 3` bytes: rows from the top, pixels from the left, red first.
+    pub pixels: Vec<u8>,
+}

@@ -1,0 +1,116 @@
+//! A small builder that the architecture files write their graphs with: each call appends one node and returns its
+//! value. Weight names are those of diffusers; [`crate::names`] turns them into the names in the file.
+
+use crate::graph::{Activation, Graph, Node, Operation, Padding, ValueId, WeightId, WeightSpec};
+
+/// A convolution to be appended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Convolution {
+    /// Channels of the output.
+    pub output: usize,
+    /// Side of the square kernel.
+    pub kernel: usize,
+    /// Step between outputs.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: Padding,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl Convolution {
+    /// 3×3, stride 1, sides kept.
+    pub(crate) fn square3(output: usize) -> Self {
+        Self { output, kernel: 3, stride: 1, padding: Padding::same(1), bias: true }
+    }
+
+    /// 1×1.
+    pub(crate) fn pointwise(output: usize) -> Self {
+        Self { output, kernel: 1, stride: 1, padding: Padding::NONE, bias: true }
+    }
+
+    /// The same without a bias.
+    pub(crate) fn without_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
+}
+
+/// Appends nodes to a graph.
+pub(crate) struct GraphBuilder {
+    nodes: Vec<Node>,
+    weights: Vec<WeightSpec>,
+}
+
+impl GraphBuilder {
+    /// A graph with only its input; also returns the input's value.
+    pub(crate) fn new(input_channels: usize) -> (Self, ValueId) {
+        let node = Node {
+            name: "input".into(),
+            operation: Operation::Input,
+            inputs: Vec::new(),
+            channels: input_channels,
+        };
+        (Self { nodes: vec![node], weights: Vec::new() }, ValueId(0))
+    }
+
+    /// The finished graph.
+    pub(crate) fn finish(self, output: ValueId) -> Graph {
+        Graph { nodes: self.nodes, weights: self.weights, output }
+    }
+
+    /// Channels of a value.
+    pub(crate) fn channels(&self, value: ValueId) -> usize {
+        self.nodes[value.0].channels
+    }
+
+    pub(crate) fn convolution(&mut self, name: &str, input: ValueId, layer: Convolution) -> ValueId {
+        let shape = vec![layer.output, self.channels(input), layer.kernel, layer.kernel];
+        let weight = self.weight(format!("{name}.weight"), shape);
+        let bias = layer.bias.then(|| self.weight(format!("{name}.bias"), vec![layer.output]));
+        let kernel = [layer.kernel; 2];
+        let operation =
+            Operation::Convolution { weight, bias, kernel, stride: layer.stride, padding: layer.padding };
+        self.node(name, operation, vec![input], layer.output)
+    }
+
+    pub(crate) fn group_norm(&mut self, name: &str, input: ValueId, groups: usize, epsilon: f32) -> ValueId {
+        let channels = self.channels(input);
+        let weight = self.weight(format!("{name}.weight"), vec![channels]);
+        let bias = self.weight(format!("{name}.bias"), vec![channels]);
+        self.node(name, Operation::GroupNorm { groups, epsilon, weight, bias }, vec![input], channels)
+    }
+
+    pub(crate) fn silu(&mut self, name: &str, input: ValueId) -> ValueId {
+        self.unary(name, Operation::Activation(Activation::Silu), input)
+    }
+
+    pub(crate) fn relu(&mut self, name: &str, input: ValueId) -> ValueId {
+        self.unary(name, Operation::Activation(Activation::Relu), input)
+    }
+
+    /// An operation with one input that keeps the channels and has no weights.
+    pub(crate) fn unary(&mut self, name: &str, operation: Operation, input: ValueId) -> ValueId {
+        let channels = self.channels(input);
+        self.node(name, operation, vec![input], channels)
+    }
+
+    pub(crate) fn attention(&mut self, name: &str, query: ValueId, key: ValueId, value: ValueId) -> ValueId {
+        let channels = self.channels(value);
+        self.node(name, Operation::Attention, vec![query, key, value], channels)
+    }
+
+    pub(crate) fn add(&mut self, name: &str, left: ValueId, right: ValueId) -> ValueId {
+        let channels = self.channels(left);
+        self.node(name, Operation::Add, vec![left, right], channels)
+    }
+
+    fn weight(&mut self, name: String, shape: Vec<usize>) -> WeightId {
+        self.weights.push(WeightSpec { name, shape });
+        WeightId(self.weights.len() - 1)
+    }
+
+    fn node(&mut self, name: &str, operation: Operation, inputs: Vec<ValueId>, channels: usize) -> ValueId {
+        self.nodes.push(Node { name: name.to_owned(), operation, inputs, channels });
+        ValueId(self.nodes.len() - 1)
+    }
+}

@@ -1,0 +1,229 @@
+//! The graph of an autoencoder half: which operation follows which, on how many channels, with which weights.
+//! It says nothing about speed or memory; how it is run is the engine's business. Shapes are
+//! `[batch, channels, height, width]` throughout.
+
+use crate::ModelError;
+
+/// Index of a value in [`Graph::nodes`]: the output of that node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub usize);
+
+/// Index of a weight tensor in [`Graph::weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub usize);
+
+/// A weight tensor that a graph needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Its name in the checkpoint file.
+    pub name: String,
+    /// The shape the graph wants: `[out, in, kernel height, kernel width]` for convolutions, `[channels]` for
+    /// biases and norms. The file may hold a 1×1 convolution as `[out, in]`.
+    pub shape: Vec<usize>,
+}
+
+/// One step of a graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Where it stands in the model, e.g. `decoder.up_blocks.0.resnets.1.conv1`.
+    pub name: String,
+    /// What it does.
+    pub operation: Operation,
+    /// The values it reads, all of earlier nodes.
+    pub inputs: Vec<ValueId>,
+    /// Channels of its output.
+    pub channels: usize,
+}
+
+/// Rows and columns of zeros around a convolution's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns to the left.
+    pub left: usize,
+    /// Columns to the right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// No padding.
+    pub const NONE: Padding = Padding { top: 0, bottom: 0, left: 0, right: 0 };
+
+    /// The same number of rows and columns on all four sides.
+    pub const fn same(size: usize) -> Padding {
+        Padding { top: size, bottom: size, left: size, right: size }
+    }
+}
+
+/// Element-wise non-linearities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// max(x, 0).
+    Relu,
+}
+
+/// What a node does with its inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// The graph's input; only node 0.
+    Input,
+    /// 2-D convolution (cross-correlation) with zero padding. Linear layers over channels are 1×1 convolutions.
+    Convolution {
+        /// `[out, in, kernel height, kernel width]`.
+        weight: WeightId,
+        /// `[out]`.
+        bias: Option<WeightId>,
+        /// Height and width of the kernel.
+        kernel: [usize; 2],
+        /// Step between outputs, both ways.
+        stride: usize,
+        /// Zeros around the input.
+        padding: Padding,
+    },
+    /// Normalisation over groups of channels and all positions of a sample, then a per-channel scale and offset.
+    GroupNorm {
+        /// Number of groups; divides the channels.
+        groups: usize,
+        /// Added to the variance.
+        epsilon: f32,
+        /// Scale, `[channels]`.
+        weight: WeightId,
+        /// Offset, `[channels]`.
+        bias: WeightId,
+    },
+    /// An element-wise non-linearity.
+    Activation(Activation),
+    /// tanh(x / limit) · limit.
+    SoftClamp {
+        /// The bound that the output approaches.
+        limit: f32,
+    },
+    /// x · scale + shift, the same for all elements.
+    Affine {
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        shift: f32,
+    },
+    /// Repeats every pixel `factor` times both ways.
+    UpsampleNearest {
+        /// Factor of height and of width.
+        factor: usize,
+    },
+    /// Inputs query, key, value, each `[batch, channels, height, width]`: one head over height·width tokens,
+    /// softmax(query · key / √channels) · value.
+    Attention,
+    /// Sum of two inputs of equal shape.
+    Add,
+}
+
+/// A half of an autoencoder (decoder or encoder).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// In an order in which they can be run; node 0 is the input.
+    pub nodes: Vec<Node>,
+    /// The weights that the nodes refer to, each once.
+    pub weights: Vec<WeightSpec>,
+    /// The result.
+    pub output: ValueId,
+}
+
+impl Graph {
+    /// Channels of the input.
+    pub fn input_channels(&self) -> usize {
+        self.nodes.first().map_or(0, |node| node.channels)
+    }
+
+    /// Channels of the result.
+    pub fn output_channels(&self) -> usize {
+        self.nodes.get(self.output.0).map_or(0, |node| node.channels)
+    }
+
+    /// Number of parameters, all weights together.
+    pub fn parameters(&self) -> u64 {
+        let elements = |spec: &WeightSpec| spec.shape.iter().map(|&side| side as u64).product::<u64>();
+        self.weights.iter().map(elements).sum()
+    }
+
+    /// The shape of every node's output for an input `[batch, channels, height, width]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when the input has the wrong channels, a side is zero or too small for a layer, or a
+    /// tensor's element count does not fit in 63 bits.
+    pub fn shapes(&self, input: [usize; 4]) -> Result<Vec<[usize; 4]>, ModelError> {
+        let mut shapes: Vec<[usize; 4]> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let of = |index: usize| {
+                let value = node.inputs.get(index).and_then(|value| shapes.get(value.0));
+                value.copied().ok_or_else(|| {
+                    shape_error(node, format!("input {index} is not the output of an earlier node"))
+                })
+            };
+            let shape = match &node.operation {
+                Operation::Input => checked_input(node, input)?,
+                Operation::Convolution { kernel, stride, padding, .. } => {
+                    let [batch, _, height, width] = of(0)?;
+                    let side = |length: usize, before: usize, after: usize, kernel: usize| {
+                        let padded = length.checked_add(before + after)?;
+                        Some(padded.checked_sub(kernel)? / (*stride).max(1) + 1)
+                    };
+                    let height_out = side(height, padding.top, padding.bottom, kernel[0]);
+                    let width_out = side(width, padding.left, padding.right, kernel[1]);
+                    let (Some(height_out), Some(width_out)) = (height_out, width_out) else {
+                        return Err(shape_error(
+                            node,
+                            format!("{height}x{width} is too small for its kernel"),
+                        ));
+                    };
+                    [batch, node.channels, height_out, width_out]
+                }
+                Operation::UpsampleNearest { factor } => {
+                    let [batch, channels, height, width] = of(0)?;
+                    let sides = height.checked_mul(*factor).zip(width.checked_mul(*factor));
+                    let (height, width) = sides.ok_or_else(|| shape_error(node, "sides overflow".into()))?;
+                    [batch, channels, height, width]
+                }
+                Operation::Add | Operation::Attention => {
+                    let shape = of(0)?;
+                    for index in 1..node.inputs.len() {
+                        if of(index)? != shape {
+                            let message = format!("inputs differ: {shape:?} and {:?}", of(index)?);
+                            return Err(shape_error(node, message));
+                        }
+                    }
+                    shape
+                }
+                Operation::GroupNorm { .. }
+                | Operation::Activation(_)
+                | Operation::SoftClamp { .. }
+                | Operation::Affine { .. } => of(0)?,
+            };
+            let elements = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
+            if elements.is_none_or(|count| count > (i64::MAX as usize) / 4) {
+                return Err(shape_error(node, format!("the tensor {shape:?} has too many elements")));
+            }
+            shapes.push(shape);
+        }
+        Ok(shapes)
+    }
+}
+
+fn checked_input(node: &Node, input: [usize; 4]) -> Result<[usize; 4], ModelError> {
+    if input[1] != node.channels {
+        let message = format!("expected {} channels, got {} in shape {input:?}", node.channels, input[1]);
+        return Err(shape_error(node, message));
+    }
+    if input.contains(&0) {
+        return Err(shape_error(node, format!("shape {input:?} has an empty side")));
+    }
+    Ok(input)
+}
+
+fn shape_error(node: &Node, message: String) -> ModelError {
+    ModelError::Shape { place: node.name.clone(), message }
+}

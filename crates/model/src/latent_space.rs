@@ -1,0 +1,404 @@
+//! Latent spaces: how the latents that a diffusion model works with (and clients send) relate to those that the
+//! autoencoder itself takes, and how they are packed into tokens.
+//!
+//! | scaling | [`Normalisation::Scalar`], to the model | [`Normalisation::PerChannel`], to the model |
+//! |---|---|---|
+//! | [`Scaling::None`] | x | x |
+//! | [`Scaling::Model`] | x / scaling_factor + shift_factor (the request's shift wins) | x · std / scaling_factor + mean |
+//! | [`Scaling::Explicit`] | x / scale + shift | error: one factor cannot express this space |
+//!
+//! The latents of a tiny model are already those of the diffusion model: [`Normalisation::Identity`] leaves them as
+//! they are in every row. From the model, the same in reverse: (x − shift) · scale, (x − mean) · scaling_factor / std.
+//! The arithmetic is that of PyTorch on f32 tensors: each step is one f32 operation with the factor rounded to f32.
+
+use remote_vae_wire::Scaling;
+use serde::Serialize;
+
+use crate::ModelError;
+
+/// Side of the patches that make a token.
+const PATCH: usize = 2;
+
+/// The latent space of a model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LatentSpace {
+    /// Channels of the latents.
+    pub channels: usize,
+    /// Pixels per latent, both ways.
+    pub spatial_factor: usize,
+    /// How the diffusion model's latents become the autoencoder's.
+    pub normalisation: Normalisation,
+    /// How latents are packed into tokens.
+    pub packing: Packing,
+}
+
+/// How the diffusion model's latents relate to the autoencoder's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Normalisation {
+    /// They are the same (tiny models).
+    Identity,
+    /// One factor, and perhaps a shift, for all.
+    Scalar {
+        /// The diffusion model's latents are this times the autoencoder's less the shift.
+        scaling_factor: f64,
+        /// The shift.
+        shift_factor: Option<f64>,
+    },
+    /// A mean and a standard deviation per channel, and a factor.
+    PerChannel {
+        /// Mean of each channel of the autoencoder's latents.
+        mean: Vec<f64>,
+        /// Standard deviation of each channel; none is zero.
+        std: Vec<f64>,
+        /// The factor.
+        scaling_factor: f64,
+    },
+}
+
+/// How latents are packed into a sequence of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// A token is a patch of 2×2 latents: token `i·(w/2) + j`, element `c·4 + di·2 + dj` is latent
+    /// `[c, 2i + di, 2j + dj]` (Flux.1).
+    Patches2x2,
+}
+
+impl LatentSpace {
+    /// Turns a client's latents `[batch, channels, height, width]` into the autoencoder's.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a wrong channel count or length, [`ModelError::Scaling`] for scaling that this space
+    /// does not have or factors that are not finite or zero.
+    pub fn to_model(
+        &self,
+        latents: &mut [f32],
+        shape: [usize; 4],
+        scaling: &Scaling,
+    ) -> Result<(), ModelError> {
+        self.check(latents.len(), shape)?;
+        match self.transform(scaling)? {
+            Transform::None => {}
+            Transform::Scalar { scale, shift: None } => latents.iter_mut().for_each(|x| *x /= scale),
+            Transform::Scalar { scale, shift: Some(shift) } => {
+                latents.iter_mut().for_each(|x| *x = *x / scale + shift);
+            }
+            Transform::PerChannel { mean, std, scale } => {
+                self.each_channel(latents, shape, |channel, x| {
+                    *x = *x * std[channel] / scale + mean[channel]
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the autoencoder's latents `[batch, channels, height, width]` into those that a client gets.
+    ///
+    /// # Errors
+    /// As [`LatentSpace::to_model`].
+    pub fn from_model(
+        &self,
+        latents: &mut [f32],
+        shape: [usize; 4],
+        scaling: &Scaling,
+    ) -> Result<(), ModelError> {
+        self.check(latents.len(), shape)?;
+        match self.transform(scaling)? {
+            Transform::None => {}
+            Transform::Scalar { scale, shift: None } => latents.iter_mut().for_each(|x| *x *= scale),
+            Transform::Scalar { scale, shift: Some(shift) } => {
+                latents.iter_mut().for_each(|x| *x = (*x - shift) * scale);
+            }
+            Transform::PerChannel { mean, std, scale } => {
+                self.each_channel(latents, shape, |channel, x| {
+                    *x = (*x - mean[channel]) * scale / std[channel]
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements of a token.
+    pub fn token_size(&self) -> usize {
+        self.channels * PATCH * PATCH
+    }
+
+    /// Latent height and width for a picture of `height` × `width` pixels when latents are packed: the sides are cut
+    /// to whole patches.
+    pub fn packed_sides(&self, height: usize, width: usize) -> [usize; 2] {
+        let patch = self.spatial_factor.max(1) * PATCH;
+        [height / patch * PATCH, width / patch * PATCH]
+    }
+
+    /// Unpacks tokens `[batch, tokens, 4·channels]` of a picture of `height` × `width` pixels into latents
+    /// `[batch, channels, h, w]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when the size of a token or their number does not fit.
+    pub fn unpack(
+        &self,
+        tokens: &[f32],
+        shape: [usize; 3],
+        height: usize,
+        width: usize,
+    ) -> Result<(Vec<f32>, [usize; 4]), ModelError> {
+        let latent = self.unpacked_shape(shape, height, width)?;
+        if tokens.len() != shape.iter().product::<usize>() {
+            return Err(shape_error(format!("{} values do not fit shape {shape:?}", tokens.len())));
+        }
+        let mut latents = vec![0.0; tokens.len()];
+        self.each_pair(latent, |token, place| latents[place] = tokens[token]);
+        Ok((latents, latent))
+    }
+
+    /// The shape that [`LatentSpace::unpack`] gives, without doing it.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] when the size of a token or their number does not fit.
+    pub fn unpacked_shape(
+        &self,
+        shape: [usize; 3],
+        height: usize,
+        width: usize,
+    ) -> Result<[usize; 4], ModelError> {
+        let [batch, count, size] = shape;
+        if size != self.token_size() {
+            return Err(shape_error(format!(
+                "packed latents of this model have {} values a token ({} channels of 2x2 patches), got shape {shape:?}",
+                self.token_size(),
+                self.channels
+            )));
+        }
+        let [latent_height, latent_width] = self.packed_sides(height, width);
+        let expected = (latent_height / PATCH).checked_mul(latent_width / PATCH);
+        if expected != Some(count) || count == 0 {
+            let expected = expected.map_or_else(|| "too many".to_owned(), |count| count.to_string());
+            return Err(shape_error(format!(
+                "packed latents of {height}x{width} pixels have {expected} tokens, got {count} in shape {shape:?}"
+            )));
+        }
+        if batch == 0 || batch.checked_mul(count).and_then(|tokens| tokens.checked_mul(size)).is_none() {
+            return Err(shape_error(format!("shape {shape:?} is empty or too large")));
+        }
+        Ok([batch, self.channels, latent_height, latent_width])
+    }
+
+    /// Packs latents `[batch, channels, h, w]` with even sides into tokens `[batch, h·w/4, 4·channels]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a wrong channel count or length or an odd side.
+    pub fn pack(&self, latents: &[f32], shape: [usize; 4]) -> Result<(Vec<f32>, [usize; 3]), ModelError> {
+        self.check(latents.len(), shape)?;
+        let [batch, _, height, width] = shape;
+        if !height.is_multiple_of(PATCH) || !width.is_multiple_of(PATCH) {
+            return Err(shape_error(format!(
+                "only latents with even sides can be packed, got shape {shape:?}"
+            )));
+        }
+        let mut tokens = vec![0.0; latents.len()];
+        self.each_pair(shape, |token, place| tokens[token] = latents[place]);
+        Ok((tokens, [batch, height / PATCH * (width / PATCH), self.token_size()]))
+    }
+
+    /// Calls with the index in the tokens and the index in the latents of each element.
+    fn each_pair(&self, shape: [usize; 4], mut each: impl FnMut(usize, usize)) {
+        let [batch, channels, height, width] = shape;
+        let (columns, size) = (width / PATCH, self.token_size());
+        let mut place = 0;
+        for sample in 0..batch {
+            for channel in 0..channels {
+                for row in 0..height {
+                    for column in 0..width {
+                        let token =
+                            sample * (height / PATCH) * columns + row / PATCH * columns + column / PATCH;
+                        let element = channel * PATCH * PATCH + row % PATCH * PATCH + column % PATCH;
+                        each(token * size + element, place);
+                        place += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn each_channel(&self, latents: &mut [f32], shape: [usize; 4], each: impl Fn(usize, &mut f32)) {
+        let plane = (shape[2] * shape[3]).max(1);
+        for (index, plane) in latents.chunks_exact_mut(plane).enumerate() {
+            plane.iter_mut().for_each(|x| each(index % self.channels, x));
+        }
+    }
+
+    fn check(&self, length: usize, shape: [usize; 4]) -> Result<(), ModelError> {
+        if shape[1] != self.channels {
+            let message =
+                format!("this model has {} channels, got {} in shape {shape:?}", self.channels, shape[1]);
+            return Err(shape_error(message));
+        }
+        let elements = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
+        if elements != Some(length) {
+            return Err(shape_error(format!("{length} values do not fit shape {shape:?}")));
+        }
+        Ok(())
+    }
+
+    fn transform(&self, scaling: &Scaling) -> Result<Transform, ModelError> {
+        let (scale, shift) = match (&self.normalisation, scaling) {
+            (Normalisation::Identity, _) | (_, Scaling::None) => return Ok(Transform::None),
+            (Normalisation::PerChannel { mean, std, scaling_factor }, Scaling::Model { shift: None }) => {
+                let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
+                let scale = factor("scaling_factor", *scaling_factor)?;
+                return Ok(Transform::PerChannel { mean: single(mean), std: single(std), scale });
+            }
+            (Normalisation::PerChannel { .. }, _) => {
+                return Err(ModelError::Scaling(format!(
+                    "this model's latent space has a mean and a standard deviation for each of its {} channels, which \
+                     one `scaling_factor` and `shift_factor` cannot express; send `do_scaling=True` alone, or \
+                     neither when the latents are already the autoencoder's",
+                    self.channels
+                )));
+            }
+            (Normalisation::Scalar { scaling_factor, shift_factor }, Scaling::Model { shift }) => {
+                (*scaling_factor, shift.or(*shift_factor))
+            }
+            (Normalisation::Scalar { .. }, Scaling::Explicit { scale, shift }) => (*scale, *shift),
+        };
+        let shift = match shift {
+            Some(shift) if !(shift as f32).is_finite() => {
+                return Err(ModelError::Scaling(format!(
+                    "`shift_factor` is {shift}, expected a finite number"
+                )));
+            }
+            other => other.map(|shift| shift as f32),
+        };
+        Ok(Transform::Scalar { scale: factor("scaling_factor", scale)?, shift })
+    }
+}
+
+enum Transform {
+    None,
+    Scalar { scale: f32, shift: Option<f32> },
+    PerChannel { mean: Vec<f32>, std: Vec<f32>, scale: f32 },
+}
+
+fn factor(name: &str, value: f64) -> Result<f32, ModelError> {
+    let single = value as f32;
+    if single.is_finite() && single != 0.0 {
+        return Ok(single);
+    }
+    Err(ModelError::Scaling(format!("`{name}` is {value}, expected a finite number other than 0")))
+}
+
+fn shape_error(message: String) -> ModelError {
+    ModelError::Shape { place: "latents".into(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(channels: usize, normalisation: Normalisation) -> LatentSpace {
+        LatentSpace { channels, spatial_factor: 8, normalisation, packing: Packing::Patches2x2 }
+    }
+
+    fn flux() -> LatentSpace {
+        space(16, Normalisation::Scalar { scaling_factor: 0.3611, shift_factor: Some(0.1159) })
+    }
+
+    fn to_model(space: &LatentSpace, scaling: Scaling) -> f32 {
+        let mut latents = vec![2.0; space.channels];
+        space.to_model(&mut latents, [1, space.channels, 1, 1], &scaling).unwrap();
+        latents[0]
+    }
+
+    #[test]
+    fn truth_table_of_a_scalar_space() {
+        let flux = flux();
+        assert_eq!(to_model(&flux, Scaling::None), 2.0);
+        assert_eq!(to_model(&flux, Scaling::Model { shift: None }), 2.0 / 0.3611 + 0.1159);
+        assert_eq!(to_model(&flux, Scaling::Model { shift: Some(1.0) }), 2.0 / 0.3611 + 1.0);
+        assert_eq!(to_model(&flux, Scaling::Explicit { scale: 0.5, shift: None }), 4.0);
+        assert_eq!(to_model(&flux, Scaling::Explicit { scale: 0.5, shift: Some(0.25) }), 4.25);
+        let sd = space(4, Normalisation::Scalar { scaling_factor: 0.18215, shift_factor: None });
+        assert_eq!(to_model(&sd, Scaling::Model { shift: None }), 2.0 / 0.18215);
+    }
+
+    #[test]
+    fn tiny_latents_are_never_changed() {
+        let tiny = space(4, Normalisation::Identity);
+        for scaling in [
+            Scaling::None,
+            Scaling::Model { shift: Some(3.0) },
+            Scaling::Explicit { scale: 0.18215, shift: Some(1.0) },
+        ] {
+            let mut latents = [2.0; 4];
+            tiny.to_model(&mut latents, [1, 4, 1, 1], &scaling).unwrap();
+            tiny.from_model(&mut latents, [1, 4, 1, 1], &scaling).unwrap();
+            assert_eq!(latents, [2.0; 4]);
+        }
+    }
+
+    #[test]
+    fn per_channel_space() {
+        let normalisation =
+            Normalisation::PerChannel { mean: vec![-1.0, 2.0], std: vec![4.0, 8.0], scaling_factor: 0.5 };
+        let space = space(2, normalisation);
+        let shape = [2, 2, 1, 2];
+        let mut latents: Vec<f32> = (1..=8).map(|value| value as f32).collect();
+        space.to_model(&mut latents, shape, &Scaling::Model { shift: None }).unwrap();
+        assert_eq!(latents, [7.0, 15.0, 50.0, 66.0, 39.0, 47.0, 114.0, 130.0]);
+        space.from_model(&mut latents, shape, &Scaling::Model { shift: None }).unwrap();
+        assert_eq!(latents, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        space.to_model(&mut latents, shape, &Scaling::None).unwrap();
+        assert_eq!(latents[0], 1.0);
+        let error = space.to_model(&mut latents, shape, &Scaling::Explicit { scale: 0.5, shift: None });
+        assert!(error.unwrap_err().to_string().contains("mean and a standard deviation for each of its 2"));
+    }
+
+    #[test]
+    fn from_model_undoes_to_model() {
+        let scaling = Scaling::Explicit { scale: 0.5, shift: Some(0.25) };
+        let mut latents = vec![3.0; 16];
+        flux().to_model(&mut latents, [1, 16, 1, 1], &scaling).unwrap();
+        flux().from_model(&mut latents, [1, 16, 1, 1], &scaling).unwrap();
+        assert_eq!(latents, vec![3.0; 16]);
+    }
+
+    #[test]
+    fn bad_factors_and_shapes_are_refused() {
+        let mut latents = vec![0.0; 16];
+        for scale in [0.0, f64::NAN, f64::INFINITY, 1e300, 1e-300] {
+            let scaling = Scaling::Explicit { scale, shift: None };
+            assert!(flux().to_model(&mut latents, [1, 16, 1, 1], &scaling).is_err(), "{scale}");
+        }
+        let scaling = Scaling::Explicit { scale: 1.0, shift: Some(f64::NAN) };
+        assert!(flux().to_model(&mut latents, [1, 16, 1, 1], &scaling).is_err());
+        let error = flux().to_model(&mut latents, [1, 4, 2, 2], &Scaling::None).unwrap_err();
+        assert!(error.to_string().contains("16 channels, got 4"), "{error}");
+        assert!(flux().to_model(&mut latents, [usize::MAX, 16, 2, 1], &Scaling::None).is_err());
+    }
+
+    #[test]
+    fn packing_both_ways() {
+        let flux = flux();
+        let tokens: Vec<f32> = (0..2 * 6 * 64).map(|value| value as f32).collect();
+        let (latents, shape) = flux.unpack(&tokens, [2, 6, 64], 37, 50).unwrap();
+        assert_eq!(shape, [2, 16, 4, 6]);
+        // token 4 of sample 1, channel 3, lower left element
+        assert_eq!(latents[((16 + 3) * 4 + 3) * 6 + 2], ((6 + 4) * 64 + 3 * 4 + 2) as f32);
+        assert_eq!(flux.pack(&latents, shape).unwrap(), (tokens, [2, 6, 64]));
+    }
+
+    #[test]
+    fn packing_errors_name_what_is_expected() {
+        let unpack = |shape: [usize; 3], height, width| {
+            let tokens = vec![0.0; shape.iter().product()];
+            flux().unpack(&tokens, shape, height, width).unwrap_err().to_string()
+        };
+        assert!(unpack([1, 6, 16], 32, 48).contains("64 values a token"));
+        assert!(unpack([1, 5, 64], 32, 48).contains("6 tokens, got 5"));
+        assert!(unpack([1, 0, 64], 8, 8).contains("0 tokens"));
+        assert!(unpack([0, 6, 64], 32, 48).contains("empty"));
+        assert!(flux().pack(&[0.0; 48], [1, 16, 1, 3]).unwrap_err().to_string().contains("even sides"));
+        assert!(flux().unpack(&[], [1, 6, 64], usize::MAX, usize::MAX).is_err());
+    }
+}

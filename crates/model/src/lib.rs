@@ -1,0 +1,27 @@
+//! What a VAE is: its config, its checkpoint file, the names of its tensors, its latent space and its graph, one file
+//! per architecture. How a graph is run lies outside.
+#![forbid(unsafe_code)]
+
+pub mod autoencoder_kl;
+pub mod autoencoder_tiny;
+mod builder;
+pub mod checkpoint;
+pub mod config;
+mod detect;
+pub mod distribution;
+mod embedded;
+pub mod error;
+pub mod graph;
+mod header;
+pub mod latent_space;
+pub mod model;
+mod names;
+pub mod random;
+mod source;
+
+pub use checkpoint::{Checkpoint, WeightSource};
+pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
+pub use error::ModelError;
+pub use graph::{Activation, Graph, Node, Operation, Padding, ValueId, WeightId, WeightSpec};
+pub use latent_space::{LatentSpace, Normalisation, Packing};
+pub use model::{Description, Model};

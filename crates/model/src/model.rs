@@ -1,0 +1,236 @@
+//! A model: config, latent space, the graphs of its halves and the checkpoint that their weights come from. Opening one
+//! reads the header of the file only, and checks every tensor that the graphs need.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::checkpoint::{Checkpoint, WeightSource};
+use crate::config::{ConfigFile, Family, KlConfig, VaeConfig};
+use crate::graph::Graph;
+use crate::latent_space::{LatentSpace, Normalisation, Packing};
+use crate::names::{Half, Names};
+use crate::source::Source;
+use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect};
+
+/// An autoencoder, ready to be run by an engine. Cheap to clone: the checkpoint is shared, and no weights are in memory.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Which architecture it is.
+    pub family: Family,
+    /// Its config, read or detected.
+    pub config: VaeConfig,
+    /// Its latent space. May be replaced where the tensors cannot tell which one it is.
+    pub latent_space: LatentSpace,
+    decoder: Option<Graph>,
+    encoder: Option<Graph>,
+    checkpoint: Arc<Checkpoint>,
+    label: String,
+}
+
+impl Model {
+    /// Opens a model from a diffusers directory (or one with a `vae` folder in it) or a single safetensors file.
+    ///
+    /// # Errors
+    /// See [`ModelError`]: the path, the config, the header, an unknown kind of model, or the first tensor that is
+    /// absent or misshapen.
+    pub fn open(path: &Path) -> Result<Model, ModelError> {
+        let source = Source::find(path)?;
+        let checkpoint = Checkpoint::open(&source.checkpoint)?;
+        Self::from_checkpoint(checkpoint, source.config.as_deref(), &path.display().to_string())
+    }
+
+    /// The small model that is part of the program.
+    ///
+    /// # Errors
+    /// None in a program that passed its tests.
+    pub fn embedded() -> Result<Model, ModelError> {
+        crate::embedded::open()
+    }
+
+    /// A model from an open checkpoint and, if there is one, the text of its config.json; `label` says where it came
+    /// from.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_checkpoint(
+        checkpoint: Checkpoint,
+        config: Option<&str>,
+        label: &str,
+    ) -> Result<Model, ModelError> {
+        let file = config.map(ConfigFile::parse).transpose()?;
+        let file = file.as_ref();
+        // A class that is not run is named before the tensors are looked at.
+        let stated = file.map(ConfigFile::family).transpose()?.flatten();
+        let names = detect::recognise(&checkpoint)?;
+        let family = names.family();
+        if let Some(stated) = stated
+            && stated != family
+        {
+            return Err(detect::family_mismatch(&checkpoint, stated, family));
+        }
+        let config = match (file, &names) {
+            (None, names) => detect::config(&checkpoint, names)?,
+            (Some(file), Names::Kl(_)) => VaeConfig::Kl(file.kl()?),
+            (Some(file), Names::Tiny(tiny)) => {
+                let mut config = file.tiny()?;
+                config.midblock_pool |= detect::has_pool(&checkpoint, tiny);
+                VaeConfig::Tiny(config)
+            }
+        };
+        let half = |half: Half| {
+            if !names.has(half) {
+                return Ok(None);
+            }
+            let mut graph = match (&config, half) {
+                (VaeConfig::Kl(config), Half::Decoder) => autoencoder_kl::decoder(config),
+                (VaeConfig::Kl(config), Half::Encoder) => autoencoder_kl::encoder(config),
+                (VaeConfig::Tiny(config), Half::Decoder) => autoencoder_tiny::decoder(config),
+                (VaeConfig::Tiny(config), Half::Encoder) => autoencoder_tiny::encoder(config),
+            };
+            names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
+        };
+        let (decoder, encoder) = (half(Half::Decoder)?, half(Half::Encoder)?);
+        let latent_space = latent_space(&config);
+        let (checkpoint, label) = (Arc::new(checkpoint), label.to_owned());
+        Ok(Model { family, config, latent_space, decoder, encoder, checkpoint, label })
+    }
+
+    /// The decoder: latents `[batch, latent, h, w]` in the model's own space to pixels of about ±1. `None` when the file
+    /// holds only an encoder.
+    pub fn decoder(&self) -> Option<&Graph> {
+        self.decoder.as_ref()
+    }
+
+    /// The encoder: pixels in −1…1 to moments ([`Model::encoder_yields_moments`]) or latents. `None` when the file holds
+    /// only a decoder.
+    pub fn encoder(&self) -> Option<&Graph> {
+        self.encoder.as_ref()
+    }
+
+    /// The decoder, or an error that says that there is none.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingHalf`].
+    pub fn require_decoder(&self) -> Result<&Graph, ModelError> {
+        self.decoder().ok_or(ModelError::MissingHalf { half: Half::Decoder.name() })
+    }
+
+    /// The encoder, or an error that says that there is none.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingHalf`].
+    pub fn require_encoder(&self) -> Result<&Graph, ModelError> {
+        self.encoder().ok_or(ModelError::MissingHalf { half: Half::Encoder.name() })
+    }
+
+    /// Where the weights of both graphs come from.
+    pub fn weights(&self) -> &dyn WeightSource {
+        self.checkpoint.as_ref()
+    }
+
+    /// The open checkpoint.
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// Pixels per latent, both ways.
+    pub fn spatial_factor(&self) -> usize {
+        self.latent_space.spatial_factor
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.latent_space.channels
+    }
+
+    /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
+    pub fn encoder_yields_moments(&self) -> bool {
+        self.family == Family::AutoencoderKl
+    }
+
+    /// Where the model came from: its path, or `embedded`.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// A summary for people and for `/info`.
+    pub fn description(&self) -> Description {
+        let first = self.decoder.as_ref().or(self.encoder.as_ref()).and_then(|graph| graph.weights.first());
+        let dtype = first.and_then(|spec| self.checkpoint.type_name(&spec.name)).unwrap_or_default();
+        Description {
+            source: self.label.clone(),
+            family: self.family,
+            latent_channels: self.latent_channels(),
+            spatial_factor: self.spatial_factor(),
+            scaling: self.latent_space.normalisation.clone(),
+            packing: self.latent_space.packing,
+            packed_token_size: self.latent_space.token_size(),
+            decoder_parameters: self.decoder.as_ref().map(Graph::parameters),
+            encoder_parameters: self.encoder.as_ref().map(Graph::parameters),
+            dtype: dtype.to_owned(),
+            file_bytes: self.checkpoint.bytes(),
+        }
+    }
+}
+
+/// What [`Model::description`] tells.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Description {
+    /// Where it came from.
+    pub source: String,
+    /// Its architecture.
+    pub family: Family,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Pixels per latent, both ways.
+    pub spatial_factor: usize,
+    /// How the diffusion model's latents become the autoencoder's.
+    pub scaling: Normalisation,
+    /// How latents are packed into tokens.
+    pub packing: Packing,
+    /// Elements of a packed token.
+    pub packed_token_size: usize,
+    /// Parameters of the decoder; `None` when there is none.
+    pub decoder_parameters: Option<u64>,
+    /// Parameters of the encoder; `None` when there is none.
+    pub encoder_parameters: Option<u64>,
+    /// Type of the first weight in the file, e.g. `F16`.
+    pub dtype: String,
+    /// Length of the checkpoint file.
+    pub file_bytes: u64,
+}
+
+fn latent_space(config: &VaeConfig) -> LatentSpace {
+    let packing = Packing::Patches2x2;
+    match config {
+        VaeConfig::Kl(config) => LatentSpace {
+            channels: config.latent_channels,
+            spatial_factor: 1 << (config.block_out_channels.len() - 1),
+            normalisation: kl_normalisation(config),
+            packing,
+        },
+        VaeConfig::Tiny(config) => LatentSpace {
+            channels: config.latent_channels,
+            spatial_factor: config
+                .upsampling_scaling_factor
+                .saturating_pow(config.decoder_block_out_channels.len() as u32 - 1),
+            normalisation: Normalisation::Identity,
+            packing,
+        },
+    }
+}
+
+fn kl_normalisation(config: &KlConfig) -> Normalisation {
+    match (&config.latents_mean, &config.latents_std) {
+        (Some(mean), Some(std)) => Normalisation::PerChannel {
+            mean: mean.clone(),
+            std: std.clone(),
+            scaling_factor: config.scaling_factor,
+        },
+        _ => {
+            Normalisation::Scalar { scaling_factor: config.scaling_factor, shift_factor: config.shift_factor }
+        }
+    }
+}

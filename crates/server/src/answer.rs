@@ -1,0 +1,108 @@
+//! From the engine's tensor to the bytes of the answer. Runs beside the engine, on a thread of its own.
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+use remote_vae_media as media;
+use remote_vae_media::MediaError;
+use remote_vae_wire::{
+    Answer, Dtype, Encoding, HEADER_DTYPE, HEADER_SHAPE, Negotiated, TensorHeader, base64_file, base64_tensor,
+    bytes_from_elements,
+};
+
+use crate::error::Refusal;
+use crate::queue::Tensor;
+
+/// Names device, instruction tier and precision, because equal requests give equal bytes only within one of them.
+const ENGINE: HeaderName = HeaderName::from_static("x-remote-vae-engine");
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Of a decode.
+    Picture(Negotiated),
+    /// Of an encode: float16.
+    Latents(Encoding),
+}
+
+impl Form {
+    /// For metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Form::Latents(_) => "latents",
+            Form::Picture(negotiated) => match negotiated.answer {
+                Answer::Jpeg => "jpeg",
+                Answer::Png => "png",
+                Answer::Mp4 => "mp4",
+                Answer::Tensor => "float16",
+                Answer::PartialTensor => "uint8",
+                Answer::UnitTensor => "unit",
+            },
+        }
+    }
+}
+
+/// Makes the answer of a tensor `[batch, channels, height, width]`.
+pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
+    let negotiated = match form {
+        Form::Picture(negotiated) => negotiated,
+        Form::Latents(encoding) => Negotiated { answer: Answer::Tensor, encoding },
+    };
+    let [batch, channels, height, width] = tensor.shape;
+    let planes = |dtype| TensorHeader { shape: tensor.shape.to_vec(), dtype };
+    let (header, bytes) = match negotiated.answer {
+        Answer::Tensor => (Some(planes(Dtype::Float16)), media::float16_bytes(&tensor.values)),
+        Answer::UnitTensor => {
+            let unit = media::to_unit_interval(&tensor.values);
+            (Some(planes(Dtype::Float16)), bytes_from_elements(Dtype::Float16, &unit))
+        }
+        Answer::PartialTensor => {
+            let header = TensorHeader { shape: vec![batch, height, width, channels], dtype: Dtype::Uint8 };
+            (Some(header), media::to_uint8_channel_last(&tensor.values, tensor.shape))
+        }
+        Answer::Png => (None, file(&tensor, media::encode_png)?),
+        Answer::Jpeg => (None, file(&tensor, media::encode_jpeg)?),
+        Answer::Mp4 => return Err(Refusal::internal("A picture was to be sent as a video.")),
+    };
+    drop(tensor);
+    Ok(response(negotiated, header, bytes))
+}
+
+/// The first picture of the batch as a file.
+fn file(
+    tensor: &Tensor,
+    encode: fn(&[u8], usize, usize) -> Result<Vec<u8>, MediaError>,
+) -> Result<Vec<u8>, Refusal> {
+    let [_, channels, height, width] = tensor.shape;
+    let first = tensor.values.get(..channels * height * width).unwrap_or(&tensor.values);
+    let rgb = media::to_uint8_channel_last(first, [1, channels, height, width]);
+    encode(&rgb, width, height).map_err(|error| Refusal::bad_request(error.to_string()))
+}
+
+fn response(negotiated: Negotiated, header: Option<TensorHeader>, bytes: Vec<u8>) -> Response {
+    let bytes = match (negotiated.encoding, &header) {
+        (Encoding::Binary, _) => Bytes::from(bytes),
+        (Encoding::Base64, Some(header)) => Bytes::from(base64_tensor(header, &bytes)),
+        (Encoding::Base64, None) => Bytes::from(base64_file(&bytes)),
+    };
+    let mut response = Response::new(Body::from(bytes));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(negotiated.content_type()));
+    if let Some(header) = header {
+        let (shape, dtype) = header.to_headers();
+        if let Ok(shape) = HeaderValue::try_from(shape) {
+            headers.insert(HEADER_SHAPE, shape);
+        }
+        headers.insert(HEADER_DTYPE, HeaderValue::from_static(dtype));
+    }
+    response
+}
+
+/// Adds what is the same for every answer of an engine.
+pub(crate) fn finish(mut response: Response, engine: &str) -> Response {
+    if let Ok(engine) = HeaderValue::try_from(engine) {
+        response.headers_mut().insert(ENGINE, engine);
+    }
+    response
+}

@@ -1,0 +1,140 @@
+//! From the request to the job of a decode: everything that can be wrong with latents is found here.
+
+use std::sync::Arc;
+
+use remote_vae_engine::EngineError;
+use remote_vae_model::ModelError;
+use remote_vae_wire::{
+    Answer, Parameters, TensorHeader, elements_from_bytes, negotiate,
+};
+
+use crate::answer::Form;
+use crate::error::Refusal;
+use crate::queue::{Tensor, Work};
+use crate::request::{Job, Prepared, check_plan, check_size, engine_refusal};
+use crate::state::Shared;
+
+/// How the latents lie in the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// `[batch, channels, height, width]`.
+    Planes([usize; 4]),
+    /// `[batch, tokens, 4·channels]`, two by two latents to a token, for a picture of the size given.
+    Packed { tokens: [usize; 3], height: usize, width: usize },
+}
+
+/// Checks the request and makes its job.
+pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
+    let Job { autoencoder, parameters, body, accept, .. } = job;
+    let answer = negotiate(&parameters, accept.as_deref());
+    if answer.answer == Answer::Mp4 {
+        return Err(Refusal::bad_request(
+            "`output_type=mp4` needs a model of videos. This model gives pictures: use `output_type` `pil` or `pt`.",
+        ));
+    }
+    let header = parameters.tensor_header()?;
+    header.check_body(body.len())?;
+
+    let model = autoencoder.model();
+    let space = &model.latent_space;
+    let layout = layout(&header, &parameters, model.latent_channels())?;
+    let shape = match layout {
+        Layout::Planes(shape) => shape,
+        Layout::Packed { tokens, height, width } => {
+            space.unpacked_shape(tokens, height, width).map_err(model_refusal)?
+        }
+    };
+    let [batch, channels, height, width] = shape;
+    let side = |latents: usize| latents.saturating_mul(model.spatial_factor());
+    let pixels = check_size(shared, batch, side(height), side(width))?;
+    let scaling = parameters.scaling();
+    check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
+    check_plan(shared, autoencoder.plan_decode(shape))?;
+
+    let place = shared.reserve()?;
+    let autoencoder = Arc::clone(autoencoder);
+    let work: Work = Box::new(move |control| {
+        let values = elements_from_bytes(header.dtype, &body);
+        drop(body);
+        let (latents, shape) = match layout {
+            Layout::Planes(shape) => (values, shape),
+            Layout::Packed { tokens, height, width } => {
+                autoencoder.model().latent_space.unpack(&values, tokens, height, width)?
+            }
+        };
+        let image = autoencoder.decode(latents, shape, &scaling, control)?;
+        Ok(Tensor { values: image.pixels, shape: image.shape })
+    });
+    Ok(Prepared { place, work, answer: Form::Picture(answer), pixels, batch })
+}
+
+/// Reads the shape. Height and width count only for tensors of three dimensions: several clients send them always, and
+/// some send wrong ones.
+fn layout(header: &TensorHeader, parameters: &Parameters, channels: usize) -> Result<Layout, Refusal> {
+    match header.shape[..] {
+        [batch, found, height, width] if found == channels => Ok(Layout::Planes([batch, found, height, width])),
+        [first, second, third] => match (parameters.height, parameters.width) {
+            (Some(height), Some(width)) if third == 4 * channels || first != channels => {
+                Ok(Layout::Packed { tokens: [first, second, third], height, width })
+            }
+            _ if first == channels => Ok(Layout::Planes([1, first, second, third])),
+            _ => Err(Refusal::bad_request(format!(
+                "Expected `height` and `width`, both, with packed latents [batch, tokens, {}]. Got shape {:?} with{}.",
+                4 * channels,
+                header.shape,
+                match (parameters.height, parameters.width) {
+                    (None, None) => "out them",
+                    _ => " one of them",
+                }
+            ))),
+        },
+        _ => Err(Refusal::bad_request(format!(
+            "Expected latents of shape [batch, {channels}, height, width], or packed [batch, tokens, {}] with `height` \
+             and `width`. Got shape {:?}.",
+            4 * channels,
+            header.shape
+        ))),
+    }
+}
+
+/// Whether the latent space takes this scaling, tried on one latent.
+pub(crate) fn check_scaling(
+    channels: usize,
+    transform: impl Fn(&mut [f32], [usize; 4]) -> Result<(), ModelError>,
+) -> Result<(), Refusal> {
+    transform(&mut vec![0.0; channels], [1, channels, 1, 1]).map_err(model_refusal)
+}
+
+fn model_refusal(error: ModelError) -> Refusal {
+    engine_refusal(EngineError::Model(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_vae_wire::Dtype;
+
+    use super::*;
+
+    fn read(shape: &[usize], height: Option<usize>, width: Option<usize>) -> Result<Layout, String> {
+        let header = TensorHeader { shape: shape.to_vec(), dtype: Dtype::Float16 };
+        let parameters = Parameters { height, width, ..Parameters::default() };
+        layout(&header, &parameters, 4).map_err(|refusal| refusal.message)
+    }
+
+    #[test]
+    fn shapes_of_all_clients_are_read() {
+        let planes = |shape| Ok(Layout::Planes(shape));
+        let tokens = |tokens, height, width| Ok(Layout::Packed { tokens, height, width });
+        assert_eq!(read(&[2, 4, 5, 6], None, None), planes([2, 4, 5, 6]));
+        assert_eq!(read(&[1, 4, 5, 6], Some(7), Some(9)), planes([1, 4, 5, 6]));
+        assert_eq!(read(&[4, 5, 6], None, None), planes([1, 4, 5, 6]));
+        assert_eq!(read(&[4, 5, 6], Some(40), Some(48)), planes([1, 4, 5, 6]));
+        assert_eq!(read(&[1, 16, 16], Some(64), Some(64)), tokens([1, 16, 16], 64, 64));
+        assert_eq!(read(&[4, 16, 16], Some(64), Some(64)), tokens([4, 16, 16], 64, 64));
+        for wrong in [&[1, 16, 5, 6][..], &[5, 6], &[1, 4, 3, 5, 6], &[1, 16, 16]] {
+            let message = read(wrong, None, None).unwrap_err();
+            assert!(message.contains(&format!("{wrong:?}")) && message.contains("Expected"), "{message}");
+        }
+        assert!(read(&[1, 16, 16], Some(64), None).unwrap_err().contains("both"));
+    }
+}

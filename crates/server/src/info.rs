@@ -1,0 +1,74 @@
+//! Routes that tell about the server: health, readiness, `/info`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use remote_vae_wire::content_type;
+use serde_json::{Value, json};
+
+use crate::error::Refusal;
+use crate::state::Shared;
+
+/// `Ok` once work is taken, 503 before and after.
+pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Result<&'static str, Refusal> {
+    shared.check_ready_quietly()?;
+    Ok("Ok")
+}
+
+/// `Ok` for as long as the process answers.
+pub(crate) async fn live() -> &'static str {
+    "Ok"
+}
+
+/// What runs here, as JSON.
+pub(crate) async fn info(State(shared): State<Arc<Shared>>) -> Response {
+    ([(header::CONTENT_TYPE, content_type::JSON)], describe(&shared).to_string()).into_response()
+}
+
+/// Prometheus' text.
+pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let text = shared.metrics.render(shared.queue.occupancy(), shared.budget.held());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+fn describe(shared: &Shared) -> Value {
+    let models: Vec<Value> = shared
+        .models
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            let engine = entry.autoencoder.engine();
+            json!({
+                "name": entry.name,
+                "default": index == 0,
+                "path": if index == 0 { "/".to_owned() } else { format!("/{}", entry.name) },
+                "engine": engine.name(),
+                "isa": engine.isa(),
+                "threads": engine.threads(),
+                "description": entry.autoencoder.model().description(),
+            })
+        })
+        .collect();
+    let queue = shared.queue.occupancy();
+    let options = &shared.options;
+    json!({
+        "name": "remote-vae",
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": shared.phase().name(),
+        "uptime_seconds": shared.started.elapsed().as_secs_f64(),
+        "precisions": ["exact"],
+        "answer_dtype": "float16",
+        "models": models,
+        "limits": options.limits,
+        "request_timeout_seconds": options.request_timeout.map(|timeout| timeout.as_secs_f64()),
+        "authentication": if options.api_keys.is_empty() { "none" } else { "bearer" },
+        "queue": {
+            "waiting": queue.waiting,
+            "running": queue.running,
+            "capacity": queue.capacity,
+            "held_bytes": shared.budget.held(),
+        },
+    })
+}

@@ -1,0 +1,39 @@
+//! The HTTP server: latents in, pictures out, and back, in the protocol of Hugging Face's "Remote VAE" endpoints.
+//!
+//! A request flows one way: `routes` finds the model, `request` reads body and parameters with the wire crate,
+//! `decode` or `encode` checks everything that can be wrong and makes a job, `queue` holds it, `worker` runs it on the
+//! engine's thread, `answer` makes the bytes on another thread while the engine goes on.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `options` | what an operator can set |
+//! | `lifecycle` | listening, connections, warm-up, graceful shutdown |
+//! | `observe` | request ids, the access log, request metrics, and the last guard against panics |
+//! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
+//! | `routes`, `info` | paths; health, information and metrics |
+//! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
+//! | `metrics`, `state`, `error` | what all of these share |
+#![forbid(unsafe_code)]
+
+mod answer;
+mod body;
+mod decode;
+mod encode;
+mod error;
+mod info;
+mod lifecycle;
+mod metrics;
+mod observe;
+mod options;
+mod plain_errors;
+mod queue;
+mod request;
+mod routes;
+mod state;
+mod worker;
+
+pub use error::ServerError;
+pub use lifecycle::{Server, ServerHandle};
+pub use options::{ApiKey, Limits, ServerOptions};
+pub use state::ModelEntry;

@@ -1,0 +1,271 @@
+//! A server from its first listening to its last answer: connections, warm-up, graceful shutdown.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use remote_vae_engine::EngineError;
+use remote_vae_wire::Operation;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::error::ServerError;
+use crate::observe::observe;
+use crate::options::ServerOptions;
+use crate::plain_errors::JsonErrors;
+use crate::queue::Queue;
+use crate::state::{ModelEntry, Phase, Shared, check_models};
+use crate::{routes, worker};
+
+/// How often the state of a draining server is looked at.
+const DRAIN_STEP: Duration = Duration::from_millis(10);
+/// Least time for answers to reach their clients after the engine has finished.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// How often histograms are tidied.
+const UPKEEP_STEP: Duration = Duration::from_secs(5);
+/// Pause after the system refused a connection, for instance for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server that listens but does not answer yet; [`Server::run`] makes it answer.
+///
+/// ```no_run
+/// # async fn example(autoencoder: std::sync::Arc<remote_vae_engine::Autoencoder>) -> Result<(), remote_vae_server::ServerError> {
+/// use remote_vae_server::{ModelEntry, Server, ServerOptions};
+///
+/// let options = ServerOptions { port: 0, ..ServerOptions::default() };
+/// let server = Server::bind(options, vec![ModelEntry { name: "default".into(), autoencoder }]).await?;
+/// println!("http://{}", server.address());
+/// let handle = server.shutdown_handle();
+/// tokio::spawn(async move {
+///     tokio::signal::ctrl_c().await.ok();
+///     handle.shutdown();
+/// });
+/// server.run().await
+/// # }
+/// ```
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Watches and stops a server from elsewhere. Cheap to clone; stays valid after the server's end.
+#[derive(Clone)]
+pub struct ServerHandle {
+    shared: Arc<Shared>,
+}
+
+impl ServerHandle {
+    /// Starts the graceful shutdown: readiness turns 503, new work is refused with 503, accepted work is finished
+    /// within the drain timeout, then [`Server::run`] returns. Calling it again changes nothing.
+    pub fn shutdown(&self) {
+        self.shared.phase.send_replace(Phase::Draining);
+    }
+
+    /// Whether work is taken.
+    pub fn is_ready(&self) -> bool {
+        self.shared.phase() == Phase::Ready
+    }
+
+    /// Waits until work is taken. False if the server stops instead.
+    pub async fn ready(&self) -> bool {
+        let mut phase = self.shared.phase.subscribe();
+        phase.wait_for(|phase| *phase != Phase::Loading).await.is_ok_and(|phase| *phase == Phase::Ready)
+    }
+}
+
+impl Server {
+    /// Listens on the address of the options. Connections are taken and answered once [`Server::run`] is called.
+    ///
+    /// # Errors
+    /// An option makes no sense, a model has an unfit name or there is none, or the address cannot be had.
+    pub async fn bind(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
+        options.validate()?;
+        check_models(&models)?;
+        let (host, port) = (options.host.clone(), options.port);
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let failed = |source| ServerError::Listen { host: host.clone(), port, source };
+        let listener = TcpListener::bind((bare, port)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { shared: Arc::new(Shared::new(options, models)), listener, address })
+    }
+
+    /// The address listened on, with the port that the system chose if the options left it open.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A handle to stop the server.
+    pub fn shutdown_handle(&self) -> ServerHandle {
+        ServerHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Answers until a shutdown is asked for and done.
+    ///
+    /// The server is ready, and says so, once the default model's weights are read (if the options ask for that).
+    ///
+    /// # Errors
+    /// The engine's thread cannot be started, or the default model's weights cannot be read.
+    pub async fn run(self) -> Result<(), ServerError> {
+        let Self { shared, listener, .. } = self;
+        let (warm_sender, mut warm) = oneshot::channel();
+        let for_thread = Arc::clone(&shared);
+        let thread = worker::start(Arc::clone(&shared.queue), move || {
+            let _ = warm_sender.send(warm_up(&for_thread));
+        })
+        .map_err(ServerError::Thread)?;
+        // Also ends the thread if this future is dropped.
+        let closing = CloseOnDrop(Arc::clone(&shared.queue));
+
+        let connections = Connections::new(&shared);
+        let mut drained = std::pin::pin!(drained(&shared));
+        let mut upkeep = tokio::time::interval(UPKEEP_STEP);
+        let mut is_warm = false;
+        let result = loop {
+            tokio::select! {
+                biased;
+                () = &mut drained => break Ok(()),
+                outcome = &mut warm, if !is_warm => {
+                    is_warm = true;
+                    match outcome {
+                        Ok(Ok(())) => become_ready(&shared),
+                        Ok(Err(error)) => break Err(error),
+                        Err(_) => break Err(ServerError::Thread(std::io::Error::other("it ended at once"))),
+                    }
+                }
+                _ = upkeep.tick() => shared.metrics.upkeep(),
+                () = connections.accept(&listener) => {}
+            }
+        };
+        drop(listener);
+        // What is still waiting or running has used up the drain time.
+        drop(closing);
+        connections.finish().await;
+        worker::join(thread).await;
+        result
+    }
+}
+
+struct CloseOnDrop(Arc<Queue>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Reads the default model's weights, on the engine's thread.
+fn warm_up(shared: &Shared) -> Result<(), ServerError> {
+    let Some(entry) = shared.models.first() else { return Err(ServerError::NoModel) };
+    for entry in &shared.models {
+        let engine = entry.autoencoder.engine();
+        shared.metrics.build_info(&engine.name(), engine.isa());
+    }
+    if !shared.options.warm_up {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let model = entry.autoencoder.model();
+    let operation = if model.decoder().is_some() { Operation::Decode } else { Operation::Encode };
+    let loading = std::panic::AssertUnwindSafe(|| entry.autoencoder.warm(operation));
+    let outcome = std::panic::catch_unwind(loading).unwrap_or(Err(EngineError::Cancelled));
+    outcome.map_err(|source| ServerError::WarmUp { model: entry.name.clone(), source })?;
+    shared.metrics.loaded(&entry.name, start.elapsed());
+    Ok(())
+}
+
+/// Ready, unless a shutdown was asked for meanwhile.
+fn become_ready(shared: &Shared) {
+    shared.phase.send_if_modified(|phase| {
+        let loading = *phase == Phase::Loading;
+        if loading {
+            *phase = Phase::Ready;
+        }
+        loading
+    });
+}
+
+/// Returns when a shutdown was asked for and the accepted work is done, or has had its time.
+async fn drained(shared: &Shared) {
+    let mut phase: watch::Receiver<Phase> = shared.phase.subscribe();
+    // The sender lives in `shared`.
+    let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
+    tracing::info!("draining: new work is refused, accepted work is finished");
+    let start = Instant::now();
+    while !shared.is_idle() {
+        if start.elapsed() >= shared.options.drain_timeout {
+            tracing::warn!("the drain timeout is over; unfinished work is dropped");
+            return;
+        }
+        tokio::time::sleep(DRAIN_STEP).await;
+    }
+}
+
+/// The open connections.
+struct Connections {
+    shared: Arc<Shared>,
+    router: Router,
+    graceful: GracefulShutdown,
+    places: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            router: routes::router(Arc::clone(shared)),
+            graceful: GracefulShutdown::new(),
+            places: Arc::new(Semaphore::new(shared.options.limits.max_connections)),
+        }
+    }
+
+    /// Takes one connection and serves it on a task of its own.
+    async fn accept(&self, listener: &TcpListener) {
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let serving = self.serve(stream);
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream) -> impl Future<Output = ()> + Send + use<> {
+        let _ = stream.set_nodelay(true);
+        let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (shared, router) = (Arc::clone(&shared), router.clone());
+            async move { Ok::<_, Infallible>(observe(shared, router, request.map(Body::new)).await) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.shared.options.idle_timeout);
+        let connection = builder.serve_connection(TokioIo::new(JsonErrors::new(stream)), service);
+        let connection = self.graceful.watch(connection);
+        async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
+    }
+
+    /// Lets answers reach their clients, then gives up on the rest.
+    async fn finish(self) {
+        if tokio::time::timeout(FLUSH_TIME, self.graceful.shutdown()).await.is_err() {
+            tracing::warn!("some clients did not take their answers in time");
+        }
+    }
+}

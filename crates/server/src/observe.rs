@@ -1,0 +1,260 @@
+//! Around every request: its id, its line in the access log, its metrics, and an answer even if a handler panics.
+//!
+//! The log says what was asked for and how long it took, never what was in it: no query, no header values, no bytes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use tower_service::Service;
+
+use crate::error::{Refusal, shortened};
+use crate::state::Shared;
+
+/// The id of a request, taken from the client if it sent a usable one.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// What handlers tell the log about a request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trace {
+    pub(crate) model: Option<String>,
+    pub(crate) operation: Option<&'static str>,
+    pub(crate) request_bytes: u64,
+    pub(crate) queued: Option<Duration>,
+    pub(crate) engine: Option<Duration>,
+    pub(crate) post: Option<Duration>,
+}
+
+/// A [`Trace`] that handler and log share; found in a request's extensions.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedTrace(Arc<Mutex<Trace>>);
+
+impl SharedTrace {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Trace)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn read(&self) -> Trace {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Serves one request from head to answer's head.
+pub(crate) async fn observe(shared: Arc<Shared>, mut router: Router, mut request: Request<Body>) -> Response {
+    let record = Record::new(&shared, &request);
+    request.extensions_mut().insert(record.trace.clone());
+    drop_final_slashes(&mut request);
+    let mut handling = pin!(router.call(request));
+    let outcome = std::future::poll_fn(|context| {
+        let poll = catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(context)));
+        poll.map_or_else(|_| std::task::Poll::Ready(None), |poll| poll.map(Some))
+    });
+    let response = match outcome.await {
+        Some(Ok(response)) => json_errors(response),
+        None => {
+            tracing::error!(request_id = ?record.id, "a handler panicked");
+            Refusal::internal("The server failed on this request.").into_response()
+        }
+    };
+    record.answered(response)
+}
+
+/// `/health/` is `/health`, without a redirect.
+fn drop_final_slashes(request: &mut Request<Body>) {
+    let path = request.uri().path();
+    let trimmed = match path.trim_end_matches('/') {
+        "" => "/",
+        trimmed => trimmed,
+    };
+    if trimmed.len() == path.len() {
+        return;
+    }
+    let rewritten = match request.uri().query() {
+        Some(query) => format!("{trimmed}?{query}"),
+        None => trimmed.to_owned(),
+    };
+    if let Ok(path_and_query) = PathAndQuery::try_from(rewritten) {
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = Some(path_and_query);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
+/// Answers that the framework made itself become JSON like all others.
+fn json_errors(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    if !is_error || is_json {
+        return response;
+    }
+    let reason = status.canonical_reason().unwrap_or("The request was refused");
+    let mut replacement = Refusal::new(status, format!("{reason}.")).into_response();
+    for (name, value) in response.headers() {
+        if !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH) {
+            replacement.headers_mut().insert(name, value.clone());
+        }
+    }
+    replacement
+}
+
+/// One request's line in the log. Dropped without an answer, it says that the client left.
+struct Record {
+    shared: Arc<Shared>,
+    trace: SharedTrace,
+    id: HeaderValue,
+    method: Method,
+    path: String,
+    start: Instant,
+    done: bool,
+}
+
+/// What proxies write for a client that left.
+const CLIENT_LEFT: u16 = 499;
+
+impl Record {
+    fn new(shared: &Arc<Shared>, request: &Request<Body>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            trace: SharedTrace::default(),
+            id: request_id(request.headers()),
+            method: request.method().clone(),
+            path: shortened(request.uri().path()),
+            start: Instant::now(),
+            done: false,
+        }
+    }
+
+    fn answered(mut self, mut response: Response) -> Response {
+        self.done = true;
+        let trace = self.trace.read();
+        response.headers_mut().insert(REQUEST_ID, self.id.clone());
+        if let Some(timing) = server_timing(&trace) {
+            response.headers_mut().insert(SERVER_TIMING, timing);
+        }
+        let bytes = response.body().size_hint().exact().unwrap_or(0);
+        self.write(&trace, response.status(), bytes);
+        response
+    }
+
+    fn write(&self, trace: &Trace, status: StatusCode, response_bytes: u64) {
+        let total = self.start.elapsed();
+        let code = status.as_u16();
+        if let (Some(operation), Some(model)) = (trace.operation, &trace.model) {
+            self.shared.metrics.request(operation, model, code, total);
+            self.shared.metrics.sizes(trace.request_bytes, response_bytes);
+        }
+        let milliseconds = |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0);
+        let id = self.id.to_str().unwrap_or("");
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "remote_vae::access",
+                    id,
+                    method = %self.method,
+                    path = self.path,
+                    status = code,
+                    model = trace.model.as_deref(),
+                    operation = trace.operation,
+                    request_bytes = trace.request_bytes,
+                    response_bytes,
+                    queue_ms = milliseconds(trace.queued),
+                    engine_ms = milliseconds(trace.engine),
+                    post_ms = milliseconds(trace.post),
+                    total_ms = milliseconds(Some(total)),
+                )
+            };
+        }
+        // Probes come every second.
+        if self.method == Method::GET || self.method == Method::HEAD { line!(debug) } else { line!(info) }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.done {
+            let status = StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::BAD_REQUEST);
+            self.write(&self.trace.read(), status, 0);
+        }
+    }
+}
+
+/// Milliseconds of each stage, in the form browsers show.
+fn server_timing(trace: &Trace) -> Option<HeaderValue> {
+    let stages = [("queue", trace.queued), ("engine", trace.engine), ("post", trace.post)];
+    let stages: Vec<String> = stages
+        .into_iter()
+        .filter_map(|(name, time)| time.map(|time| format!("{name};dur={:.2}", time.as_secs_f64() * 1e3)))
+        .collect();
+    if stages.is_empty() { None } else { HeaderValue::try_from(stages.join(", ")).ok() }
+}
+
+/// The client's id if it is short and plain, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    const LONGEST: usize = 128;
+    let plain = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+        !bytes.is_empty() && bytes.len() <= LONGEST && bytes.iter().all(allowed)
+    };
+    headers.get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(new_id)
+}
+
+fn new_id() -> HeaderValue {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let text = format!("{:08x}-{number:06x}", crate::request::random_bits() as u32);
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trimmed(uri: &str) -> String {
+        let mut request = Request::builder().uri(uri).body(Body::empty()).unwrap();
+        drop_final_slashes(&mut request);
+        request.uri().to_string()
+    }
+
+    #[test]
+    fn final_slashes_go() {
+        assert_eq!(trimmed("/health/"), "/health");
+        assert_eq!(trimmed("/a/decode//?shape=1&x=/"), "/a/decode?shape=1&x=/");
+        assert_eq!(trimmed("/"), "/");
+        assert_eq!(trimmed("//?a=b"), "/?a=b");
+        assert_eq!(trimmed("http://host/x/"), "http://host/x");
+    }
+
+    #[test]
+    fn ids_are_kept_when_plain() {
+        let id = |text: &str| {
+            let headers = HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(text).unwrap())]);
+            request_id(&headers).to_str().unwrap().to_owned()
+        };
+        assert_eq!(id("abc-1"), "abc-1");
+        assert_ne!(id("a b"), "a b");
+        assert_ne!(id(&"x".repeat(200)), "x".repeat(200));
+        assert_ne!(id("a b"), id("a b"));
+    }
+
+    #[test]
+    fn stages_are_told() {
+        let trace = Trace { queued: Some(Duration::from_millis(2)), ..Trace::default() };
+        assert_eq!(server_timing(&trace).unwrap(), "queue;dur=2.00");
+        assert!(server_timing(&Trace::default()).is_none());
+    }
+}

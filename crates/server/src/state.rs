@@ -1,0 +1,167 @@
+//! What all handlers share, and the phases of a server's life.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use remote_vae_engine::Autoencoder;
+use tokio::sync::{Semaphore, watch};
+
+use crate::body::ByteBudget;
+use crate::error::{Refusal, ServerError};
+use crate::metrics::{Metrics, Rejection};
+use crate::options::ServerOptions;
+use crate::queue::{NoPlace, Place, Queue};
+
+/// A model and the name it is served under: `POST /NAME`. The first of a server is its default.
+#[derive(Clone)]
+pub struct ModelEntry {
+    /// Letters, digits, `.`, `_` and `-`; not the name of one of the server's own routes.
+    pub name: String,
+    /// The model.
+    pub autoencoder: Arc<Autoencoder>,
+}
+
+/// First path segments that belong to the server.
+const RESERVED: [&str; 16] = [
+    "api-doc", "decode", "docs", "encode", "health", "info", "jobs", "livez", "metrics", "models", "ping", "predict",
+    "readyz", "static", "v1", "v2",
+];
+
+/// Checks that names are fit for paths and that there is a default.
+pub(crate) fn check_models(models: &[ModelEntry]) -> Result<(), ServerError> {
+    if models.is_empty() {
+        return Err(ServerError::NoModel);
+    }
+    for (index, ModelEntry { name, .. }) in models.iter().enumerate() {
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if name.is_empty() || !plain || name.starts_with('.') || RESERVED.contains(&name.as_str()) {
+            return Err(ServerError::ModelName { name: name.clone() });
+        }
+        if models.iter().take(index).any(|other| other.name == *name) {
+            return Err(ServerError::DuplicateModel { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Where a server stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Weights are being read.
+    Loading,
+    /// Work is taken.
+    Ready,
+    /// No new work is taken; what was accepted is finished.
+    Draining,
+}
+
+impl Phase {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Phase::Loading => "loading",
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+        }
+    }
+}
+
+/// One server's state.
+pub(crate) struct Shared {
+    pub(crate) options: ServerOptions,
+    pub(crate) models: Vec<ModelEntry>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) budget: Arc<ByteBudget>,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) started: Instant,
+    /// Requests for work between their head and their answer's head.
+    active: AtomicUsize,
+    /// Threads that unpack and compress pictures at one time.
+    pictures: Semaphore,
+}
+
+/// What a client is told to wait while models load or a replacement starts.
+const PHASE_RETRY: Duration = Duration::from_secs(5);
+
+impl Shared {
+    pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            queue: Queue::new(options.limits.max_queue, Arc::clone(&metrics)),
+            budget: ByteBudget::new(options.limits.max_held_bytes),
+            phase: watch::Sender::new(Phase::Loading),
+            started: Instant::now(),
+            active: AtomicUsize::new(0),
+            pictures: Semaphore::new(cores.max(2)),
+            options,
+            models,
+            metrics,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Refuses work unless it is taken, and counts the refusal.
+    pub(crate) fn check_ready(&self) -> Result<(), Refusal> {
+        self.check_ready_quietly().inspect_err(|_| self.metrics.rejected(Rejection::Draining))
+    }
+
+    /// As [`Shared::check_ready`], for probes.
+    pub(crate) fn check_ready_quietly(&self) -> Result<(), Refusal> {
+        let message = match self.phase() {
+            Phase::Ready => return Ok(()),
+            Phase::Loading => "The server is loading its models. Try again shortly.",
+            Phase::Draining => "The server is shutting down. Try again shortly.",
+        };
+        Err(Refusal::unavailable(message, PHASE_RETRY))
+    }
+
+    /// A place in the queue, or 429.
+    pub(crate) fn reserve(&self) -> Result<Place, Refusal> {
+        self.queue.reserve().map_err(|error| match error {
+            NoPlace::Closed => {
+                self.metrics.rejected(Rejection::Draining);
+                Refusal::unavailable("The server is shutting down. Try again shortly.", PHASE_RETRY)
+            }
+            NoPlace::Full { retry_after } => {
+                self.metrics.rejected(Rejection::Overloaded);
+                let waiting = self.options.limits.max_queue;
+                Refusal::overloaded(format!("The queue is full: {waiting} requests wait. Try again."), retry_after)
+            }
+        })
+    }
+
+    /// Runs work on pictures beside the event loop, a few at a time.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let failed = |_| Refusal::internal("The server failed while handling a picture.");
+        let _permit = self.pictures.acquire().await;
+        tokio::task::spawn_blocking(work).await.map_err(failed)
+    }
+
+    /// Counts a request for work as active for as long as the guard lives.
+    pub(crate) fn enter(self: &Arc<Self>) -> Active {
+        self.active.fetch_add(1, Ordering::SeqCst);
+        Active(Arc::clone(self))
+    }
+
+    /// Whether no request is being worked on.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.load(Ordering::SeqCst) == 0 && self.queue.is_idle()
+    }
+}
+
+/// An active request.
+pub(crate) struct Active(Arc<Shared>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,8 @@
+//! Real servers on free ports, spoken to over real sockets, with small random models.
+
+mod decode;
+mod encode;
+mod errors;
+mod raw;
+mod service;
+mod support;

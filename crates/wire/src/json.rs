@@ -1,0 +1,161 @@
+//! JSON bodies: the requests of the two oldest generations of clients, base64 answers, and errors.
+//!
+//! - v0, `application/json`: `{"inputs": base64, "parameters": {"shape": […], "dtype": …, …}}`, no query.
+//! - v1, `tensor/base64`: `{"inputs": base64}`, everything else in the query.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::WireError;
+use crate::header::{TensorHeader, parse_dimension, parse_dimension_list, push_dimension};
+use crate::parameters::Parameters;
+use crate::query::SCALAR_KEYS;
+
+#[derive(Deserialize)]
+struct Request<'a> {
+    #[serde(borrow)]
+    inputs: std::borrow::Cow<'a, str>,
+    parameters: Option<Map<String, Value>>,
+}
+
+/// Takes the tensor's (or picture's) bytes out of a JSON body of either generation.
+///
+/// Parameters inside the body are merged into `parameters`, under the names and rules of the query; where both
+/// state something the query wins. A body with a `parameters` member is of the oldest form, which had no switch
+/// for scaling and was always scaled by the model: without `do_scaling`, `scaling_factor` or `shift_factor`
+/// anywhere, `do_scaling` is set to true.
+///
+/// # Errors
+/// [`WireError::InvalidJson`], [`WireError::InvalidBase64`], or what [`Parameters::from_query`] gives for a
+/// parameter.
+pub fn unwrap_json_body(body: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>, WireError> {
+    let request: Request<'_> =
+        serde_json::from_slice(body).map_err(|error| WireError::InvalidJson { reason: error.to_string() })?;
+    if let Some(members) = &request.parameters {
+        merge(members, parameters)?;
+        let silent = parameters.do_scaling.is_none()
+            && parameters.scaling_factor.is_none()
+            && parameters.shift_factor.is_none();
+        if silent {
+            parameters.do_scaling = Some(true);
+        }
+    }
+    decode_base64(&request.inputs)
+}
+
+/// Sets from `members` what `parameters` leaves open.
+fn merge(members: &Map<String, Value>, parameters: &mut Parameters) -> Result<(), WireError> {
+    let mut inner = Parameters::default();
+    for name in SCALAR_KEYS {
+        if let Some(text) = members.get(name).and_then(scalar_text) {
+            inner.set(name, &text)?;
+        }
+    }
+    match members.get("shape") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(dimensions)) => {
+            let shape = inner.shape.insert(Vec::new());
+            for dimension in dimensions {
+                push_dimension(shape, parse_dimension(&dimension.to_string())?)?;
+            }
+        }
+        Some(Value::String(text)) => inner.shape = Some(parse_dimension_list(text.trim())?),
+        Some(other) => {
+            return Err(WireError::invalid("shape", &other.to_string(), "a list of whole numbers"));
+        }
+    }
+    let outer = std::mem::take(parameters);
+    *parameters = Parameters {
+        shape: outer.shape.or(inner.shape),
+        dtype: outer.dtype.or(inner.dtype),
+        output_type: outer.output_type.or(inner.output_type),
+        image_format: outer.image_format.or(inner.image_format),
+        partial_postprocess: outer.partial_postprocess || inner.partial_postprocess,
+        do_scaling: outer.do_scaling.or(inner.do_scaling),
+        scaling_factor: outer.scaling_factor.or(inner.scaling_factor),
+        shift_factor: outer.shift_factor.or(inner.shift_factor),
+        height: outer.height.or(inner.height),
+        width: outer.width.or(inner.width),
+        precision: outer.precision.or(inner.precision),
+        seed: outer.seed.or(inner.seed),
+        sample: outer.sample.or(inner.sample),
+    };
+    Ok(())
+}
+
+/// The text a JSON value would have in a query; null is absence.
+fn scalar_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
+fn decode_base64(text: &str) -> Result<Vec<u8>, WireError> {
+    let invalid = |error: base64::DecodeError| WireError::InvalidBase64 { reason: error.to_string() };
+    if !text.contains(|c: char| c.is_ascii_whitespace()) {
+        return STANDARD.decode(text).map_err(invalid);
+    }
+    let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    STANDARD.decode(compact).map_err(invalid)
+}
+
+/// The JSON answer that carries a tensor: `{"inputs": base64, "parameters": {"shape": […], "dtype": …}}`.
+pub fn base64_tensor(header: &TensorHeader, bytes: &[u8]) -> String {
+    let parameters = TensorMembers { shape: header.shape.clone(), dtype: header.dtype.name().into() };
+    let answer = TensorAnswer { inputs: STANDARD.encode(bytes).into(), parameters };
+    serde_json::to_string(&answer).unwrap_or_default()
+}
+
+/// Reads what [`base64_tensor`] writes, and checks that the bytes are the tensor.
+///
+/// # Errors
+/// [`WireError::InvalidJson`], [`WireError::InvalidBase64`], [`WireError::UnsupportedDtype`], or what
+/// [`TensorHeader::check_body`] gives.
+pub fn parse_base64_tensor(body: &[u8]) -> Result<(TensorHeader, Vec<u8>), WireError> {
+    let answer: TensorAnswer<'_> =
+        serde_json::from_slice(body).map_err(|error| WireError::InvalidJson { reason: error.to_string() })?;
+    let header = TensorHeader { shape: answer.parameters.shape, dtype: answer.parameters.dtype.parse()? };
+    let bytes = decode_base64(&answer.inputs)?;
+    header.check_body(bytes.len())?;
+    Ok((header, bytes))
+}
+
+#[derive(Serialize, Deserialize)]
+struct TensorAnswer<'a> {
+    #[serde(borrow)]
+    inputs: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    parameters: TensorMembers<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TensorMembers<'a> {
+    shape: Vec<usize>,
+    #[serde(borrow)]
+    dtype: std::borrow::Cow<'a, str>,
+}
+
+/// The JSON answer that carries a file: one string, the file in base64.
+pub fn base64_file(bytes: &[u8]) -> String {
+    format!("\"{}\"", STANDARD.encode(bytes))
+}
+
+/// The body of every answer that is not a success: `{"error": message}`.
+pub fn error_body(message: &str) -> String {
+    serde_json::json!({ "error": message }).to_string()
+}
+
+/// The message in a body that [`error_body`] wrote; none if it is something else.
+pub fn error_message(body: &[u8]) -> Option<String> {
+    match serde_json::from_slice(body).ok()? {
+        Value::Object(mut members) => match members.remove("error")? {
+            Value::String(message) => Some(message),
+            other => Some(other.to_string()),
+        },
+        _ => None,
+    }
+}
