@@ -206,7 +206,11 @@ impl Client {
             return Ok((headers, Vec::from(body)));
         }
         let message = error_message(&body).unwrap_or_else(|| foreign_message(status, &body));
-        Err(ClientError::Refused { status: status.as_u16(), message, retry_after: retry::retry_after(&headers) })
+        Err(ClientError::Refused {
+            status: status.as_u16(),
+            message,
+            retry_after: retry::retry_after(&headers),
+        })
     }
 
     fn failure(&self, error: &reqwest::Error) -> ClientError {
@@ -226,7 +230,8 @@ impl Client {
 /// What an error without JSON says: some proxy's page, shortened, or just the status' name.
 fn foreign_message(status: reqwest::StatusCode, body: &[u8]) -> String {
     const LIMIT: usize = 200;
-    let text: String = String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(LIMIT).collect();
+    let text: String =
+        String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(LIMIT).collect();
     let reason = status.canonical_reason().unwrap_or("no reason given");
     if text.is_empty() { format!("{reason}.") } else { format!("{reason}. {text}") }
 }

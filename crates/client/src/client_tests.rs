@@ -30,7 +30,11 @@ async fn echo(request: Request) -> impl IntoResponse {
     let accept = request.headers()["accept"].clone();
     let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
     let shape = format!("[{}]", body.len());
-    ([("shape", shape), ("dtype", "uint8".into()), ("x-request-id", query)], [("x-remote-vae-engine", accept)], body)
+    (
+        [("shape", shape), ("dtype", "uint8".into()), ("x-request-id", query)],
+        [("x-remote-vae-engine", accept)],
+        body,
+    )
 }
 
 #[tokio::test]
@@ -56,20 +60,22 @@ async fn an_encode_states_only_what_is_needed() {
     assert_eq!(reply.request_id.as_deref(), Some("token=1"));
     let reply = client.encode(latents().into(), &EncodeOptions::default().sampled(7)).await.unwrap();
     let query = reply.request_id.unwrap();
-    assert!(query.contains("shape=1") && query.contains("seed=7") && !query.contains("output_type"), "{query}");
+    assert!(
+        query.contains("shape=1") && query.contains("seed=7") && !query.contains("output_type"),
+        "{query}"
+    );
 }
 
 #[tokio::test]
 async fn busy_servers_are_asked_again() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
-    let router = Router::new().fallback(async move |request: Request| {
-        match counted.fetch_add(1, Ordering::SeqCst) {
+    let router =
+        Router::new().fallback(async move |request: Request| match counted.fetch_add(1, Ordering::SeqCst) {
             0 => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")], "{}").into_response(),
             1 => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "0")], "<html>").into_response(),
             _ => echo(request).await.into_response(),
-        }
-    });
+        });
     let url = serve(router).await;
     let client = Client::new(&url).unwrap();
     assert!(client.decode(&latents(), &DecodeOptions::default()).await.is_ok());
@@ -83,9 +89,8 @@ async fn busy_servers_are_asked_again() {
 
 #[tokio::test]
 async fn refusals_carry_the_servers_words() {
-    let router = Router::new().fallback(async || {
-        (StatusCode::BAD_REQUEST, r#"{"error":"Expected `dtype` in query params."}"#)
-    });
+    let router = Router::new()
+        .fallback(async || (StatusCode::BAD_REQUEST, r#"{"error":"Expected `dtype` in query params."}"#));
     let client = Client::new(serve(router).await).unwrap();
     let error = client.decode(&latents(), &DecodeOptions::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "The server answered 400: Expected `dtype` in query params.");
@@ -117,7 +122,10 @@ async fn an_absent_server_is_one_clear_sentence() {
     drop(listener);
     let client = Client::new(format!("http://{address}")).unwrap();
     let message = client.decode(&latents(), &DecodeOptions::default()).await.unwrap_err().to_string();
-    assert!(message.starts_with(&format!("Nothing answers at http://{address}/: is the server running")), "{message}");
+    assert!(
+        message.starts_with(&format!("Nothing answers at http://{address}/: is the server running")),
+        "{message}"
+    );
     assert!(!message.contains("shape="), "{message}");
 }
 

@@ -83,9 +83,10 @@ pub(crate) fn connect(
         // Machines without certificates can speak plain HTTP all the same.
         builder = builder.tls_certs_only([]);
     }
-    builder
-        .build()
-        .map_err(|error| ClientError::Connection { address: shown(url), reason: crate::client::chain(&error) })
+    builder.build().map_err(|error| ClientError::Connection {
+        address: shown(url),
+        reason: crate::client::chain(&error),
+    })
 }
 
 #[cfg(test)]

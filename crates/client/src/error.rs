@@ -63,7 +63,9 @@ pub enum ClientError {
     #[error(transparent)]
     Tensor(#[from] WireError),
     /// The blocking client was used where it would stall an async runtime.
-    #[error("The blocking client cannot be used inside an async runtime; use `remote_vae_client::Client` there.")]
+    #[error(
+        "The blocking client cannot be used inside an async runtime; use `remote_vae_client::Client` there."
+    )]
     InsideRuntime,
     /// The blocking client's own runtime could not be started.
     #[error("The blocking client could not be started: {0}.")]

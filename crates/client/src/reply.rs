@@ -69,7 +69,10 @@ impl Reply {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let content = if wants_tensor {
             let (Some(shape), Some(dtype)) = (text(HEADER_SHAPE), text(HEADER_DTYPE)) else {
-                return Err(unexpected("the headers `shape` and `dtype` of a tensor", "an answer without them"));
+                return Err(unexpected(
+                    "the headers `shape` and `dtype` of a tensor",
+                    "an answer without them",
+                ));
             };
             let TensorHeader { shape, dtype } = TensorHeader::parse(shape, dtype).map_err(answer_error)?;
             Content::Tensor(Tensor::new(shape, dtype, body).map_err(answer_error)?)

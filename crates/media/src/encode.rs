@@ -1,6 +1,6 @@
 //! PNG and JPEG files as Pillow writes them by default.
 
-use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 
 use crate::error::{MediaError, check_length};
 
@@ -60,6 +60,7 @@ pub fn encode_jpeg(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>, M
     let mut file = Vec::with_capacity(rgb.len() / 8 + 1024);
     let mut encoder = Encoder::new(&mut file, JPEG_QUALITY);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
     encoder.encode(rgb, width as u16, height as u16, ColorType::Rgb).map_err(unwritable)?;
     Ok(file)
 }

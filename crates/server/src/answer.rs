@@ -7,8 +7,8 @@ use bytes::Bytes;
 use remote_vae_media as media;
 use remote_vae_media::MediaError;
 use remote_vae_wire::{
-    Answer, Dtype, Encoding, HEADER_DTYPE, HEADER_SHAPE, Negotiated, TensorHeader, base64_file, base64_tensor,
-    bytes_from_elements,
+    Answer, Dtype, Encoding, HEADER_DTYPE, HEADER_SHAPE, Negotiated, TensorHeader, base64_file,
+    base64_tensor, bytes_from_elements,
 };
 
 use crate::error::Refusal;
@@ -61,23 +61,35 @@ pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
             let header = TensorHeader { shape: vec![batch, height, width, channels], dtype: Dtype::Uint8 };
             (Some(header), media::to_uint8_channel_last(&tensor.values, tensor.shape))
         }
-        Answer::Png => (None, file(&tensor, media::encode_png)?),
-        Answer::Jpeg => (None, file(&tensor, media::encode_jpeg)?),
+        Answer::Png => {
+            let Picture(rgb, width, height) = Picture::first(&tensor);
+            (None, media::encode_png(&rgb, width, height).map_err(media_refusal)?)
+        }
+        Answer::Jpeg => {
+            let Picture(rgb, width, height) = Picture::first(&tensor);
+            (None, media::encode_jpeg(&rgb, width, height).map_err(media_refusal)?)
+        }
         Answer::Mp4 => return Err(Refusal::internal("A picture was to be sent as a video.")),
     };
     drop(tensor);
     Ok(response(negotiated, header, bytes))
 }
 
-/// The first picture of the batch as a file.
-fn file(
-    tensor: &Tensor,
-    encode: fn(&[u8], usize, usize) -> Result<Vec<u8>, MediaError>,
-) -> Result<Vec<u8>, Refusal> {
-    let [_, channels, height, width] = tensor.shape;
-    let first = tensor.values.get(..channels * height * width).unwrap_or(&tensor.values);
-    let rgb = media::to_uint8_channel_last(first, [1, channels, height, width]);
-    encode(&rgb, width, height).map_err(|error| Refusal::bad_request(error.to_string()))
+/// A picture as the writers of files take it: bytes of red, green and blue, width, height.
+struct Picture(Vec<u8>, usize, usize);
+
+impl Picture {
+    /// The first of the batch.
+    fn first(tensor: &Tensor) -> Self {
+        let [_, channels, height, width] = tensor.shape;
+        let first = tensor.values.get(..channels * height * width).unwrap_or(&tensor.values);
+        Self(media::to_uint8_channel_last(first, [1, channels, height, width]), width, height)
+    }
+}
+
+/// A size that the file cannot hold is what the client asked for.
+fn media_refusal(error: MediaError) -> Refusal {
+    Refusal::bad_request(error.to_string())
 }
 
 fn response(negotiated: Negotiated, header: Option<TensorHeader>, bytes: Vec<u8>) -> Response {

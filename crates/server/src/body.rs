@@ -76,7 +76,8 @@ impl Reader<'_> {
     pub(crate) fn check_announced(&self, headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
         let Some(value) = headers.get(header::CONTENT_LENGTH) else { return Ok(None) };
         let length = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let length = length.ok_or_else(|| Refusal::bad_request("Expected `content-length` to be a number."))?;
+        let length =
+            length.ok_or_else(|| Refusal::bad_request("Expected `content-length` to be a number."))?;
         if length > self.max_bytes { Err(self.too_large(&length.to_string())) } else { Ok(Some(length)) }
     }
 
@@ -85,7 +86,11 @@ impl Reader<'_> {
     }
 
     /// Reads the whole body. The lease must live as long as the bytes do.
-    pub(crate) async fn read(&self, announced: Option<u64>, body: &mut Body) -> Result<(Vec<u8>, Lease), Refusal> {
+    pub(crate) async fn read(
+        &self,
+        announced: Option<u64>,
+        body: &mut Body,
+    ) -> Result<(Vec<u8>, Lease), Refusal> {
         let mut lease = Lease::new(self.budget);
         lease.grow_to(announced.unwrap_or(0))?;
         let reading = self.read_frames(announced, body, &mut lease);
@@ -107,7 +112,9 @@ impl Reader<'_> {
         let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(TRUST) as usize);
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                Refusal::bad_request(format!("The body ended before its announced end or is malformed: {error}."))
+                Refusal::bad_request(format!(
+                    "The body ended before its announced end or is malformed: {error}."
+                ))
             })?;
             let Some(data) = frame.data_ref() else { continue };
             let length = bytes.len() as u64 + data.len() as u64;

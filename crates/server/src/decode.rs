@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use remote_vae_engine::EngineError;
 use remote_vae_model::ModelError;
-use remote_vae_wire::{
-    Answer, Parameters, TensorHeader, elements_from_bytes, negotiate,
-};
+use remote_vae_wire::{Answer, Parameters, TensorHeader, elements_from_bytes, negotiate};
 
 use crate::answer::Form;
 use crate::error::Refusal;
@@ -72,7 +70,9 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
 /// some send wrong ones.
 fn layout(header: &TensorHeader, parameters: &Parameters, channels: usize) -> Result<Layout, Refusal> {
     match header.shape[..] {
-        [batch, found, height, width] if found == channels => Ok(Layout::Planes([batch, found, height, width])),
+        [batch, found, height, width] if found == channels => {
+            Ok(Layout::Planes([batch, found, height, width]))
+        }
         [first, second, third] => match (parameters.height, parameters.width) {
             (Some(height), Some(width)) if third == 4 * channels || first != channels => {
                 Ok(Layout::Packed { tokens: [first, second, third], height, width })

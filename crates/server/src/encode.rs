@@ -3,8 +3,13 @@
 use std::sync::Arc;
 
 use remote_vae_engine::Draw;
-use remote_vae_media::{DecodeLimits, MediaError, RgbImage, decode_image, resize_to_multiple, tensor_to_model_range, to_model_range};
-use remote_vae_wire::{BodyKind, Dtype, Parameters, TensorHeader, elements_from_bytes, image_body, negotiate_encode};
+use remote_vae_media::{
+    DecodeLimits, MediaError, RgbImage, decode_image, resize_to_multiple, tensor_to_model_range,
+    to_model_range,
+};
+use remote_vae_wire::{
+    BodyKind, Dtype, Parameters, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
+};
 
 use crate::answer::Form;
 use crate::decode::check_scaling;
@@ -104,7 +109,9 @@ async fn unpack(shared: &Shared, file: Vec<u8>, factor: usize) -> Result<RgbImag
 /// A picture larger than a limit is refused as a body larger than a limit is; whatever else is wrong is a bad request.
 fn media_refusal(error: MediaError) -> Refusal {
     match error {
-        MediaError::TooManyPixels { .. } | MediaError::TooManyBytes { .. } => Refusal::too_large(error.to_string()),
+        MediaError::TooManyPixels { .. } | MediaError::TooManyBytes { .. } => {
+            Refusal::too_large(error.to_string())
+        }
         _ => Refusal::bad_request(error.to_string()),
     }
 }

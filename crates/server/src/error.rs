@@ -24,7 +24,9 @@ pub enum ServerError {
     #[error("Expected at least one model. Got none.")]
     NoModel,
     /// A model's name is part of a path and must not hide another route.
-    #[error("Expected a model name of letters, digits, `.`, `_` and `-` that is no route of the server. Got `{name}`.")]
+    #[error(
+        "Expected a model name of letters, digits, `.`, `_` and `-` that is no route of the server. Got `{name}`."
+    )]
     ModelName {
         /// The name found.
         name: String,
@@ -139,7 +141,8 @@ fn whole_seconds(wait: Duration) -> u64 {
 /// At most 64 characters of what a client sent, for use in a message.
 pub(crate) fn shortened(text: &str) -> String {
     const LIMIT: usize = 64;
-    let mut out: String = text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut out: String =
+        text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(LIMIT).is_some() {
         out.push('…');
     }

@@ -163,7 +163,10 @@ impl Metrics {
         self.gauge("rvae_capacity", Vec::new(), queue.capacity as f64);
         self.gauge("rvae_inflight_bytes", Vec::new(), held_bytes as f64);
         let mut text = self.recorder.handle().render();
-        text.push_str(&format!("inf_batch_current_size {}\ninf_queue_size {}\n", queue.running, queue.waiting));
+        text.push_str(&format!(
+            "inf_batch_current_size {}\ninf_queue_size {}\n",
+            queue.running, queue.waiting
+        ));
         text
     }
 }

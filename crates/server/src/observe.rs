@@ -157,7 +157,8 @@ impl Record {
             self.shared.metrics.request(operation, model, code, total);
             self.shared.metrics.sizes(trace.request_bytes, response_bytes);
         }
-        let milliseconds = |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0);
+        let milliseconds =
+            |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0);
         let id = self.id.to_str().unwrap_or("");
         macro_rules! line {
             ($level:ident) => {

@@ -29,7 +29,10 @@ fn replacement(head: &[u8]) -> Option<Vec<u8>> {
     const STATUSES: [(&[u8], &str); 3] = [
         (b"HTTP/1.1 400 ", "The request is not well-formed HTTP."),
         (b"HTTP/1.1 414 ", "The URL is too long."),
-        (b"HTTP/1.1 431 ", "The request's headers are too large or too many."),
+        (
+            b"HTTP/1.1 431 ",
+            "The request's headers are too large or too many, or announce a body that is too large.",
+        ),
     ];
     let (_, message) = STATUSES.into_iter().find(|(status, _)| head.starts_with(status))?;
     let text = std::str::from_utf8(head).ok()?;
@@ -40,14 +43,20 @@ fn replacement(head: &[u8]) -> Option<Vec<u8>> {
     let body = error_body(message);
     let length = body.len();
     let kind = content_type::JSON;
-    let answer =
-        format!("{first}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    let answer = format!(
+        "{first}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
     Some(answer.into_bytes())
 }
 
 impl<S: AsyncWrite + Unpin> JsonErrors<S> {
     /// Writes the replacement of a head of `length` bytes, once one has begun or `head` asks for one.
-    fn poll_replace(&mut self, context: &mut Context<'_>, head: &[u8], length: usize) -> Option<Poll<Result<usize>>> {
+    fn poll_replace(
+        &mut self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        length: usize,
+    ) -> Option<Poll<Result<usize>>> {
         if self.replacement.is_none() {
             self.replacement = Some((replacement(head)?, 0));
         }
@@ -65,7 +74,11 @@ impl<S: AsyncWrite + Unpin> JsonErrors<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for JsonErrors<S> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_read(context, buffer)
     }
 }
@@ -120,7 +133,8 @@ mod tests {
 
     #[test]
     fn only_empty_refusals_are_replaced() {
-        let head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let head =
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let answer = String::from_utf8(replacement(head).unwrap()).unwrap();
         assert!(answer.starts_with("HTTP/1.1 431 ") && answer.ends_with("\"}"), "{answer}");
         for other in [

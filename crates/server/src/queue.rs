@@ -154,7 +154,8 @@ impl Queue {
         let mut state = self.lock();
         state.running = None;
         let seconds = engine.as_secs_f64();
-        state.mean_seconds = Some(state.mean_seconds.map_or(seconds, |mean| mean + WEIGHT * (seconds - mean)));
+        state.mean_seconds =
+            Some(state.mean_seconds.map_or(seconds, |mean| mean + WEIGHT * (seconds - mean)));
     }
 
     /// Ends a job whose client left just before its turn.

@@ -168,12 +168,13 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
 fn check_precision(parameters: &Parameters) -> Result<(), Refusal> {
     match parameters.precision.as_deref() {
         None | Some("exact") => Ok(()),
-        Some("fast") => {
-            Err(Refusal::bad_request("This server computes with `precision=exact` only; `fast` is not available."))
-        }
-        Some(other) => {
-            Err(Refusal::bad_request(format!("Expected `precision` to be `exact`. Got `{}`.", shortened(other))))
-        }
+        Some("fast") => Err(Refusal::bad_request(
+            "This server computes with `precision=exact` only; `fast` is not available.",
+        )),
+        Some(other) => Err(Refusal::bad_request(format!(
+            "Expected `precision` to be `exact`. Got `{}`.",
+            shortened(other)
+        ))),
     }
 }
 
@@ -215,7 +216,8 @@ pub(crate) fn check_size(shared: &Shared, batch: usize, height: usize, width: us
         let message = format!("Expected a batch of at most {} samples. Got {batch}.", limits.max_batch);
         return Err(Refusal::too_large(message));
     }
-    let pixels = [batch, height, width].into_iter().try_fold(1_u64, |pixels, side| pixels.checked_mul(side as u64));
+    let pixels =
+        [batch, height, width].into_iter().try_fold(1_u64, |pixels, side| pixels.checked_mul(side as u64));
     pixels.filter(|&pixels| pixels <= limits.max_pixels).ok_or_else(|| {
         Refusal::too_large(format!(
             "Expected at most {} pixels in one request. Got {batch} picture(s) of {width}x{height} (width x height).",
@@ -225,7 +227,10 @@ pub(crate) fn check_size(shared: &Shared, batch: usize, height: usize, width: us
 }
 
 /// Checks what a plan needs against the limit on memory.
-pub(crate) fn check_plan(shared: &Shared, plan: Result<PlanSummary, EngineError>) -> Result<PlanSummary, Refusal> {
+pub(crate) fn check_plan(
+    shared: &Shared,
+    plan: Result<PlanSummary, EngineError>,
+) -> Result<PlanSummary, Refusal> {
     let plan = plan.map_err(engine_refusal)?;
     let need = plan.peak_bytes as u64;
     match shared.options.limits.max_plan_bytes {
@@ -241,7 +246,9 @@ pub(crate) fn check_plan(shared: &Shared, plan: Result<PlanSummary, EngineError>
 fn job_refusal(error: JobError) -> Refusal {
     match error {
         JobError::Engine(error) => engine_refusal(error),
-        JobError::Panicked => Refusal::internal("The engine failed on this request; other requests are not affected."),
+        JobError::Panicked => {
+            Refusal::internal("The engine failed on this request; other requests are not affected.")
+        }
         JobError::Stopped => Refusal::unavailable("The server is shutting down. Try again shortly.", RETRY),
     }
 }
@@ -249,10 +256,14 @@ fn job_refusal(error: JobError) -> Refusal {
 /// What does not fit the model is the client's fault; the rest is ours.
 pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
     match &error {
-        EngineError::Model(ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. })
+        EngineError::Model(
+            ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. },
+        )
         | EngineError::ImageSides { .. } => Refusal::bad_request(error.to_string()),
         EngineError::Memory { .. } => Refusal::unavailable(error.to_string(), RETRY),
-        EngineError::Cancelled => Refusal::unavailable("The work was stopped because the server shuts down.", RETRY),
+        EngineError::Cancelled => {
+            Refusal::unavailable("The work was stopped because the server shuts down.", RETRY)
+        }
         _ => {
             tracing::error!(%error, "the engine failed");
             Refusal::internal(error.to_string())

@@ -24,8 +24,8 @@ pub struct ModelEntry {
 
 /// First path segments that belong to the server.
 const RESERVED: [&str; 16] = [
-    "api-doc", "decode", "docs", "encode", "health", "info", "jobs", "livez", "metrics", "models", "ping", "predict",
-    "readyz", "static", "v1", "v2",
+    "api-doc", "decode", "docs", "encode", "health", "info", "jobs", "livez", "metrics", "models", "ping",
+    "predict", "readyz", "static", "v1", "v2",
 ];
 
 /// Checks that names are fit for paths and that there is a default.
@@ -130,7 +130,10 @@ impl Shared {
             NoPlace::Full { retry_after } => {
                 self.metrics.rejected(Rejection::Overloaded);
                 let waiting = self.options.limits.max_queue;
-                Refusal::overloaded(format!("The queue is full: {waiting} requests wait. Try again."), retry_after)
+                Refusal::overloaded(
+                    format!("The queue is full: {waiting} requests wait. Try again."),
+                    retry_after,
+                )
             }
         })
     }

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use crate::queue::{Done, Job, JobError, Queue};
 
 /// Starts the thread. It ends when the queue is closed; `first` runs before the first job.
-pub(crate) fn start(queue: Arc<Queue>, first: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn start(
+    queue: Arc<Queue>,
+    first: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("engine-queue".to_owned()).spawn(move || {
         first();
         while let Some(job) = queue.next() {

@@ -196,7 +196,8 @@ async fn batches_come_back_whole_or_as_their_first_picture() {
     assert_eq!(raw.bytes().await.unwrap(), media::float16_bytes(&pixels));
     let partial = server.raw(&format!("output_type=pt&partial_postprocess=1&{query}"), body.clone()).await;
     assert_eq!(header(&partial, "shape"), Some("[3,32,32,3]"));
-    let picture = server.post(&format!("/?output_type=pil&image_format=png&{query}"), body).send().await.unwrap();
+    let picture =
+        server.post(&format!("/?output_type=pil&image_format=png&{query}"), body).send().await.unwrap();
     let first = media::to_uint8_channel_last(&pixels[..3 * 32 * 32], [1, 3, 32, 32]);
     assert_eq!(picture.bytes().await.unwrap(), media::encode_png(&first, 32, 32).unwrap());
 }
@@ -214,7 +215,9 @@ async fn odd_sides_and_strange_numbers_decode() {
     let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 65504.0, -65504.0, 1e-8, 0.0, -0.0].repeat(32);
     let body = bytes_from_elements(Dtype::Float32, &strange);
     let query = tensor_query(&SHAPE, Dtype::Float32);
-    for kind in ["output_type=pt", "output_type=pt&partial_postprocess=True", "output_type=pil&image_format=png"] {
+    for kind in
+        ["output_type=pt", "output_type=pt&partial_postprocess=True", "output_type=pil&image_format=png"]
+    {
         let response = server.post(&format!("/?{kind}&{query}"), body.clone()).send().await.unwrap();
         assert_eq!(response.status(), 200, "{kind}");
     }

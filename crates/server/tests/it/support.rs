@@ -72,7 +72,7 @@ pub(crate) fn kl_with(more: Value) -> Arc<Autoencoder> {
     let mut config = json!({
         "_class_name": "AutoencoderKL", "block_out_channels": [8, 8, 8, 16], "layers_per_block": 1,
         "norm_num_groups": 4, "latent_channels": 4, "scaling_factor": 0.5,
-        "down_block_types": ["DownEncoderBlock2D"; 4], "up_block_types": ["UpDecoderBlock2D"; 4],
+        "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
     });
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let parsed = ConfigFile::parse(&config.to_string()).unwrap().kl().unwrap();
