@@ -1,5 +1,8 @@
 //! The inner loop of every matrix product: some rows times one group of columns, accumulated over channels and taps.
 
+// Loops over registers run by index, the same for every operand.
+#![allow(clippy::needless_range_loop)]
+
 use crate::layout::BLOCK;
 use crate::vector::Vector;
 

@@ -1,0 +1,153 @@
+//! Each command once as it is meant, and what it says when it cannot.
+
+use crate::support::{failure, photograph, run, stdout};
+use remote_vae_media::{DecodeLimits, decode_image, psnr};
+use std::path::Path;
+
+fn picture(path: &Path) -> remote_vae_media::RgbImage {
+    let limits = DecodeLimits { max_pixels: 1 << 24, max_bytes: 1 << 28 };
+    decode_image(&std::fs::read(path).unwrap(), &limits).unwrap()
+}
+
+#[test]
+fn the_demo_shows_a_recognisable_photograph() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = stdout(folder.path(), &["demo", "-o", "out"]);
+    let input = picture(&folder.path().join("out/demo-input.png"));
+    let output = picture(&folder.path().join("out/demo.png"));
+    assert_eq!((input.width, input.height), (output.width, output.height));
+    let similarity = psnr(&input.pixels, &output.pixels);
+    assert!(similarity > 26.0, "{similarity} dB");
+    for part in ["http://127.0.0.1:", "PSNR", "MiB", "demo.png", "--model"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn encode_and_decode_are_inverse_through_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
+    stdout(folder.path(), &["decode", "latents.safetensors", "-o", "a.png"]);
+    stdout(folder.path(), &["decode", "latents.safetensors", "-o", "a.jpg"]);
+    stdout(folder.path(), &["decode", "latents.safetensors", "-o", "a.safetensors", "--threads", "1"]);
+    let (original, png, jpeg) =
+        (picture(Path::new(photograph())), picture(&path("a.png")), picture(&path("a.jpg")));
+    assert!(psnr(&original.pixels, &png.pixels) > 26.0);
+    assert!(psnr(&png.pixels, &jpeg.pixels) > 30.0);
+    assert!(std::fs::read(path("a.jpg")).unwrap().starts_with(&[0xff, 0xd8]));
+
+    // The same latents, unscaled both ways, give the same picture.
+    stdout(folder.path(), &["encode", photograph(), "-o", "raw.safetensors", "--no-scaling"]);
+    stdout(folder.path(), &["decode", "raw.safetensors", "-o", "b.png", "--no-scaling"]);
+    assert!(psnr(&png.pixels, &picture(&path("b.png")).pixels) > 50.0);
+    assert_ne!(
+        std::fs::read(path("raw.safetensors")).unwrap(),
+        std::fs::read(path("latents.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn a_seed_draws_a_sample_that_repeats() {
+    let folder = tempfile::tempdir().unwrap();
+    let encode = |seed: &str, name: &str| {
+        stdout(folder.path(), &["encode", photograph(), "-o", name, "--seed", seed]);
+        std::fs::read(folder.path().join(name)).unwrap()
+    };
+    let first = encode("7", "a.safetensors");
+    assert_eq!(first, encode("7", "b.safetensors"));
+    assert_ne!(first, encode("8", "c.safetensors"));
+}
+
+#[test]
+fn bench_prints_one_object_with_the_promised_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    for op in ["decode", "encode"] {
+        let text = stdout(folder.path(), &["bench", "--op", op, "--size", "64x48", "--runs", "2", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(report["op"], op);
+        assert_eq!(report["size"], "64x48");
+        assert_eq!((report["precision"].as_str(), report["runs"].as_u64()), (Some("exact"), Some(2)));
+        let seconds = |key: &str| report[key].as_f64().unwrap();
+        assert!(seconds("min_s") <= seconds("median_s") && seconds("median_s") <= seconds("max_s"));
+        assert!(report["threads"].as_u64().unwrap() >= 1);
+        if cfg!(target_os = "linux") {
+            assert!(seconds("peak_rss_mib") > 1.0);
+        }
+    }
+}
+
+#[test]
+fn models_describes_what_it_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = stdout(folder.path(), &["models"]);
+    assert!(text.contains("embedded") && text.contains("4 channels"), "{text}");
+    let all: serde_json::Value = serde_json::from_str(&stdout(folder.path(), &["models", "--json"])).unwrap();
+    assert_eq!(all[0]["latent_channels"], 4);
+}
+
+#[test]
+fn what_is_not_built_is_refused_and_not_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    for flag in [["--precision", "fast"], ["--memory-budget", "640MiB"]] {
+        for command in [["bench", "--size=64x64"], ["serve", "--port=0"]] {
+            let (code, message) = failure(folder.path(), &[&command[..], &flag[..]].concat());
+            assert_eq!(code, 1);
+            assert!(message.contains(flag[0]) && message.contains("not built yet"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn failures_name_the_value_and_what_was_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("weights.ckpt"), b"PK\x03\x04 and so on").unwrap();
+    std::fs::write(folder.path().join("photo.txt"), b"not a picture").unwrap();
+    stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
+    let cases: [(&[&str], i32, &[&str]); 10] = [
+        (&["decode", "nowhere.safetensors", "-o", "a.png"], 1, &["nowhere.safetensors", "No such file"]),
+        (&["decode", "latents.safetensors", "-o", "a.tiff"], 1, &["a.tiff", ".png"]),
+        (&["decode", "latents.safetensors", "-o", "a.png", "--key", "z"], 1, &["\"z\"", "latents"]),
+        (&["decode", "latents.safetensors", "-o", "a.png", "--model", "nowhere"], 1, &["nowhere"]),
+        (
+            &["decode", "latents.safetensors", "-o", "a.png", "--model", "weights.ckpt"],
+            1,
+            &["weights.ckpt", "safetensors"],
+        ),
+        (
+            &["decode", "latents.safetensors", "-o", "a.png", "--url", "http://127.0.0.1:9"],
+            1,
+            &["127.0.0.1:9"],
+        ),
+        (&["encode", "photo.txt", "-o", "a.safetensors"], 1, &["photo.txt"]),
+        (&["bench", "--size", "63x64"], 1, &["63x64", "8"]),
+        (&["bench", "--isa", "mmx"], 1, &["mmx", "generic"]),
+        (&["decode"], 2, &["IN.safetensors"]),
+    ];
+    for (arguments, code, parts) in cases {
+        let (found, message) = failure(folder.path(), arguments);
+        assert_eq!(found, code, "{arguments:?}: {message}");
+        for part in parts {
+            assert!(message.contains(part), "{arguments:?}: {part} is not in {message}");
+        }
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    use std::process::Stdio;
+    let mut child =
+        crate::support::program().args(["models", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn help_tells_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = stdout(folder.path(), &["--help"]);
+    for command in ["serve", "decode", "encode", "demo", "models", "bench"] {
+        assert!(text.contains(command), "{command}");
+        assert!(run(folder.path(), &[command, "--help"]).status.success());
+    }
+}

@@ -1,0 +1,63 @@
+//! `serve` as a process of its own, and commands that let it do the work.
+
+use crate::support::{photograph, program, stdout};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+struct Serving {
+    process: Child,
+    url: String,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Serving {
+        let mut process = program()
+            .args(["serve", "--port", "0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
+        Serving { process, url }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // The process may have ended already; either way none is left.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn commands_let_a_server_do_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(&["--model", "one=embedded", "--model", "two=embedded"]);
+    let two = format!("{}/two", server.url);
+    stdout(folder.path(), &["encode", photograph(), "-o", "there.safetensors", "--url", &server.url]);
+    stdout(folder.path(), &["encode", photograph(), "-o", "here.safetensors"]);
+    for (name, url) in [("there.png", Some(&two)), ("here.png", None)] {
+        let mut arguments = vec!["decode", "here.safetensors", "-o", name];
+        if let Some(url) = url {
+            arguments.extend(["--url", url]);
+        }
+        stdout(folder.path(), &arguments);
+    }
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    // The answer travels as float16, from which pixels are made here as there.
+    assert_eq!(read("there.png"), read("here.png"));
+    assert!(!read("there.safetensors").is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_it_cleanly() {
+    let mut server = Serving::start(&[]);
+    let id = server.process.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert!(server.process.wait().unwrap().success());
+}
