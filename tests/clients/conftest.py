@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
@@ -123,7 +125,15 @@ class Server:
             pytest.fail(f"first line of `serve` is {line!r}; on stderr: {''.join(self.log)}", pytrace=False)
         self.url = line.removeprefix(prefix).strip()
         threading.Thread(target=self._collect, args=(self.process.stdout,), daemon=True).start()
+        self._wait_until_ready()
         return self
+
+    def _wait_until_ready(self):
+        """Until its models are loaded the server answers 503, and says so at /readyz."""
+        deadline = time.monotonic() + 60
+        while (status := requests.get(self.url + "/readyz", timeout=60).status_code) != 200:
+            assert status == 503 and time.monotonic() < deadline, f"/readyz answers {status}: {''.join(self.log)}"
+            time.sleep(0.05)
 
     def _collect(self, stream):
         for line in stream:

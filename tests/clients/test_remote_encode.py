@@ -142,8 +142,8 @@ def test_photograph_forms(url_of):
         assert response.ok, response.text
         latents = torch.frombuffer(bytearray(response.content), dtype=torch.float16).reshape(1, 4, 5, 7)
         expected = model.encode(preprocess(Image.open(buffer)))
-        # JPEG decoders may round differently by a step.
-        assert (latents.float() - expected).abs().max() < (0.02 if form == "JPEG" else 1e-3)
+        # JPEG decoders differ in how they enlarge the colour planes.
+        assert (latents.float() - expected).abs().max() < (0.05 if form == "JPEG" else 1e-3)
 
 
 def test_broken_picture(url_of):

@@ -60,15 +60,21 @@ pub(crate) enum Precision {
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
     /// Address to listen on.
-    #[arg(long, value_name = "H", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "H", env = "REMOTE_VAE_HOST", default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen on; 0 takes a free one.
-    #[arg(long, value_name = "P", default_value_t = 8080)]
+    #[arg(long, value_name = "P", env = "PORT", default_value_t = 8080)]
     pub port: u16,
     /// A model to serve, repeatable; the first answers `POST /`, each answers `POST /NAME`. SOURCE is a diffusers
     /// directory, a .safetensors file or `embedded`. [default: default=embedded]
-    #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = parse_named_source)]
+    #[arg(long = "model", value_name = "NAME=SOURCE", env = "MODEL_ID", value_parser = parse_named_source)]
     pub models: Vec<NamedSource>,
+    /// A further path that the first model answers, e.g. `/vae/decode`; repeatable.
+    #[arg(long = "path", value_name = "PATH")]
+    pub paths: Vec<String>,
+    /// A bearer key that clients must send; repeatable [default: anybody may use the server]
+    #[arg(long = "api-key", value_name = "KEY", env = "REMOTE_VAE_API_KEY", hide_env_values = true)]
+    pub api_keys: Vec<String>,
     /// Requests that may wait while one is computed; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue: u32,
@@ -78,6 +84,12 @@ pub(crate) struct ServeOptions {
     /// Most pixels of one request, over its whole batch, in units of 2^20 (1024x1024 is 1).
     #[arg(long, value_name = "MEGAPIXELS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_megapixels: u32,
+    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: no limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_request_memory: Option<u32>,
+    /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub request_timeout: Option<u32>,
     /// Seconds that accepted work may still take after a shutdown was asked for.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,

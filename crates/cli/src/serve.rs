@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use remote_vae_engine::Autoencoder;
-use remote_vae_server::{Limits, ModelEntry, Server, ServerHandle, ServerOptions};
+use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{LogFormat, NamedSource, ServeOptions};
@@ -33,6 +33,7 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         max_held_bytes: Limits::default().max_held_bytes.max(u64::from(options.max_body) << 20),
         max_pixels: u64::from(options.max_megapixels) << 20,
         max_queue: options.max_queue as usize,
+        max_plan_bytes: options.max_request_memory.map(|mib| u64::from(mib) << 20),
         ..Limits::default()
     };
     ServerOptions {
@@ -40,6 +41,9 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         port: options.port,
         limits,
         drain_timeout: Duration::from_secs(options.drain_timeout),
+        request_timeout: options.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        extra_paths: options.paths.clone(),
+        api_keys: options.api_keys.iter().map(ApiKey::new).collect(),
         ..ServerOptions::default()
     }
 }

@@ -87,9 +87,10 @@ impl Picture {
     }
 }
 
-/// A size that the file cannot hold is what the client asked for.
+/// What a file cannot hold was refused before the work.
 fn media_refusal(error: MediaError) -> Refusal {
-    Refusal::bad_request(error.to_string())
+    tracing::error!(%error, "a picture could not be written");
+    Refusal::internal(error.to_string())
 }
 
 fn response(negotiated: Negotiated, header: Option<TensorHeader>, bytes: Vec<u8>) -> Response {

@@ -47,7 +47,8 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     let pixels = check_size(shared, batch, side(height), side(width))?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
-    check_plan(shared, autoencoder.plan_decode(shape))?;
+    let plan = check_plan(shared, autoencoder.plan_decode(shape))?;
+    check_form(answer.answer, plan.output)?;
 
     let place = shared.reserve()?;
     let autoencoder = Arc::clone(autoencoder);
@@ -105,6 +106,24 @@ pub(crate) fn check_scaling(
     transform(&mut vec![0.0; channels], [1, channels, 1, 1]).map_err(model_refusal)
 }
 
+/// Whether an output `[batch, channels, height, width]` can be what is asked for.
+fn check_form(answer: Answer, output: [usize; 4]) -> Result<(), Refusal> {
+    /// Sides of a JPEG file are 16 bits.
+    const LONGEST_JPEG: usize = u16::MAX as usize;
+    let [_, channels, height, width] = output;
+    if answer != Answer::Tensor && channels != 3 {
+        return Err(Refusal::bad_request(format!(
+            "This model gives {channels} channels, which only `output_type=pt` without `partial_postprocess` can carry."
+        )));
+    }
+    if answer == Answer::Jpeg && height.max(width) > LONGEST_JPEG {
+        return Err(Refusal::bad_request(format!(
+            "Expected sides of at most {LONGEST_JPEG} pixels for a JPEG file. Got {width}x{height} (width x height)."
+        )));
+    }
+    Ok(())
+}
+
 fn model_refusal(error: ModelError) -> Refusal {
     engine_refusal(EngineError::Model(error))
 }
@@ -119,6 +138,15 @@ mod tests {
         let header = TensorHeader { shape: shape.to_vec(), dtype: Dtype::Float16 };
         let parameters = Parameters { height, width, ..Parameters::default() };
         layout(&header, &parameters, 4).map_err(|refusal| refusal.message)
+    }
+
+    #[test]
+    fn impossible_answers_are_refused_before_work() {
+        assert!(check_form(Answer::Jpeg, [1, 3, 8, 65528]).is_ok());
+        assert!(check_form(Answer::Jpeg, [1, 3, 8, 65536]).is_err());
+        assert!(check_form(Answer::Png, [1, 3, 8, 65536]).is_ok());
+        assert!(check_form(Answer::PartialTensor, [1, 4, 8, 8]).is_err());
+        assert!(check_form(Answer::Tensor, [1, 4, 8, 8]).is_ok());
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::process::{Command, Output};
 /// The program, not yet started. Logs and the environment of the machine stay out of it.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_remote-vae"));
-    command.env_remove("REMOTE_VAE_LOG").env("NO_COLOR", "1");
+    for variable in ["REMOTE_VAE_LOG", "REMOTE_VAE_HOST", "REMOTE_VAE_API_KEY", "PORT", "MODEL_ID"] {
+        command.env_remove(variable);
+    }
+    command.env("NO_COLOR", "1");
     command
 }
 

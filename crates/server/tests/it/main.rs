@@ -3,6 +3,7 @@
 mod decode;
 mod encode;
 mod errors;
+mod log;
 mod raw;
 mod service;
 mod support;

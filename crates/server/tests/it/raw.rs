@@ -98,11 +98,11 @@ async fn what_is_no_http_is_refused_in_json() {
         (format!("GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n"), 431),
         ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551615\r\n\r\n".to_owned(), 431),
         ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9223372036854775807\r\n\r\n".to_owned(), 413),
-        ("GET /.. HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404),
-        ("GET nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404),
-        ("CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404),
-        ("POST /?shape=%ff%fe&dtype=%00 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".to_owned(), 400),
-        ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404),
+        ("GET /.. HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("GET nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("CONNECT x:80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("POST /?shape=%ff%fe&dtype=%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_owned(), 400),
+        ("OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
     ] {
         let answer = exchange(server.address, request.as_bytes()).await;
         assert!(is_json_error(&answer, status), "{:.60}: {answer}", request);
@@ -119,8 +119,9 @@ async fn bodies_in_pieces_are_read_and_bounded() {
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let (body, _) = latents(&[1, 4, 2, 2], 41);
     let query = tensor_query(&[1, 4, 2, 2], Dtype::Float16);
-    let head =
-        format!("POST /?output_type=pt&{query} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST /?output_type=pt&{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
     let mut request = head.clone().into_bytes();
     for piece in body.chunks(5) {
         request.extend(format!("{:x}\r\n", piece.len()).bytes());

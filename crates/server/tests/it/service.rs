@@ -123,7 +123,7 @@ async fn first_come_first_served() {
     server.until_queue(0, 1).await;
     let (sender, mut order) = tokio::sync::mpsc::unbounded_channel();
     // Each takes the engine long enough for its answer to arrive well before the next one.
-    let middle = [8, 4, 48, 48];
+    let middle = [2, 4, 48, 48];
     for number in 0..5_u64 {
         let (request, sender) = (server.spawn(&middle), sender.clone());
         server.until_queue(number + 1, 1).await;
@@ -181,7 +181,7 @@ async fn deadlines_end_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_finishes_what_was_accepted() {
     let mut server = TestServer::start().await;
-    let running = server.spawn(&[16, 4, 64, 64]);
+    let running = server.spawn(&[4, 4, 64, 64]);
     server.until_queue(0, 1).await;
     let waiting = server.spawn(&SMALL);
     server.until_queue(1, 1).await;
