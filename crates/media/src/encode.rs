@@ -62,5 +62,9 @@ pub fn encode_jpeg(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>, M
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
     encoder.encode(rgb, width as u16, height as u16, ColorType::Rgb).map_err(unwritable)?;
+    // The minor version of JFIF: 1.01, as libjpeg writes; no later feature is used.
+    if let Some(minor) = file.get_mut(12) {
+        *minor = 1;
+    }
     Ok(file)
 }
