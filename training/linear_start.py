@@ -33,12 +33,9 @@ def pass_through(convolution: nn.Conv2d, channels: int, kernel: torch.Tensor) ->
 
 
 def quiet_branches(model: AutoencoderKL) -> None:
-    """Let every residual branch start at zero and fix the shortcuts' bookkeeping."""
+    """Let every residual branch, attention included, start at zero."""
     for name, module in model.named_modules():
-        if name.endswith("conv2"):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif name.endswith("to_out.0"):
+        if name.endswith(("conv2", "to_out.0")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 

@@ -199,7 +199,9 @@ def export(model: AutoencoderKL, folder: Path, target: Path) -> AutoencoderKL:
     target.mkdir(parents=True, exist_ok=True)
     half.save_config(target)
     weights = {name: tensor.half().contiguous() for name, tensor in half.state_dict().items()}
-    save_file(weights, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    path = target / "diffusion_pytorch_model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)
     return half
 
 
