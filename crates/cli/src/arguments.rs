@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Models(ModelsOptions),
     /// Time decoding or encoding on this machine.
     Bench(BenchOptions),
+    /// Check this machine and a model, or compare a model with the numbers that diffusers publishes.
+    Doctor(DoctorOptions),
 }
 
 const MODEL_HELP: &str =
@@ -66,7 +68,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "P", env = "PORT", default_value_t = 8080)]
     pub port: u16,
     /// A model to serve, repeatable; the first answers `POST /`, each answers `POST /NAME`. SOURCE is a diffusers
-    /// directory, a .safetensors file or `embedded`. [default: default=embedded]
+    /// directory, a .safetensors file, `embedded`, an alias such as `sdxl` (`remote-vae models` lists them), or
+    /// owner/name[:folder][@revision] of the Hugging Face hub. [default: default=embedded]
     #[arg(long = "model", value_name = "NAME=SOURCE", env = "MODEL_ID", value_parser = parse_named_source)]
     pub models: Vec<NamedSource>,
     /// A further path that the first model answers, e.g. `/vae/decode`; repeatable.
@@ -84,12 +87,35 @@ pub(crate) struct ServeOptions {
     /// Most pixels of one request, over its whole batch, in units of 2^20 (1024x1024 is 1).
     #[arg(long, value_name = "MEGAPIXELS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_megapixels: u32,
-    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: no limit]
+    /// Most samples of one request.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch: u32,
+    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
+    /// that this process may use]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_request_memory: Option<u32>,
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
+    /// Memory for all request bodies and the pictures in them together, in MiB; beyond it requests are refused with 429
+    /// [default: 1024, at least --max-body]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_held: Option<u32>,
+    /// Connections open at one time; for a further one the connection that is idle longest is closed.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Seconds in which a request's head must have arrived.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pub header_timeout: u32,
+    /// Seconds in which a request's body must have arrived; refused with 408 then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    pub body_timeout: u32,
+    /// Seconds that a request's body may pause; refused with 408 then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pub body_idle_timeout: u32,
+    /// Seconds that a connection may be idle between requests, or a client take nothing of its answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    pub idle_timeout: u32,
     /// Seconds that accepted work may still take after a shutdown was asked for.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
@@ -118,7 +144,7 @@ fn parse_named_source(text: &str) -> Result<NamedSource, String> {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
     };
     if let Some((name, source)) = text.split_once('=')
-        && !name.contains('/')
+        && !name.contains(['/', ','])
     {
         if !plain(name) {
             return Err(format!("the name {name:?} may hold letters, digits, `.`, `_` and `-` only"));
@@ -128,12 +154,11 @@ fn parse_named_source(text: &str) -> Result<NamedSource, String> {
         }
         return Ok(NamedSource { name: name.to_owned(), source: source.to_owned() });
     }
-    let last =
-        PathBuf::from(text).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    if !plain(&last) {
+    let name = remote_vae_hub::short_name(text);
+    if !plain(&name) {
         return Err(format!("{text:?} gives no usable name; write NAME={text}"));
     }
-    Ok(NamedSource { name: last, source: text.to_owned() })
+    Ok(NamedSource { name, source: text.to_owned() })
 }
 
 /// Where the work is done.
@@ -203,7 +228,7 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelsOptions {
-    /// Diffusers directories or .safetensors files to describe, beside the embedded model.
+    /// Models to describe beside the embedded one: directories, files, aliases or hub repositories.
     #[arg(value_name = "SOURCE")]
     pub sources: Vec<String>,
     /// Print JSON.
@@ -233,6 +258,21 @@ pub(crate) struct BenchOptions {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    /// Decode the latents that diffusers' tests draw and compare with the numbers they expect of Hugging Face's
+    /// endpoints, or with those of FILE, which has the same form.
+    #[arg(long, value_name = "FILE")]
+    pub golden: Option<Option<PathBuf>>,
+    /// The class to compare with: SDv1, SDXL, Flux, FluxPacked [default: all that fit the model]
+    #[arg(long, value_name = "NAME", requires = "golden")]
+    pub class: Option<String>,
     #[command(flatten)]
     pub engine: EngineArguments,
 }

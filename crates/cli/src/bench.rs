@@ -69,23 +69,30 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
             ("encode", shape, autoencoder.plan_encode(shape)?)
         }
     };
+    if let Some(total) = memory::total_bytes()
+        && plan.peak_bytes as u64 > total
+    {
+        bail!("--size {size} needs {} MiB; this machine has {} MiB", plan.peak_bytes >> 20, total >> 20);
+    }
     let input = input(shape);
-    let once = || -> Result<f64> {
+    let once = |control: &Control| -> Result<f64> {
         let input = input.clone();
         let start = Instant::now();
         match options.op {
             BenchOperation::Decode => {
-                autoencoder.decode(input, shape, &Scaling::None, &Control::new())?;
+                autoencoder.decode(input, shape, &Scaling::None, control)?;
             }
             BenchOperation::Encode => {
-                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, &Control::new())?;
+                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, control)?;
             }
         }
         Ok(start.elapsed().as_secs_f64())
     };
     autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode })?;
-    once()?;
-    let mut seconds = (0..options.runs).map(|_| once()).collect::<Result<Vec<f64>>>()?;
+    once(&local::control("first run, not counted"))?;
+    let mut seconds = (1..=options.runs)
+        .map(|run| once(&local::control(&format!("run {run} of {}", options.runs))))
+        .collect::<Result<Vec<f64>>>()?;
     seconds.sort_by(f64::total_cmp);
     Ok(report(autoencoder, options, op, &plan, &seconds))
 }

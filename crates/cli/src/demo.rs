@@ -89,14 +89,17 @@ async fn round_trip(autoencoder: Arc<Autoencoder>, photograph: Vec<u8>) -> Resul
     let running = tokio::spawn(server.run());
     handle.ready().await;
     let client = Client::new(&url)?;
+    let spinner = local::spinner("encoding the photograph");
     let start = Instant::now();
     let encoding = EncodeOptions::default().scaled_by_model();
     let latents = client.encode(Source::file(photograph), &encoding).await?.tensor()?;
     let encode = start.elapsed();
+    spinner.set_message("decoding the latents");
     let start = Instant::now();
     let decoding = DecodeOptions::new(Output::Png).scaled_by_model();
     let png = client.decode(&latents, &decoding).await?.file()?;
     let decode = start.elapsed();
+    spinner.finish_and_clear();
     handle.shutdown();
     running.await.context("the server stopped")??;
     Ok(RoundTrip { url, latents: latents.shape, png, encode, decode })

@@ -1,10 +1,10 @@
 //! Models and engines of this process.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
+use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
 use remote_vae_model::Model;
 
@@ -25,16 +25,10 @@ pub(crate) fn engine(arguments: &EngineArguments) -> Result<Arc<dyn Engine>> {
     Ok(Arc::new(CpuEngine::new(options)?))
 }
 
-/// The model that SOURCE names.
+/// The model that SOURCE names, downloaded if need be. Blocks: not for asynchronous code.
 pub(crate) fn model(source: &str) -> Result<Model> {
-    if source == "embedded" {
-        return Model::embedded().context("the embedded model is damaged");
-    }
-    Model::open(Path::new(source)).with_context(|| {
-        format!(
-            "cannot use the model {source:?} (a SOURCE is a directory, a .safetensors file or `embedded`)"
-        )
-    })
+    remote_vae_hub::open(source, &Settings::from_environment())
+        .with_context(|| format!("cannot use the model {source:?}"))
 }
 
 /// SOURCE on an engine made from the arguments.
@@ -56,4 +50,11 @@ pub(crate) fn control(what: &str) -> Control {
             bar.finish_and_clear();
         }
     })
+}
+
+/// A sign of life on a terminal's standard error, for work whose progress is not known.
+pub(crate) fn spinner(what: &str) -> indicatif::ProgressBar {
+    let spinner = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    spinner
 }

@@ -5,6 +5,8 @@ mod arguments;
 mod bench;
 mod convert;
 mod demo;
+mod doctor;
+mod golden;
 mod local;
 mod memory;
 mod models;
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Models(options) => models::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Doctor(options) => doctor::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use anyhow::Result;
-use remote_vae_model::Normalisation;
+use remote_vae_hub::ALIASES;
+use remote_vae_model::{Factors, Normalisation};
 
 use crate::arguments::ModelsOptions;
 use crate::local;
@@ -23,7 +24,7 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
             None => "none".to_owned(),
         };
         writeln!(output, "{}", model.source)?;
-        writeln!(output, "  architecture   {:?}", model.family)?;
+        writeln!(output, "  architecture   {}", model.family.name())?;
         writeln!(
             output,
             "  latents        {} channels, 1/{f} of the picture's sides; packed [batch, tokens, {}]",
@@ -46,12 +47,42 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
         "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground) and AutoencoderTiny (TAESD family)."
     )?;
     writeln!(output, "Use any of them with: remote-vae serve --model NAME=SOURCE")?;
+    aliases(&mut output)?;
+    Ok(())
+}
+
+/// The short names that can be a SOURCE.
+fn aliases(output: &mut impl Write) -> Result<()> {
+    let names: Vec<String> =
+        ALIASES.iter().map(|alias| alias.names().collect::<Vec<_>>().join(", ")).collect();
+    writeln!(
+        output,
+        "\nAliases of repositories of the hub (SOURCE is also owner/name[:folder][@revision]):"
+    )?;
+    for (alias, names) in ALIASES.iter().zip(&names) {
+        let token = if alias.token { ", needs HF_TOKEN" } else { "" };
+        writeln!(output, "  {names}")?;
+        writeln!(
+            output,
+            "    {}, {}, {} channels, {}{token}",
+            alias.repository(None),
+            alias.architecture(),
+            alias.space.channels(),
+            alias.licence,
+        )?;
+    }
     Ok(())
 }
 
 fn space(scaling: &Normalisation) -> String {
     match scaling {
-        Normalisation::Identity => "the diffusion model's own; scaling factors are ignored".to_owned(),
+        Normalisation::Identity { family: None } => {
+            "the diffusion model's own; scaling factors are ignored".to_owned()
+        }
+        Normalisation::Identity { family: Some(Factors { scaling_factor, shift_factor }) } => format!(
+            "the diffusion model's own; scaling factors are ignored, do_scaling=False undoes / {scaling_factor}{}",
+            shift_factor.map_or_else(String::new, |shift| format!(" + {shift}"))
+        ),
         Normalisation::Scalar { scaling_factor, shift_factor: None } => {
             format!("model = latents / {scaling_factor}")
         }

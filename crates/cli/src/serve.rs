@@ -28,20 +28,29 @@ pub(crate) fn run(options: &ServeOptions) -> Result<()> {
 }
 
 fn server_options(options: &ServeOptions) -> ServerOptions {
+    let bytes = |mib: u32| u64::from(mib) << 20;
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let default = Limits::default();
+    let max_body_bytes = bytes(options.max_body);
     let limits = Limits {
-        max_body_bytes: u64::from(options.max_body) << 20,
-        max_held_bytes: Limits::default().max_held_bytes.max(u64::from(options.max_body) << 20),
+        max_body_bytes,
+        max_held_bytes: options.max_held.map_or(default.max_held_bytes.max(max_body_bytes), bytes),
         max_pixels: u64::from(options.max_megapixels) << 20,
+        max_batch: options.max_batch as usize,
         max_queue: options.max_queue as usize,
-        max_plan_bytes: options.max_request_memory.map(|mib| u64::from(mib) << 20),
-        ..Limits::default()
+        max_plan_bytes: options.max_request_memory.map(bytes).or(default.max_plan_bytes),
+        max_connections: options.max_connections as usize,
     };
     ServerOptions {
         host: options.host.clone(),
         port: options.port,
         limits,
         drain_timeout: Duration::from_secs(options.drain_timeout),
-        request_timeout: options.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        request_timeout: options.request_timeout.map(seconds),
+        header_timeout: seconds(options.header_timeout),
+        body_timeout: seconds(options.body_timeout),
+        body_idle_timeout: seconds(options.body_idle_timeout),
+        idle_timeout: seconds(options.idle_timeout),
         extra_paths: options.paths.clone(),
         api_keys: options.api_keys.iter().map(ApiKey::new).collect(),
         ..ServerOptions::default()
@@ -96,4 +105,55 @@ fn start_logging(format: LogFormat) -> Result<()> {
         LogFormat::Json => builder.json().try_init(),
     }
     .map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn parsed(flags: &[&str]) -> ServerOptions {
+        let arguments = [&["remote-vae", "serve", "--port", "8080"], flags].concat();
+        match Arguments::try_parse_from(arguments).unwrap().command {
+            Command::Serve(options) => server_options(&options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_default_to_the_servers_own_defaults() {
+        assert_eq!(parsed(&["--host", "127.0.0.1"]).limits, Limits::default());
+        let (ours, theirs) = (parsed(&[]), ServerOptions::default());
+        assert_eq!(
+            (ours.header_timeout, ours.body_timeout, ours.body_idle_timeout, ours.idle_timeout),
+            (theirs.header_timeout, theirs.body_timeout, theirs.body_idle_timeout, theirs.idle_timeout)
+        );
+        assert_eq!(
+            (ours.request_timeout, ours.drain_timeout),
+            (theirs.request_timeout, theirs.drain_timeout)
+        );
+    }
+
+    #[test]
+    fn flags_reach_the_server() {
+        let options = parsed(&[
+            "--max-batch=2",
+            "--max-held=512",
+            "--max-connections=9",
+            "--max-request-memory=3",
+            "--header-timeout=4",
+            "--body-timeout=5",
+            "--body-idle-timeout=6",
+            "--idle-timeout=7",
+        ]);
+        let limits = options.limits;
+        assert_eq!((limits.max_batch, limits.max_connections), (2, 9));
+        assert_eq!((limits.max_held_bytes, limits.max_plan_bytes), (512 << 20, Some(3 << 20)));
+        let timeouts =
+            [options.header_timeout, options.body_timeout, options.body_idle_timeout, options.idle_timeout];
+        assert_eq!(timeouts.map(|timeout| timeout.as_secs()), [4, 5, 6, 7]);
+        assert_eq!(parsed(&["--max-body=2000"]).limits.max_held_bytes, 2000 << 20);
+    }
 }

@@ -82,6 +82,7 @@ impl Plan {
         threads: usize,
     ) -> Result<Plan, EngineError> {
         let shapes = graph.shapes(input)?;
+        check_addressable(&shapes)?;
         let sizes: Vec<[usize; 2]> = shapes.iter().map(|shape| [shape[2], shape[3]]).collect();
         let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
         let fused = fuse(graph);
@@ -116,12 +117,29 @@ impl Plan {
         PlanSummary {
             input: self.input,
             output: self.output,
-            flops: self.input[0] as u64 * self.steps.iter().map(|step| step.flops).sum::<u64>(),
+            flops: self
+                .steps
+                .iter()
+                .fold(0u64, |sum, step| sum.saturating_add(step.flops))
+                .saturating_mul(self.input[0] as u64),
             steps: self.steps.len(),
             weight_bytes: self.weight_bytes,
             activation_bytes,
             peak_bytes: activation_bytes + self.weight_bytes + bytes(self.input) + bytes(self.output),
         }
+    }
+}
+
+/// Refuses shapes whose plan could not be counted in machine words: all tensors together must stay far below them.
+fn check_addressable(shapes: &[[usize; 4]]) -> Result<(), EngineError> {
+    let bytes = shapes.iter().try_fold(0usize, |sum, [batch, channels, height, width]| {
+        let padded =
+            batch.checked_mul(blocks(*channels) * BLOCK)?.checked_mul(*height)?.checked_mul(*width)?;
+        sum.checked_add(padded.checked_mul(size_of::<f32>())?)
+    });
+    match bytes {
+        Some(bytes) if bytes <= isize::MAX as usize / 16 => Ok(()),
+        _ => Err(EngineError::Memory { bytes: bytes.unwrap_or(usize::MAX) }),
     }
 }
 
@@ -178,11 +196,12 @@ fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 2]]
             };
             let taps = (input_channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            (format!("convolution {rows}x{columns}"), 2 * taps * outputs)
+            (format!("convolution {rows}x{columns}"), outputs.saturating_mul(2 * taps))
         }
         Fused::Attention { .. } => {
             let tokens = (output[1] * output[2]) as u64;
-            ("attention".into(), 4 * tokens * tokens * output[0] as u64)
+            let products = tokens.saturating_mul(tokens).saturating_mul(output[0] as u64);
+            ("attention".into(), products.saturating_mul(4))
         }
         Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
         Fused::NormApply { .. } => ("norm".into(), 0),

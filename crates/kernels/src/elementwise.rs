@@ -2,7 +2,7 @@
 
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
-use crate::math::{multiply_add, silu};
+use crate::math::{multiply_add, silu, tanh};
 use crate::microkernel::Tile;
 use crate::pool::Pool;
 use crate::shared::SharedOutput;
@@ -69,7 +69,7 @@ fn map_chunk<T: Tile>(map: Map, values: &mut [f32]) {
         }
         Map::SoftClamp { limit } => {
             for value in values {
-                *value = (*value / limit).tanh() * limit;
+                *value = tanh::<T>(*value / limit) * limit;
             }
         }
     }

@@ -62,9 +62,37 @@ pub fn encode_jpeg(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>, M
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.set_chroma_subsampling_method(ChromaSubsamplingMethod::Average);
     encoder.encode(rgb, width as u16, height as u16, ColorType::Rgb).map_err(unwritable)?;
-    // The minor version of JFIF: 1.01, as libjpeg writes; no later feature is used.
-    if let Some(minor) = file.get_mut(12) {
-        *minor = 1;
-    }
+    as_libjpeg_numbers(&mut file);
     Ok(file)
+}
+
+/// Writes the numbers that libjpeg writes: JFIF 1.01 (no later feature is used), and components from 1 on, as JFIF asks
+/// for, where the encoder counts from 0. Goes from segment to segment up to the scan; whatever is not as expected stays.
+fn as_libjpeg_numbers(file: &mut [u8]) {
+    const APP0: u8 = 0xe0;
+    const SOF0: u8 = 0xc0;
+    const SOS: u8 = 0xda;
+    /// Adds one to the first byte of each of `count` parts of `size` bytes.
+    fn count_from_one(parts: &mut [u8], count: usize, size: usize) {
+        for part in parts.chunks_exact_mut(size).take(count) {
+            part[0] = part[0].saturating_add(1);
+        }
+    }
+    let mut rest = file.get_mut(2..).unwrap_or_default();
+    while let [0xff, marker, high, low, ..] = *rest {
+        let end = 2 + usize::from(u16::from_be_bytes([high, low]));
+        let Some((segment, following)) = rest.split_at_mut_checked(end) else { return };
+        match (marker, segment.get_mut(4..).unwrap_or_default()) {
+            (APP0, [b'J', b'F', b'I', b'F', 0, 1, minor, ..]) => *minor = 1,
+            (SOF0, [_, _, _, _, _, count, components @ ..]) => {
+                count_from_one(components, usize::from(*count), 3);
+            }
+            (SOS, [count, components @ ..]) => {
+                count_from_one(components, usize::from(*count), 2);
+                return;
+            }
+            _ => {}
+        }
+        rest = following;
+    }
 }

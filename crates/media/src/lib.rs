@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`postprocess`] | decoder output to float16, to `uint8`, to [0, 1] |
+//! | [`postprocess`] | decoder output to `uint8` and to [0, 1] |
 //! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
 //! | [`resize`] | Pillow's Lanczos resampling |
@@ -21,7 +21,7 @@ pub mod resize;
 pub use decode::{DecodeLimits, decode_image};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::MediaError;
-pub use postprocess::{float16_bytes, psnr, to_uint8_channel_last, to_unit_interval};
+pub use postprocess::{psnr, to_uint8_channel_last, to_unit_interval};
 pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
 pub use resize::resize_lanczos;
 

@@ -1,4 +1,4 @@
-//! Decoder output to what travels: float16, `uint8` channels last, and [0, 1].
+//! Decoder output to what travels: `uint8` channels last, and [0, 1]. (Plain float16 needs no more than rounding.)
 //!
 //! The formula is the one that fits every published pair of raw and post-processed values. The decoder's output is
 //! rounded to float16 first; then, each step rounded to float16 as torch rounds it on a CPU,
@@ -39,13 +39,6 @@ fn for_each_chunk(values: &[f32], mut use_bits: impl FnMut(&[u16])) {
         bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(chunk);
         use_bits(bits);
     }
-}
-
-/// Raw decoder output as little-endian float16, rounded to nearest, ties to even; nothing is clamped.
-pub fn float16_bytes(pixels: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(pixels.len() * 2);
-    for_each_chunk(pixels, |bits| bytes.extend(bits.iter().flat_map(|bits| bits.to_le_bytes())));
-    bytes
 }
 
 /// Decoder output `[batch, channels, height, width]`, nominally in [-1, 1], to bytes
@@ -147,7 +140,6 @@ mod tests {
         let bytes = to_uint8_channel_last(&values, [1, 1, 1, 10]);
         assert_eq!(bytes, [0, 255, 0, 255, 0, 255, 128, 255, 0, 128]);
         assert_eq!(to_unit_interval(&values), [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.5, 1.0, 0.0, 0.5]);
-        assert_eq!(float16_bytes(&[1.0, 70000.0, -2.0]), [0, 0x3c, 0, 0x7c, 0, 0xc0]);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //!
 //! | scaling | [`Normalisation::Scalar`], to the model | [`Normalisation::PerChannel`], to the model |
 //! |---|---|---|
-//! | [`Scaling::None`] | x | x |
+//! | [`Scaling::None`], [`Scaling::Declined`] | x | x |
 //! | [`Scaling::Model`] | x / scaling_factor + shift_factor (the request's shift wins) | x · std / scaling_factor + mean |
 //! | [`Scaling::Explicit`] | x / scale + shift | error: one factor cannot express this space |
 //!
 //! The latents of a tiny model are already those of the diffusion model: [`Normalisation::Identity`] leaves them as
-//! they are in every row. From the model, the same in reverse: (x − shift) · scale, (x − mean) · scaling_factor / std.
+//! they are in every row but one. A client that sends [`Scaling::Declined`] has divided already, as the full autoencoder
+//! needs it; where the family is known, that is undone: (x − shift) · scale. From the model, all of it in reverse:
+//! (x − shift) · scale, (x − mean) · scaling_factor / std, and x / scale + shift where a division was undone.
 //! The arithmetic is that of PyTorch on f32 tensors: each step is one f32 operation with the factor rounded to f32.
 
 use remote_vae_wire::Scaling;
@@ -37,7 +39,11 @@ pub struct LatentSpace {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Normalisation {
     /// They are the same (tiny models).
-    Identity,
+    Identity {
+        /// The factors of the full autoencoder that the model stands in for, where its family is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        family: Option<Factors>,
+    },
     /// One factor, and perhaps a shift, for all.
     Scalar {
         /// The diffusion model's latents are this times the autoencoder's less the shift.
@@ -54,6 +60,17 @@ pub enum Normalisation {
         /// The factor.
         scaling_factor: f64,
     },
+}
+
+/// Scalar factors of a family of latent spaces: the diffusion model's latents are `scaling_factor` times the full
+/// autoencoder's less the shift.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Factors {
+    /// Finite and not zero.
+    pub scaling_factor: f64,
+    /// None means zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift_factor: Option<f64>,
 }
 
 /// How latents are packed into a sequence of tokens.
@@ -80,10 +97,8 @@ impl LatentSpace {
         self.check(latents.len(), shape)?;
         match self.transform(scaling)? {
             Transform::None => {}
-            Transform::Scalar { scale, shift: None } => latents.iter_mut().for_each(|x| *x /= scale),
-            Transform::Scalar { scale, shift: Some(shift) } => {
-                latents.iter_mut().for_each(|x| *x = *x / scale + shift);
-            }
+            Transform::Scalar { scale, shift } => divide(latents, scale, shift),
+            Transform::Undo { scale, shift } => multiply(latents, scale, shift),
             Transform::PerChannel { mean, std, scale } => {
                 self.each_channel(latents, shape, |channel, x| {
                     *x = *x * std[channel] / scale + mean[channel]
@@ -106,10 +121,8 @@ impl LatentSpace {
         self.check(latents.len(), shape)?;
         match self.transform(scaling)? {
             Transform::None => {}
-            Transform::Scalar { scale, shift: None } => latents.iter_mut().for_each(|x| *x *= scale),
-            Transform::Scalar { scale, shift: Some(shift) } => {
-                latents.iter_mut().for_each(|x| *x = (*x - shift) * scale);
-            }
+            Transform::Scalar { scale, shift } => multiply(latents, scale, shift),
+            Transform::Undo { scale, shift } => divide(latents, scale, shift),
             Transform::PerChannel { mean, std, scale } => {
                 self.each_channel(latents, shape, |channel, x| {
                     *x = (*x - mean[channel]) * scale / std[channel]
@@ -243,7 +256,13 @@ impl LatentSpace {
 
     fn transform(&self, scaling: &Scaling) -> Result<Transform, ModelError> {
         let (scale, shift) = match (&self.normalisation, scaling) {
-            (Normalisation::Identity, _) | (_, Scaling::None) => return Ok(Transform::None),
+            (Normalisation::Identity { family: Some(factors) }, Scaling::Declined) => {
+                let scale = factor("scaling_factor", factors.scaling_factor)?;
+                return Ok(Transform::Undo { scale, shift: finite_shift(factors.shift_factor)? });
+            }
+            (Normalisation::Identity { .. }, _) | (_, Scaling::None | Scaling::Declined) => {
+                return Ok(Transform::None);
+            }
             (Normalisation::PerChannel { mean, std, scaling_factor }, Scaling::Model { shift: None }) => {
                 let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
                 let scale = factor("scaling_factor", *scaling_factor)?;
@@ -262,22 +281,50 @@ impl LatentSpace {
             }
             (Normalisation::Scalar { .. }, Scaling::Explicit { scale, shift }) => (*scale, *shift),
         };
-        let shift = match shift {
-            Some(shift) if !(shift as f32).is_finite() => {
-                return Err(ModelError::Scaling(format!(
-                    "`shift_factor` is {shift}, expected a finite number"
-                )));
-            }
-            other => other.map(|shift| shift as f32),
-        };
+        let shift = finite_shift(shift)?;
         Ok(Transform::Scalar { scale: factor("scaling_factor", scale)?, shift })
     }
 }
 
 enum Transform {
     None,
-    Scalar { scale: f32, shift: Option<f32> },
-    PerChannel { mean: Vec<f32>, std: Vec<f32>, scale: f32 },
+    Scalar {
+        scale: f32,
+        shift: Option<f32>,
+    },
+    /// The reverse of `Scalar`: undoes what the client has done.
+    Undo {
+        scale: f32,
+        shift: Option<f32>,
+    },
+    PerChannel {
+        mean: Vec<f32>,
+        std: Vec<f32>,
+        scale: f32,
+    },
+}
+
+fn divide(latents: &mut [f32], scale: f32, shift: Option<f32>) {
+    match shift {
+        None => latents.iter_mut().for_each(|x| *x /= scale),
+        Some(shift) => latents.iter_mut().for_each(|x| *x = *x / scale + shift),
+    }
+}
+
+fn multiply(latents: &mut [f32], scale: f32, shift: Option<f32>) {
+    match shift {
+        None => latents.iter_mut().for_each(|x| *x *= scale),
+        Some(shift) => latents.iter_mut().for_each(|x| *x = (*x - shift) * scale),
+    }
+}
+
+fn finite_shift(shift: Option<f64>) -> Result<Option<f32>, ModelError> {
+    match shift {
+        Some(shift) if !(shift as f32).is_finite() => {
+            Err(ModelError::Scaling(format!("`shift_factor` is {shift}, expected a finite number")))
+        }
+        other => Ok(other.map(|shift| shift as f32)),
+    }
 }
 
 fn factor(name: &str, value: f64) -> Result<f32, ModelError> {
@@ -314,6 +361,7 @@ mod tests {
     fn truth_table_of_a_scalar_space() {
         let flux = flux();
         assert_eq!(to_model(&flux, Scaling::None), 2.0);
+        assert_eq!(to_model(&flux, Scaling::Declined), 2.0);
         assert_eq!(to_model(&flux, Scaling::Model { shift: None }), 2.0 / 0.3611 + 0.1159);
         assert_eq!(to_model(&flux, Scaling::Model { shift: Some(1.0) }), 2.0 / 0.3611 + 1.0);
         assert_eq!(to_model(&flux, Scaling::Explicit { scale: 0.5, shift: None }), 4.0);
@@ -324,9 +372,10 @@ mod tests {
 
     #[test]
     fn tiny_latents_are_never_changed() {
-        let tiny = space(4, Normalisation::Identity);
+        let tiny = space(4, Normalisation::Identity { family: None });
         for scaling in [
             Scaling::None,
+            Scaling::Declined,
             Scaling::Model { shift: Some(3.0) },
             Scaling::Explicit { scale: 0.18215, shift: Some(1.0) },
         ] {
@@ -334,6 +383,28 @@ mod tests {
             tiny.to_model(&mut latents, [1, 4, 1, 1], &scaling).unwrap();
             tiny.from_model(&mut latents, [1, 4, 1, 1], &scaling).unwrap();
             assert_eq!(latents, [2.0; 4]);
+        }
+    }
+
+    #[test]
+    fn a_division_is_undone_where_the_family_is_known() {
+        for (scaling_factor, shift_factor) in [(0.5, None), (0.5, Some(0.25))] {
+            let factors = Factors { scaling_factor, shift_factor };
+            let tiny = space(4, Normalisation::Identity { family: Some(factors) });
+            let full = space(4, Normalisation::Scalar { scaling_factor, shift_factor });
+            let mut latents = [2.0; 4];
+            // What a client does before it sends `do_scaling=False`, and after it gets latents back.
+            full.to_model(&mut latents, [1, 4, 1, 1], &Scaling::Model { shift: None }).unwrap();
+            let divided = latents;
+            tiny.to_model(&mut latents, [1, 4, 1, 1], &Scaling::Declined).unwrap();
+            assert_eq!(latents, [2.0; 4]);
+            tiny.from_model(&mut latents, [1, 4, 1, 1], &Scaling::Declined).unwrap();
+            assert_eq!(latents, divided);
+            for scaling in
+                [Scaling::None, Scaling::Model { shift: None }, Scaling::Explicit { scale: 0.5, shift: None }]
+            {
+                assert_eq!(to_model(&tiny, scaling), 2.0, "{scaling:?}");
+            }
         }
     }
 
@@ -349,6 +420,7 @@ mod tests {
         space.from_model(&mut latents, shape, &Scaling::Model { shift: None }).unwrap();
         assert_eq!(latents, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         space.to_model(&mut latents, shape, &Scaling::None).unwrap();
+        space.to_model(&mut latents, shape, &Scaling::Declined).unwrap();
         assert_eq!(latents[0], 1.0);
         let error = space.to_model(&mut latents, shape, &Scaling::Explicit { scale: 0.5, shift: None });
         assert!(error.unwrap_err().to_string().contains("mean and a standard deviation for each of its 2"));

@@ -23,5 +23,5 @@ pub use checkpoint::{Checkpoint, WeightSource};
 pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
 pub use error::ModelError;
 pub use graph::{Activation, Graph, Node, Operation, Padding, ValueId, WeightId, WeightSpec};
-pub use latent_space::{LatentSpace, Normalisation, Packing};
+pub use latent_space::{Factors, LatentSpace, Normalisation, Packing};
 pub use model::{Description, Model};

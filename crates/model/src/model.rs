@@ -92,6 +92,8 @@ impl Model {
             names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
         };
         let (decoder, encoder) = (half(Half::Decoder)?, half(Half::Encoder)?);
+        let graphs: Vec<&Graph> = decoder.iter().chain(&encoder).collect();
+        names.check_all_used(&checkpoint, &graphs)?;
         let latent_space = latent_space(&config);
         let (checkpoint, label) = (Arc::new(checkpoint), label.to_owned());
         Ok(Model { family, config, latent_space, decoder, encoder, checkpoint, label })
@@ -216,7 +218,7 @@ fn latent_space(config: &VaeConfig) -> LatentSpace {
             spatial_factor: config
                 .upsampling_scaling_factor
                 .saturating_pow(config.decoder_block_out_channels.len() as u32 - 1),
-            normalisation: Normalisation::Identity,
+            normalisation: Normalisation::Identity { family: None },
             packing,
         },
     }

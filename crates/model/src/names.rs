@@ -12,7 +12,7 @@
 //! All may have a prefix such as `first_stage_model.`, `vae.` or `model.vae.`, which is found by looking for the first
 //! layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
@@ -134,6 +134,51 @@ impl Names {
             *spec = resolved;
         }
         Ok(())
+    }
+
+    /// Checks that the graphs use every tensor of the halves that the file holds: one left over means that the model
+    /// has more layers than its config says, and would decode to a wrong picture.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensor`] for the first tensor that no graph wants.
+    pub(crate) fn check_all_used(
+        &self,
+        checkpoint: &Checkpoint,
+        graphs: &[&Graph],
+    ) -> Result<(), ModelError> {
+        let used: HashSet<&str> =
+            graphs.iter().flat_map(|graph| &graph.weights).map(|spec| spec.name.as_str()).collect();
+        let unused = checkpoint.names().find(|name| self.is_own(name) && !used.contains(name));
+        match unused {
+            None => Ok(()),
+            Some(name) => {
+                let shape = checkpoint.shape(name).unwrap_or_default();
+                let message = format!(
+                    "it is in {} with shape {shape:?}, but the model as configured has no such layer; expected a \
+                     config with as many layers as the file has",
+                    checkpoint.label()
+                );
+                Err(tensor_error(name, message))
+            }
+        }
+    }
+
+    /// Whether a tensor belongs to the autoencoder, and not to something else that is in the same file.
+    fn is_own(&self, name: &str) -> bool {
+        match self {
+            Names::Kl(names) => name.strip_prefix(&names.prefix).is_some_and(|rest| {
+                ["decoder.", "encoder.", "quant_conv.", "post_quant_conv."]
+                    .iter()
+                    .any(|own| rest.starts_with(own))
+            }),
+            Names::Tiny(names) => {
+                [&names.decoder, &names.encoder].into_iter().flatten().any(|Sequence { prefix, .. }| {
+                    name.strip_prefix(prefix.as_str())
+                        .and_then(|rest| rest.split_once('.'))
+                        .is_some_and(|(number, _)| number.parse::<usize>().is_ok())
+                })
+            }
+        }
     }
 
     /// The names that a tensor may have in the file, the usual first.

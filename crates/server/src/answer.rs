@@ -52,7 +52,7 @@ pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
     let [batch, channels, height, width] = tensor.shape;
     let planes = |dtype| TensorHeader { shape: tensor.shape.to_vec(), dtype };
     let (header, bytes) = match negotiated.answer {
-        Answer::Tensor => (Some(planes(Dtype::Float16)), media::float16_bytes(&tensor.values)),
+        Answer::Tensor => (Some(planes(Dtype::Float16)), bytes_from_elements(Dtype::Float16, &tensor.values)),
         Answer::UnitTensor => {
             let unit = media::to_unit_interval(&tensor.values);
             (Some(planes(Dtype::Float16)), bytes_from_elements(Dtype::Float16, &unit))

@@ -44,17 +44,32 @@ impl Lease {
         Self { budget: Arc::clone(budget), bytes: 0 }
     }
 
-    fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+    /// Takes what is missing up to `bytes`, or refuses: with 413 what would never fit, with 429 what does not now.
+    pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let limit = self.budget.limit;
+        if bytes > limit {
+            let message =
+                format!("This request takes {bytes} bytes; the server holds at most {limit} at one time.");
+            return Err(Refusal::too_large(message));
+        }
         let more = bytes.saturating_sub(self.bytes);
         if !self.budget.take(more) {
             let message = format!(
-                "The server holds as many request bodies as it may ({} bytes). Try again shortly.",
-                self.budget.limit
+                "The server holds as many request bodies as it may ({limit} bytes). Try again shortly.",
             );
             return Err(Refusal::overloaded(message, Duration::from_secs(1)));
         }
         self.bytes += more;
         Ok(())
+    }
+}
+
+impl Lease {
+    /// Gives back what is more than `bytes`.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.held.fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
     }
 }
 
@@ -67,7 +82,10 @@ impl Drop for Lease {
 /// How bodies are read.
 pub(crate) struct Reader<'a> {
     pub(crate) max_bytes: u64,
+    /// For the whole body.
     pub(crate) timeout: Duration,
+    /// Without a byte.
+    pub(crate) idle_timeout: Duration,
     pub(crate) budget: &'a Arc<ByteBudget>,
 }
 
@@ -85,18 +103,17 @@ impl Reader<'_> {
         Refusal::too_large(format!("Expected a body of at most {} bytes. Got {found}.", self.max_bytes))
     }
 
-    /// Reads the whole body. The lease must live as long as the bytes do.
+    /// Reads the whole body. The lease must live as long as the bytes do. It grows with what has arrived, not with
+    /// what is announced: silent connections hold next to nothing.
     pub(crate) async fn read(
         &self,
         announced: Option<u64>,
         body: &mut Body,
     ) -> Result<(Vec<u8>, Lease), Refusal> {
         let mut lease = Lease::new(self.budget);
-        lease.grow_to(announced.unwrap_or(0))?;
         let reading = self.read_frames(announced, body, &mut lease);
         let bytes = tokio::time::timeout(self.timeout, reading).await.map_err(|_| {
-            let message = format!("The body did not arrive within {} s.", self.timeout.as_secs_f64());
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, message)
+            late(format!("The body did not arrive within {} s.", self.timeout.as_secs_f64()))
         })??;
         Ok((bytes, lease))
     }
@@ -108,9 +125,13 @@ impl Reader<'_> {
         lease: &mut Lease,
     ) -> Result<Vec<u8>, Refusal> {
         /// What is reserved at once on a client's word.
-        const TRUST: u64 = 1 << 20;
-        let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(TRUST) as usize);
-        while let Some(frame) = body.frame().await {
+        const TRUST: u64 = 64 << 10;
+        let first = announced.unwrap_or(0).min(TRUST);
+        lease.grow_to(first)?;
+        let mut bytes = Vec::with_capacity(first as usize);
+        let silent =
+            |_| late(format!("No byte of the body arrived for {} s.", self.idle_timeout.as_secs_f64()));
+        while let Some(frame) = tokio::time::timeout(self.idle_timeout, body.frame()).await.map_err(silent)? {
             let frame = frame.map_err(|error| {
                 Refusal::bad_request(format!(
                     "The body ended before its announced end or is malformed: {error}."
@@ -121,11 +142,21 @@ impl Reader<'_> {
             if length > self.max_bytes {
                 return Err(self.too_large("more"));
             }
-            lease.grow_to(length)?;
+            if length > bytes.capacity() as u64 {
+                // Twice as much at a time, but never more than announced: what is reserved is what is charged.
+                let room = length.max((bytes.capacity() as u64 * 2).min(announced.unwrap_or(self.max_bytes)));
+                lease.grow_to(room)?;
+                bytes.reserve_exact(room as usize - bytes.len());
+            }
             bytes.extend_from_slice(data);
         }
         Ok(bytes)
     }
+}
+
+/// 408.
+fn late(message: String) -> Refusal {
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, message)
 }
 
 /// What to do with a body that a refused request still sends.
@@ -185,7 +216,8 @@ mod tests {
     use super::*;
 
     fn reader(budget: &Arc<ByteBudget>) -> Reader<'_> {
-        Reader { max_bytes: 10, timeout: Duration::from_millis(50), budget }
+        let timeout = Duration::from_millis(50);
+        Reader { max_bytes: 10, timeout, idle_timeout: timeout, budget }
     }
 
     #[tokio::test]
@@ -194,7 +226,7 @@ mod tests {
         let reader = reader(&budget);
         let (bytes, lease) = reader.read(Some(10), &mut Body::from(vec![1; 10])).await.unwrap();
         assert_eq!((bytes.len(), budget.held()), (10, 10));
-        let refusal = reader.read(None, &mut Body::from(vec![1; 6])).await.unwrap_err();
+        let refusal = reader.read(Some(6), &mut Body::from(vec![1; 6])).await.unwrap_err();
         assert_eq!((refusal.status, budget.held()), (StatusCode::TOO_MANY_REQUESTS, 10));
         drop(lease);
         assert_eq!(budget.held(), 0);

@@ -23,7 +23,7 @@ enum Layout {
 
 /// Checks the request and makes its job.
 pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, body, accept, .. } = job;
+    let Job { autoencoder, parameters, body, lease, accept, .. } = job;
     let answer = negotiate(&parameters, accept.as_deref());
     if answer.answer == Answer::Mp4 {
         return Err(Refusal::bad_request(
@@ -35,7 +35,8 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
 
     let model = autoencoder.model();
     let space = &model.latent_space;
-    let layout = layout(&header, &parameters, model.latent_channels())?;
+    let fits = |tokens, height, width| space.unpacked_shape(tokens, height, width).is_ok();
+    let layout = layout(&header, &parameters, model.latent_channels(), fits)?;
     let shape = match layout {
         Layout::Planes(shape) => shape,
         Layout::Packed { tokens, height, width } => {
@@ -54,7 +55,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
-        drop(body);
+        drop((body, lease));
         let (latents, shape) = match layout {
             Layout::Planes(shape) => (values, shape),
             Layout::Packed { tokens, height, width } => {
@@ -68,14 +69,22 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
 }
 
 /// Reads the shape. Height and width count only for tensors of three dimensions: several clients send them always, and
-/// some send wrong ones.
-fn layout(header: &TensorHeader, parameters: &Parameters, channels: usize) -> Result<Layout, Refusal> {
+/// some send wrong ones. Where the first dimension may be the model's channels too, the tensor is packed only if the
+/// picture of this height and width has just as many tokens (`fits`).
+fn layout(
+    header: &TensorHeader,
+    parameters: &Parameters,
+    channels: usize,
+    fits: impl Fn([usize; 3], usize, usize) -> bool,
+) -> Result<Layout, Refusal> {
     match header.shape[..] {
         [batch, found, height, width] if found == channels => {
             Ok(Layout::Planes([batch, found, height, width]))
         }
         [first, second, third] => match (parameters.height, parameters.width) {
-            (Some(height), Some(width)) if third == 4 * channels || first != channels => {
+            (Some(height), Some(width))
+                if first != channels || fits([first, second, third], height, width) =>
+            {
                 Ok(Layout::Packed { tokens: [first, second, third], height, width })
             }
             _ if first == channels => Ok(Layout::Planes([1, first, second, third])),
@@ -137,7 +146,10 @@ mod tests {
     fn read(shape: &[usize], height: Option<usize>, width: Option<usize>) -> Result<Layout, String> {
         let header = TensorHeader { shape: shape.to_vec(), dtype: Dtype::Float16 };
         let parameters = Parameters { height, width, ..Parameters::default() };
-        layout(&header, &parameters, 4).map_err(|refusal| refusal.message)
+        let fits = |[_, tokens, size]: [usize; 3], height: usize, width: usize| {
+            size == 16 && tokens == (height / 16) * (width / 16)
+        };
+        layout(&header, &parameters, 4, fits).map_err(|refusal| refusal.message)
     }
 
     #[test]
@@ -159,6 +171,8 @@ mod tests {
         assert_eq!(read(&[4, 5, 6], Some(40), Some(48)), planes([1, 4, 5, 6]));
         assert_eq!(read(&[1, 16, 16], Some(64), Some(64)), tokens([1, 16, 16], 64, 64));
         assert_eq!(read(&[4, 16, 16], Some(64), Some(64)), tokens([4, 16, 16], 64, 64));
+        // Not packed: this size has 64 tokens, and 16 x 16 latents as planes.
+        assert_eq!(read(&[4, 16, 16], Some(128), Some(128)), planes([1, 4, 16, 16]));
         for wrong in [&[1, 16, 5, 6][..], &[5, 6], &[1, 4, 3, 5, 6], &[1, 16, 16]] {
             let message = read(wrong, None, None).unwrap_err();
             assert!(message.contains(&format!("{wrong:?}")) && message.contains("Expected"), "{message}");

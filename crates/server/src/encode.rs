@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use remote_vae_engine::Draw;
+use remote_vae_engine::{Draw, EngineError};
 use remote_vae_media::{
-    DecodeLimits, MediaError, RgbImage, decode_image, resize_to_multiple, tensor_to_model_range,
-    to_model_range,
+    DecodeLimits, MediaError, RgbImage, decode_image, resize_tensor_to_multiple, resize_to_multiple,
+    tensor_to_model_range, to_model_range,
 };
 use remote_vae_wire::{
     BodyKind, Dtype, Parameters, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
 };
 
 use crate::answer::Form;
+use crate::body::Lease;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::queue::{Tensor, Work};
+use crate::queue::{Place, Tensor, Work};
 use crate::request::{Job, Prepared, check_plan, check_size, random_bits};
 use crate::state::Shared;
 
@@ -24,12 +25,18 @@ const COLOURS: usize = 3;
 /// Where the pixels come from, on their way to `[batch, 3, height, width]` in -1 to 1.
 enum Pixels {
     Picture(RgbImage),
-    Tensor { dtype: Dtype, bytes: Vec<u8> },
+    /// Sides that are not multiples of `factor` are cut to the next lower ones.
+    Tensor {
+        dtype: Dtype,
+        bytes: Vec<u8>,
+        shape: [usize; 4],
+        factor: usize,
+    },
 }
 
 /// Checks the request and makes its job. A picture is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, kind, body, accept } = job;
+    let Job { autoencoder, parameters, kind, body, lease, accept } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
@@ -37,17 +44,20 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
 
     let is_picture = kind == BodyKind::Image || image_body(&parameters, &body).is_some();
     let factor = model.spatial_factor();
-    let (place, pixels, shape) = if is_picture {
+    let (place, lease, pixels, shape) = if is_picture {
         let place = shared.reserve()?;
-        let picture = unpack(shared, body, factor).await?;
+        let Unpacked { picture, place, lease } = unpack(shared, body, factor, place, lease).await?;
         let shape = [1, COLOURS, picture.height, picture.width];
-        (place, Pixels::Picture(picture), shape)
+        (place, lease, Pixels::Picture(picture), shape)
     } else {
         let header = parameters.tensor_header()?;
         header.check_body(body.len())?;
         let shape = tensor_shape(&header, factor)?;
-        check_size(shared, shape[0], shape[2], shape[3])?;
-        (shared.reserve()?, Pixels::Tensor { dtype: header.dtype, bytes: body }, shape)
+        let [batch, _, height, width] = shape;
+        check_size(shared, batch, height, width)?;
+        let cut = [batch, COLOURS, height - height % factor, width - width % factor];
+        let pixels = Pixels::Tensor { dtype: header.dtype, bytes: body, shape, factor };
+        (shared.reserve()?, lease, pixels, cut)
     };
     let [batch, _, height, width] = shape;
     let count = check_size(shared, batch, height, width)?;
@@ -56,7 +66,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let draw = draw(&parameters);
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
-        let pixels = pixels.into_model_range();
+        let pixels = pixels.into_model_range()?;
+        drop(lease);
         let latents = autoencoder.encode(&pixels, shape, &scaling, draw, control)?;
         Ok(Tensor { values: latents.values, shape: latents.shape })
     });
@@ -85,25 +96,42 @@ fn tensor_shape(header: &TensorHeader, factor: usize) -> Result<[usize; 4], Refu
         }
     };
     let [_, _, height, width] = shape;
-    for (name, side) in [("height", height), ("width", width)] {
-        if !side.is_multiple_of(factor) {
-            return Err(Refusal::bad_request(format!(
-                "Expected the {name} of a tensor of pixels to be a multiple of {factor}. Got {side} in shape {:?}.",
-                header.shape
-            )));
-        }
+    if height < factor || width < factor {
+        return Err(media_refusal(MediaError::TooSmall { width, height, multiple: factor }));
     }
     Ok(shape)
 }
 
-/// Unpacks a picture file and cuts its sides to multiples of `factor`.
-async fn unpack(shared: &Shared, file: Vec<u8>, factor: usize) -> Result<RgbImage, Refusal> {
+/// A picture, and what its request holds.
+struct Unpacked {
+    picture: RgbImage,
+    place: Place,
+    lease: Lease,
+}
+
+/// Unpacks a picture file and cuts its sides to multiples of `factor`. A small file may hold a large picture, so the
+/// lease becomes that of the pixels.
+async fn unpack(
+    shared: &Shared,
+    file: Vec<u8>,
+    factor: usize,
+    place: Place,
+    mut lease: Lease,
+) -> Result<Unpacked, Refusal> {
     /// Bytes that a pixel may take while it is unpacked: four channels of 16 bits.
     const BYTES_PER_PIXEL: u64 = 8;
     let max_pixels = shared.options.limits.max_pixels;
     let limits = DecodeLimits { max_pixels, max_bytes: max_pixels.saturating_mul(BYTES_PER_PIXEL) };
-    let unpacking = move || resize_to_multiple(decode_image(&file, &limits)?, factor);
-    shared.blocking(unpacking).await?.map_err(media_refusal)
+    let unpacking = move || {
+        let picture = decode_image(&file, &limits).map_err(media_refusal)?;
+        drop(file);
+        let picture = resize_to_multiple(picture, factor).map_err(media_refusal)?;
+        let bytes = picture.pixels.len() as u64;
+        lease.grow_to(bytes)?;
+        lease.shrink_to(bytes);
+        Ok(Unpacked { picture, place, lease })
+    };
+    shared.blocking(unpacking).await?.inspect_err(|refusal| shared.note_no_room(refusal))
 }
 
 /// A picture larger than a limit is refused as a body larger than a limit is; whatever else is wrong is a bad request.
@@ -118,16 +146,21 @@ fn media_refusal(error: MediaError) -> Refusal {
 
 impl Pixels {
     /// `[batch, 3, height, width]` in -1 to 1.
-    fn into_model_range(self) -> Vec<f32> {
+    fn into_model_range(self) -> Result<Vec<f32>, EngineError> {
         match self {
-            Pixels::Picture(picture) => to_model_range(&picture),
-            Pixels::Tensor { dtype, bytes } => {
-                let mut values = elements_from_bytes(dtype, &bytes);
+            Pixels::Picture(picture) => Ok(to_model_range(&picture)),
+            Pixels::Tensor { dtype, bytes, shape, factor } => {
+                let values = elements_from_bytes(dtype, &bytes);
+                drop(bytes);
+                let [_, _, height, width] = shape;
+                // Length and sides were checked before.
+                let (mut values, _) = resize_tensor_to_multiple(values, shape, factor)
+                    .map_err(|_| EngineError::ImageSides { height, width, factor })?;
                 if dtype == Dtype::Uint8 {
                     values.iter_mut().for_each(|value| *value /= 255.0);
                 }
                 tensor_to_model_range(&mut values);
-                values
+                Ok(values)
             }
         }
     }
@@ -140,7 +173,9 @@ mod tests {
     use super::*;
 
     fn range(dtype: Dtype, values: &[f32]) -> Vec<f32> {
-        Pixels::Tensor { dtype, bytes: bytes_from_elements(dtype, values) }.into_model_range()
+        let shape = [1, 1, 1, values.len()];
+        let bytes = bytes_from_elements(dtype, values);
+        Pixels::Tensor { dtype, bytes, shape, factor: 1 }.into_model_range().unwrap()
     }
 
     #[test]
@@ -159,8 +194,8 @@ mod tests {
         };
         assert_eq!(shape(&[2, 3, 16, 8]), Ok([2, 3, 16, 8]));
         assert_eq!(shape(&[3, 16, 8]), Ok([1, 3, 16, 8]));
-        assert!(shape(&[1, 3, 16, 9]).unwrap_err().contains("width"));
-        assert!(shape(&[1, 3, 4, 8]).unwrap_err().contains("height"));
+        assert_eq!(shape(&[1, 3, 16, 9]), Ok([1, 3, 16, 9]));
+        assert!(shape(&[1, 3, 4, 8]).unwrap_err().contains("8x4"));
         assert!(shape(&[1, 4, 8, 8]).unwrap_err().contains("[1, 4, 8, 8]"));
     }
 

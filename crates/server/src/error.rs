@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use remote_vae_wire::{WireError, content_type, error_body};
+use remote_vae_wire::{WireError, content_type, error_body, shortened};
 
 /// Why a server cannot start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -136,17 +136,6 @@ impl IntoResponse for Refusal {
 fn whole_seconds(wait: Duration) -> u64 {
     let rounded = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     rounded.max(1)
-}
-
-/// At most 64 characters of what a client sent, for use in a message.
-pub(crate) fn shortened(text: &str) -> String {
-    const LIMIT: usize = 64;
-    let mut out: String =
-        text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(LIMIT).is_some() {
-        out.push('…');
-    }
-    out
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `options` | what an operator can set |
-//! | `lifecycle` | listening, connections, warm-up, graceful shutdown |
+//! | `memory` | how much memory there is, for a default |
+//! | `lifecycle` | listening, warm-up, graceful shutdown |
+//! | `connections`, `watched` | the open connections: how many, and how long each may be silent |
 //! | `observe` | request ids, the access log, request metrics, and the last guard against panics |
 //! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
 //! | `routes`, `info` | paths; health, information and metrics |
@@ -18,11 +20,13 @@
 
 mod answer;
 mod body;
+mod connections;
 mod decode;
 mod encode;
 mod error;
 mod info;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod observe;
 mod options;
@@ -31,6 +35,7 @@ mod queue;
 mod request;
 mod routes;
 mod state;
+mod watched;
 mod worker;
 
 pub use error::ServerError;

@@ -1,37 +1,25 @@
-//! A server from its first listening to its last answer: connections, warm-up, graceful shutdown.
+//! A server from its first listening to its last answer: warm-up, readiness, graceful shutdown.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::Body;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use remote_vae_engine::EngineError;
 use remote_vae_wire::Operation;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 
+use crate::connections::Connections;
 use crate::error::ServerError;
-use crate::observe::observe;
 use crate::options::ServerOptions;
-use crate::plain_errors::JsonErrors;
 use crate::queue::Queue;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
-use crate::{routes, worker};
+use crate::worker;
 
 /// How often the state of a draining server is looked at.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
-/// Least time for answers to reach their clients after the engine has finished.
-const FLUSH_TIME: Duration = Duration::from_secs(2);
 /// How often histograms are tidied.
 const UPKEEP_STEP: Duration = Duration::from_secs(5);
-/// Pause after the system refused a connection, for instance for lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A server that listens but does not answer yet; [`Server::run`] makes it answer.
 ///
@@ -127,6 +115,7 @@ impl Server {
         let connections = Connections::new(&shared);
         let mut drained = std::pin::pin!(drained(&shared));
         let mut upkeep = tokio::time::interval(UPKEEP_STEP);
+        let mut sweep = tokio::time::interval(connections.sweep_step());
         let mut is_warm = false;
         let result = loop {
             tokio::select! {
@@ -141,6 +130,7 @@ impl Server {
                     }
                 }
                 _ = upkeep.tick() => shared.metrics.upkeep(),
+                _ = sweep.tick() => connections.sweep(),
                 () = connections.accept(&listener) => {}
             }
         };
@@ -205,67 +195,5 @@ async fn drained(shared: &Shared) {
             return;
         }
         tokio::time::sleep(DRAIN_STEP).await;
-    }
-}
-
-/// The open connections.
-struct Connections {
-    shared: Arc<Shared>,
-    router: Router,
-    graceful: GracefulShutdown,
-    places: Arc<Semaphore>,
-}
-
-impl Connections {
-    fn new(shared: &Arc<Shared>) -> Self {
-        Self {
-            shared: Arc::clone(shared),
-            router: routes::router(Arc::clone(shared)),
-            graceful: GracefulShutdown::new(),
-            places: Arc::new(Semaphore::new(shared.options.limits.max_connections)),
-        }
-    }
-
-    /// Takes one connection and serves it on a task of its own.
-    async fn accept(&self, listener: &TcpListener) {
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let serving = self.serve(stream);
-                tokio::spawn(async move {
-                    serving.await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-
-    fn serve(&self, stream: TcpStream) -> impl Future<Output = ()> + Send + use<> {
-        let _ = stream.set_nodelay(true);
-        let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (shared, router) = (Arc::clone(&shared), router.clone());
-            async move { Ok::<_, Infallible>(observe(shared, router, request.map(Body::new)).await) }
-        });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.shared.options.idle_timeout);
-        let connection = builder.serve_connection(TokioIo::new(JsonErrors::new(stream)), service);
-        let connection = self.graceful.watch(connection);
-        async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        }
-    }
-
-    /// Lets answers reach their clients, then gives up on the rest.
-    async fn finish(self) {
-        if tokio::time::timeout(FLUSH_TIME, self.graceful.shutdown()).await.is_err() {
-            tracing::warn!("some clients did not take their answers in time");
-        }
     }
 }

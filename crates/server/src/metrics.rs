@@ -35,6 +35,8 @@ const METADATA: Metadata<'static> = Metadata::new("remote_vae", Level::INFO, Non
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejection {
     Overloaded,
+    Bodies,
+    Connections,
     Memory,
     Draining,
 }
@@ -43,6 +45,8 @@ impl Rejection {
     fn name(self) -> &'static str {
         match self {
             Rejection::Overloaded => "overloaded",
+            Rejection::Bodies => "bodies",
+            Rejection::Connections => "connections",
             Rejection::Memory => "memory",
             Rejection::Draining => "draining",
         }

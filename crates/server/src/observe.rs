@@ -13,9 +13,10 @@ use axum::body::{Body, HttpBody};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use remote_vae_wire::shortened;
 use tower_service::Service;
 
-use crate::error::{Refusal, shortened};
+use crate::error::Refusal;
 use crate::state::Shared;
 
 /// The id of a request, taken from the client if it sent a usable one.

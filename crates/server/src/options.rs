@@ -3,15 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::ServerError;
+use crate::memory;
 
 const MIB: u64 = 1 << 20;
 
-/// Everything about a server but its models. Serialisable; the keys are left out when written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Everything about a server but its models.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServerOptions {
     /// Address to listen on; loopback unless the operator says otherwise.
     pub host: String,
@@ -21,23 +21,23 @@ pub struct ServerOptions {
     pub limits: Limits,
     /// Whether the default model's weights are loaded before the server calls itself ready.
     pub warm_up: bool,
-    /// How long accepted work may still run once a shutdown was asked for, in seconds.
-    #[serde(with = "seconds")]
+    /// How long accepted work may still run once a shutdown was asked for.
     pub drain_timeout: Duration,
-    /// Longest time from the end of a request's body to its answer, in seconds; none means no limit. A request may
+    /// Longest time from the end of a request's body to its answer; none means no limit. A request may
     /// shorten it with the header `x-request-timeout-ms`.
-    #[serde(with = "optional_seconds")]
     pub request_timeout: Option<Duration>,
-    /// Longest time in which a request's body must have arrived, in seconds.
-    #[serde(with = "seconds")]
+    /// Longest time in which a request's body must have arrived.
     pub body_timeout: Duration,
-    /// Longest time a connection may stay idle or take to send a request's head, in seconds.
-    #[serde(with = "seconds")]
+    /// Longest time without a byte of a request's body that is still to come.
+    pub body_idle_timeout: Duration,
+    /// Longest time from a connection's start, or from the first byte of a later request, to the end of the request's
+    /// head.
+    pub header_timeout: Duration,
+    /// Longest time that a connection may stay idle between requests, or that a client may take nothing of an answer.
     pub idle_timeout: Duration,
     /// Further paths, such as `/vae/decode`, that are served by the default model.
     pub extra_paths: Vec<String>,
-    /// Bearer keys; empty means that anybody may use the server. Never written or printed.
-    #[serde(skip_serializing)]
+    /// Bearer keys; empty means that anybody may use the server. Never printed.
     pub api_keys: Vec<ApiKey>,
 }
 
@@ -51,6 +51,8 @@ impl Default for ServerOptions {
             drain_timeout: Duration::from_secs(30),
             request_timeout: None,
             body_timeout: Duration::from_secs(300),
+            body_idle_timeout: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(300),
             extra_paths: Vec::new(),
             api_keys: Vec::new(),
@@ -59,12 +61,12 @@ impl Default for ServerOptions {
 }
 
 /// Bounds that are checked before anything is allocated for a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Serialisable for `/info`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Bytes of one request's body.
     pub max_body_bytes: u64,
-    /// Bytes of all bodies that are held at one time.
+    /// Bytes of all bodies, and of the pictures unpacked from them, that are held at one time.
     pub max_held_bytes: u64,
     /// Pixels of one request, over its whole batch: output pixels of a decode, input pixels of an encode.
     pub max_pixels: u64,
@@ -72,9 +74,11 @@ pub struct Limits {
     pub max_batch: usize,
     /// Requests that may wait for the engine, beside the one it works on.
     pub max_queue: usize,
-    /// Bytes that a request's plan may need at its peak; none means no limit.
+    /// Bytes that a request's plan may need at its peak; none means no limit. By default 80 % of the memory that the
+    /// process may use, where the system says how much that is.
     pub max_plan_bytes: Option<u64>,
-    /// Connections open at one time; further ones wait to be accepted.
+    /// Connections open at one time. For a further one the connection that is idle longest is closed; if none is idle
+    /// it is answered with 503.
     pub max_connections: usize,
 }
 
@@ -86,7 +90,7 @@ impl Default for Limits {
             max_pixels: 4096 * 4096,
             max_batch: 16,
             max_queue: 64,
-            max_plan_bytes: None,
+            max_plan_bytes: memory::default_plan_bytes(),
             max_connections: 1024,
         }
     }
@@ -105,10 +109,12 @@ impl ServerOptions {
         at_least("limits.max_queue", limits.max_queue as u64, 1)?;
         at_least("limits.max_connections", limits.max_connections as u64, 1)?;
         at_least("limits.max_held_bytes", limits.max_held_bytes, limits.max_body_bytes)?;
-        if limits.max_connections > tokio::sync::Semaphore::MAX_PERMITS {
-            return Err(option("limits.max_connections", limits.max_connections, "a smaller number"));
-        }
-        for (name, timeout) in [("body_timeout", self.body_timeout), ("idle_timeout", self.idle_timeout)] {
+        for (name, timeout) in [
+            ("body_timeout", self.body_timeout),
+            ("body_idle_timeout", self.body_idle_timeout),
+            ("header_timeout", self.header_timeout),
+            ("idle_timeout", self.idle_timeout),
+        ] {
             if timeout.is_zero() {
                 return Err(option(name, "0", "more than 0 seconds"));
             }
@@ -140,8 +146,7 @@ fn option(name: &'static str, found: impl fmt::Display, expected: &str) -> Serve
 }
 
 /// A bearer key. `Debug` does not show it, and comparing takes the same time wherever two keys differ.
-#[derive(Clone, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone)]
 pub struct ApiKey(String);
 
 impl ApiKey {
@@ -170,64 +175,25 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Durations as numbers of seconds.
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_f64(value.as_secs_f64())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
-    }
-}
-
-/// Durations as numbers of seconds, or null.
-mod optional_seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
-        value.map(|duration| duration.as_secs_f64()).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-        Option::<f64>::deserialize(from)?
-            .map(Duration::try_from_secs_f64)
-            .transpose()
-            .map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_valid_and_survive_json_without_keys() {
-        let options = ServerOptions { api_keys: vec![ApiKey::new("s3cret")], ..ServerOptions::default() };
+    fn defaults_are_valid() {
+        let options = ServerOptions::default();
         options.validate().unwrap();
-        let text = serde_json::to_string(&options).unwrap();
-        assert!(!text.contains("s3cret") && !format!("{options:?}").contains("s3cret"));
-        let back: ServerOptions = serde_json::from_str(&text).unwrap();
-        assert_eq!(back, ServerOptions::default());
         assert!(options.limits.max_body_bytes >= 64 * MIB);
+        assert_eq!(options.limits.max_plan_bytes.is_some(), cfg!(target_os = "linux"));
     }
 
     #[test]
-    fn keys_may_be_read() {
-        let options: ServerOptions =
-            serde_json::from_str(r#"{"port":1,"api_keys":["abc"],"request_timeout":1.5}"#).unwrap();
-        assert!(options.api_keys[0].matches(b"abc"));
-        assert!(!options.api_keys[0].matches(b"ab") && !options.api_keys[0].matches(b"abcd"));
-        assert!(!options.api_keys[0].matches(b"") && !options.api_keys[0].matches(b"abd"));
-        assert_eq!(options.request_timeout, Some(Duration::from_millis(1500)));
-        assert!(serde_json::from_str::<ServerOptions>(r#"{"prot":1}"#).is_err());
-        assert!(serde_json::from_str::<ServerOptions>(r#"{"drain_timeout":-1}"#).is_err());
+    fn keys_match_whole_and_are_not_printed() {
+        let key = ApiKey::new("abc");
+        assert!(key.matches(b"abc"));
+        assert!(!key.matches(b"ab") && !key.matches(b"abcd") && !key.matches(b"") && !key.matches(b"abd"));
+        let options = ServerOptions { api_keys: vec![key], ..ServerOptions::default() };
+        assert!(!format!("{options:?}").contains("abc"));
     }
 
     #[test]
@@ -241,6 +207,8 @@ mod tests {
         assert!(refused(|o| o.limits.max_held_bytes = 1).contains("max_held_bytes"));
         assert!(refused(|o| o.extra_paths = vec!["decode".into()]).contains("extra_paths"));
         assert!(refused(|o| o.idle_timeout = Duration::ZERO).contains("idle_timeout"));
+        assert!(refused(|o| o.header_timeout = Duration::ZERO).contains("header_timeout"));
+        assert!(refused(|o| o.body_idle_timeout = Duration::ZERO).contains("body_idle_timeout"));
         assert!(refused(|o| o.api_keys = vec![ApiKey::new("a b")]).contains("api_keys"));
     }
 }

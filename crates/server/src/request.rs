@@ -10,10 +10,10 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use remote_vae_engine::{Autoencoder, Control, EngineError, PlanSummary};
 use remote_vae_model::ModelError;
-use remote_vae_wire::{BodyKind, Operation, Parameters, classify, unwrap_json_body};
+use remote_vae_wire::{BodyKind, Operation, Parameters, WireError, classify, shortened, unwrap_json_body};
 
 use crate::body::{Lease, Leftover, Reader, discard};
-use crate::error::{Refusal, shortened};
+use crate::error::Refusal;
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
 use crate::queue::{Done, JobError, Place, Work};
@@ -32,6 +32,8 @@ pub(crate) struct Job<'a> {
     pub(crate) parameters: Parameters,
     pub(crate) kind: BodyKind,
     pub(crate) body: Vec<u8>,
+    /// The body's share of the budget; goes where the bytes go.
+    pub(crate) lease: Lease,
     pub(crate) accept: Option<String>,
 }
 
@@ -71,12 +73,12 @@ async fn handle(
     let entry = target.model;
     trace.update(|trace| {
         trace.model = Some(entry.name.clone());
-        trace.operation = Some(target.operation.map_or("unknown", operation_name));
+        trace.operation = Some(target.operation.map_or("unknown", Operation::name));
     });
     check_key(shared, &head.headers)?;
     shared.check_ready()?;
-    let (job, operation, _lease) = read(shared, target, head, body, trace).await?;
-    trace.update(|trace| trace.operation = Some(operation_name(operation)));
+    let (job, operation) = read(shared, target, head, body, trace).await?;
+    trace.update(|trace| trace.operation = Some(operation.name()));
 
     let deadline = deadline(shared, &head.headers)?;
     let prepared = match operation {
@@ -95,7 +97,7 @@ async fn handle(
     let Done { result, queued, engine } = done;
     trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine)));
     let tensor = result.map_err(job_refusal)?;
-    shared.metrics.work(operation_name(operation), &entry.name, queued, engine);
+    shared.metrics.work(operation.name(), &entry.name, queued, engine);
     shared.metrics.pixels(pixels, batch);
 
     let start = std::time::Instant::now();
@@ -106,13 +108,6 @@ async fn handle(
     Ok(answer::finish(response, &entry.autoencoder.engine().name()))
 }
 
-fn operation_name(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Decode => "decode",
-        Operation::Encode => "encode",
-    }
-}
-
 /// Reads and unwraps the body, and finds out what it is for.
 async fn read<'a>(
     shared: &'a Arc<Shared>,
@@ -120,11 +115,12 @@ async fn read<'a>(
     head: &Parts,
     body: &mut Body,
     trace: &SharedTrace,
-) -> Result<(Job<'a>, Operation, Lease), Refusal> {
+) -> Result<(Job<'a>, Operation), Refusal> {
     let options = &shared.options;
     let reader = Reader {
         max_bytes: options.limits.max_body_bytes,
         timeout: options.body_timeout,
+        idle_timeout: options.body_idle_timeout,
         budget: &shared.budget,
     };
     let announced = reader.check_announced(&head.headers)?;
@@ -132,11 +128,17 @@ async fn read<'a>(
     let mut parameters = Parameters::from_query(head.uri.query().unwrap_or(""))?;
     check_precision(&parameters)?;
     let kind = BodyKind::from_content_type(text(&head.headers, header::CONTENT_TYPE).as_deref());
-    let (mut bytes, lease) = reader.read(announced, body).await?;
+    let reading = reader.read(announced, body).await;
+    let (mut bytes, mut lease) = reading.inspect_err(|refusal| shared.note_no_room(refusal))?;
     trace.update(|trace| trace.request_bytes = bytes.len() as u64);
     if kind.is_json() {
-        let unwrapping = move || unwrap_json_body(&bytes, &mut parameters).map(|inner| (inner, parameters));
-        (bytes, parameters) = shared.blocking(unwrapping).await??;
+        let unwrapping = move || {
+            let inner = unwrap_json_body(&bytes, &mut parameters)?;
+            drop(bytes);
+            lease.shrink_to(inner.capacity() as u64);
+            Ok::<_, WireError>((inner, parameters, lease))
+        };
+        (bytes, parameters, lease) = shared.blocking(unwrapping).await??;
         check_precision(&parameters)?;
     }
     let operation = match target.operation {
@@ -144,8 +146,8 @@ async fn read<'a>(
         None => classify(&parameters, kind, &bytes)?,
     };
     let accept = text(&head.headers, header::ACCEPT);
-    let job = Job { autoencoder: &target.model.autoencoder, parameters, kind, body: bytes, accept };
-    Ok((job, operation, lease))
+    let autoencoder = &target.model.autoencoder;
+    Ok((Job { autoencoder, parameters, kind, body: bytes, lease, accept }, operation))
 }
 
 /// All values of a header, joined; bytes that are no text are ignored with their value.

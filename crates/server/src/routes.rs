@@ -8,10 +8,10 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use remote_vae_wire::Operation;
+use remote_vae_wire::{Operation, shortened};
 
 use crate::body::{Leftover, discard};
-use crate::error::{Refusal, shortened};
+use crate::error::Refusal;
 use crate::state::{ModelEntry, Shared};
 use crate::{info, request};
 

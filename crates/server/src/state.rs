@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use remote_vae_engine::Autoencoder;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::body::ByteBudget;
 use crate::error::{Refusal, ServerError};
@@ -78,7 +79,7 @@ pub(crate) struct Shared {
     /// Requests for work between their head and their answer's head.
     active: AtomicUsize,
     /// Threads that unpack and compress pictures at one time.
-    pictures: Semaphore,
+    pictures: Arc<Semaphore>,
 }
 
 /// What a client is told to wait while models load or a replacement starts.
@@ -94,7 +95,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
             active: AtomicUsize::new(0),
-            pictures: Semaphore::new(cores.max(2)),
+            pictures: Arc::new(Semaphore::new(cores.max(2))),
             options,
             models,
             metrics,
@@ -138,14 +139,29 @@ impl Shared {
         })
     }
 
-    /// Runs work on pictures beside the event loop, a few at a time.
+    /// Counts the refusals of requests for whose bytes there is no room.
+    pub(crate) fn note_no_room(&self, refusal: &Refusal) {
+        if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+            self.metrics.rejected(Rejection::Bodies);
+        }
+    }
+
+    /// Runs work on pictures beside the event loop, a few at a time. A request that is dropped meanwhile leaves the
+    /// work running to its end: what bounds it (the permit here, places and leases in `work`) stays taken until then.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        let failed = |_| Refusal::internal("The server failed while handling a picture.");
-        let _permit = self.pictures.acquire().await;
-        tokio::task::spawn_blocking(work).await.map_err(failed)
+        let failed = || Refusal::internal("The server failed while handling a picture.");
+        let permit = Arc::clone(&self.pictures).acquire_owned().await.map_err(|_| failed())?;
+        let (answer, receiver) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            if !answer.is_closed() {
+                let _ = answer.send(work());
+            }
+        });
+        receiver.await.map_err(|_| failed())
     }
 
     /// Counts a request for work as active for as long as the guard lives.
@@ -166,5 +182,39 @@ pub(crate) struct Active(Arc<Shared>);
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_goes_on_with_its_permit_when_its_request_is_dropped() {
+        let shared = Shared::new(ServerOptions::default(), Vec::new());
+        let permits = shared.pictures.available_permits();
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(std::sync::Mutex::new(gate));
+        for _ in 0..permits {
+            let (started, begun) = oneshot::channel();
+            let gate = Arc::clone(&gate);
+            let work = move || {
+                let _ = started.send(());
+                let _ = gate.lock().map(|gate| gate.recv());
+            };
+            tokio::select! {
+                _ = shared.blocking(work) => panic!("the work ended early"),
+                _ = begun => {}
+            }
+        }
+        assert_eq!(shared.pictures.available_permits(), 0);
+        let more = tokio::time::timeout(Duration::from_millis(50), shared.blocking(|| ()));
+        assert!(more.await.is_err());
+        for _ in 0..permits {
+            release.send(()).unwrap();
+        }
+        assert!(shared.blocking(|| ()).await.is_ok());
+        let panicking = shared.blocking::<()>(|| panic!("on purpose"));
+        assert_eq!(panicking.await.unwrap_err().status, 500);
     }
 }

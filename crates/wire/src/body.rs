@@ -12,12 +12,19 @@ pub enum Operation {
     Encode,
 }
 
-impl std::fmt::Display for Operation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Operation {
+    /// Its name, as in paths.
+    pub fn name(self) -> &'static str {
+        match self {
             Operation::Decode => "decode",
             Operation::Encode => "encode",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -98,8 +98,8 @@ impl WireError {
     }
 }
 
-/// At most 64 characters of `text`, control characters replaced, for use inside a message.
-pub(crate) fn shortened(text: &str) -> String {
+/// At most 64 characters of `text`, control characters replaced: what a client sent, for use inside a message.
+pub fn shortened(text: &str) -> String {
     const LIMIT: usize = 64;
     let mut out: String =
         text.chars().take(LIMIT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();

@@ -3,21 +3,43 @@
 //! - v0, `application/json`: `{"inputs": base64, "parameters": {"shape": […], "dtype": …, …}}`, no query.
 //! - v1, `tensor/base64`: `{"inputs": base64}`, everything else in the query.
 
+use std::io::Read;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::error::WireError;
-use crate::header::{TensorHeader, parse_dimension, parse_dimension_list, push_dimension};
+use crate::header::TensorHeader;
+use crate::members::Members;
 use crate::parameters::Parameters;
-use crate::query::SCALAR_KEYS;
 
 #[derive(Deserialize)]
-struct Request<'a> {
-    #[serde(borrow)]
-    inputs: std::borrow::Cow<'a, str>,
-    parameters: Option<Map<String, Value>>,
+struct Request {
+    inputs: Inputs,
+    parameters: Option<Members>,
+}
+
+/// Bytes decoded while the JSON is read, so that no second copy of the text is needed.
+struct Inputs(Result<Vec<u8>, WireError>);
+
+impl<'de> Deserialize<'de> for Inputs {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl serde::de::Visitor<'_> for Text {
+            type Value = Inputs;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Inputs, E> {
+                Ok(Inputs(decode_base64(text)))
+            }
+        }
+        from.deserialize_str(Text)
+    }
 }
 
 /// Takes the tensor's (or picture's) bytes out of a JSON body of either generation.
@@ -31,10 +53,10 @@ struct Request<'a> {
 /// [`WireError::InvalidJson`], [`WireError::InvalidBase64`], or what [`Parameters::from_query`] gives for a
 /// parameter.
 pub fn unwrap_json_body(body: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>, WireError> {
-    let request: Request<'_> =
+    let request: Request =
         serde_json::from_slice(body).map_err(|error| WireError::InvalidJson { reason: error.to_string() })?;
-    if let Some(members) = &request.parameters {
-        merge(members, parameters)?;
+    if let Some(members) = request.parameters {
+        merge(members.into_parameters()?, parameters);
         let silent = parameters.do_scaling.is_none()
             && parameters.scaling_factor.is_none()
             && parameters.shift_factor.is_none();
@@ -42,30 +64,11 @@ pub fn unwrap_json_body(body: &[u8], parameters: &mut Parameters) -> Result<Vec<
             parameters.do_scaling = Some(true);
         }
     }
-    decode_base64(&request.inputs)
+    request.inputs.0
 }
 
-/// Sets from `members` what `parameters` leaves open.
-fn merge(members: &Map<String, Value>, parameters: &mut Parameters) -> Result<(), WireError> {
-    let mut inner = Parameters::default();
-    for name in SCALAR_KEYS {
-        if let Some(text) = members.get(name).and_then(scalar_text) {
-            inner.set(name, &text)?;
-        }
-    }
-    match members.get("shape") {
-        None | Some(Value::Null) => {}
-        Some(Value::Array(dimensions)) => {
-            let shape = inner.shape.insert(Vec::new());
-            for dimension in dimensions {
-                push_dimension(shape, parse_dimension(&dimension.to_string())?)?;
-            }
-        }
-        Some(Value::String(text)) => inner.shape = Some(parse_dimension_list(text.trim())?),
-        Some(other) => {
-            return Err(WireError::invalid("shape", &other.to_string(), "a list of whole numbers"));
-        }
-    }
+/// Sets from `inner` what `parameters` leaves open.
+fn merge(inner: Parameters, parameters: &mut Parameters) {
     let outer = std::mem::take(parameters);
     *parameters = Parameters {
         shape: outer.shape.or(inner.shape),
@@ -82,25 +85,35 @@ fn merge(members: &Map<String, Value>, parameters: &mut Parameters) -> Result<()
         seed: outer.seed.or(inner.seed),
         sample: outer.sample.or(inner.sample),
     };
-    Ok(())
 }
 
-/// The text a JSON value would have in a query; null is absence.
-fn scalar_text(value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
-    }
-}
-
+/// Line breaks and spaces between the characters are skipped, as Python's decoder skips them.
 fn decode_base64(text: &str) -> Result<Vec<u8>, WireError> {
-    let invalid = |error: base64::DecodeError| WireError::InvalidBase64 { reason: error.to_string() };
     if !text.contains(|c: char| c.is_ascii_whitespace()) {
-        return STANDARD.decode(text).map_err(invalid);
+        return STANDARD.decode(text).map_err(|error| WireError::InvalidBase64 { reason: error.to_string() });
     }
-    let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    STANDARD.decode(compact).map_err(invalid)
+    let compact = WithoutWhitespace(text.as_bytes());
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
+    let mut reader = base64::read::DecoderReader::new(compact, &STANDARD);
+    reader.read_to_end(&mut bytes).map_err(|error| WireError::InvalidBase64 { reason: error.to_string() })?;
+    Ok(bytes)
+}
+
+/// A text read without its white space.
+struct WithoutWhitespace<'a>(&'a [u8]);
+
+impl Read for WithoutWhitespace<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut count = 0;
+        while let (Some(to), Some((&byte, rest))) = (buffer.get_mut(count), self.0.split_first()) {
+            self.0 = rest;
+            if !byte.is_ascii_whitespace() {
+                *to = byte;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// The JSON answer that carries a tensor: `{"inputs": base64, "parameters": {"shape": […], "dtype": …}}`.

@@ -12,7 +12,7 @@
 //! | [`query`] | query strings in and out |
 //! | [`body`] | kinds of request body, and telling decode from encode |
 //! | [`mod@negotiate`] | what kind of answer a request asks for |
-//! | [`json`] | the JSON bodies of the oldest clients, base64 answers, error bodies |
+//! | [`json`], `members` | the JSON bodies of the oldest clients, base64 answers, error bodies |
 #![forbid(unsafe_code)]
 
 pub mod body;
@@ -20,6 +20,7 @@ pub mod dtype;
 pub mod error;
 pub mod header;
 pub mod json;
+mod members;
 pub mod negotiate;
 pub mod parameters;
 pub mod query;
@@ -29,7 +30,7 @@ mod tests;
 
 pub use body::{BodyKind, ImageKind, Operation, classify, image_body, image_signature};
 pub use dtype::{Dtype, bytes_from_elements, elements_from_bytes};
-pub use error::WireError;
+pub use error::{WireError, shortened};
 pub use header::{HEADER_DTYPE, HEADER_SHAPE, MAX_DIMENSIONS, TensorHeader};
 pub use json::{
     base64_file, base64_tensor, error_body, error_message, parse_base64_tensor, unwrap_json_body,

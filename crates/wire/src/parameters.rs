@@ -131,7 +131,7 @@ impl Parameters {
     ///
     /// | on the wire | result |
     /// |---|---|
-    /// | `do_scaling=False` | [`Scaling::None`], also beside factors: the client itself drops them then |
+    /// | `do_scaling=False` | [`Scaling::Declined`], also beside factors: the client itself drops them then |
     /// | `scaling_factor=s`, with or without `shift_factor=t` | [`Scaling::Explicit`] |
     /// | `do_scaling=True` without `scaling_factor` | [`Scaling::Model`], where a given shift wins over the model's |
     /// | `shift_factor=t` alone (only an encode can send it) | [`Scaling::Explicit`] with scale 1 |
@@ -141,7 +141,7 @@ impl Parameters {
     /// [`unwrap_json_body`](crate::unwrap_json_body) sets `do_scaling` for it.
     pub fn scaling(&self) -> Scaling {
         match (self.do_scaling, self.scaling_factor, self.shift_factor) {
-            (Some(false), _, _) => Scaling::None,
+            (Some(false), _, _) => Scaling::Declined,
             (_, Some(scale), shift) => Scaling::Explicit { scale, shift },
             (Some(true), None, shift) => Scaling::Model { shift },
             (None, None, Some(shift)) => Scaling::Explicit { scale: 1.0, shift: Some(shift) },
@@ -159,8 +159,12 @@ impl Parameters {
 /// How the latents of a request relate to the model's own latent space.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scaling {
-    /// They are the model's own.
+    /// Nothing was said: they are taken as the model's own.
     None,
+    /// Scaling was refused (`do_scaling=False`): they are those of the full autoencoder, which the client has scaled
+    /// itself. The same as [`Scaling::None`] but for a tiny model of a known family, whose own latents are the
+    /// diffusion model's.
+    Declined,
     /// By the factors of the model's configuration.
     Model {
         /// Replaces the model's shift when given.

@@ -115,11 +115,12 @@ impl Parameters {
     }
 
     /// Sets the three scaling parameters so that [`Parameters::scaling`] gives `scaling`, in the spelling of the
-    /// current Python client (no scaling is the absence of every key).
+    /// current Python client (no scaling is the absence of every key; only its first generation spelled out `False`).
     #[must_use]
     pub fn with_scaling(mut self, scaling: Scaling) -> Self {
         (self.do_scaling, self.scaling_factor, self.shift_factor) = match scaling {
             Scaling::None => (None, None, None),
+            Scaling::Declined => (Some(false), None, None),
             Scaling::Model { shift } => (Some(true), None, shift),
             Scaling::Explicit { scale, shift } => (None, Some(scale), shift),
         };

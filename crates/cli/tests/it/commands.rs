@@ -104,7 +104,7 @@ fn failures_name_the_value_and_what_was_expected() {
     std::fs::write(folder.path().join("weights.ckpt"), b"PK\x03\x04 and so on").unwrap();
     std::fs::write(folder.path().join("photo.txt"), b"not a picture").unwrap();
     stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
-    let cases: [(&[&str], i32, &[&str]); 10] = [
+    let cases: [(&[&str], i32, &[&str]); 11] = [
         (&["decode", "nowhere.safetensors", "-o", "a.png"], 1, &["nowhere.safetensors", "No such file"]),
         (&["decode", "latents.safetensors", "-o", "a.tiff"], 1, &["a.tiff", ".png"]),
         (&["decode", "latents.safetensors", "-o", "a.png", "--key", "z"], 1, &["\"z\"", "latents"]),
@@ -121,6 +121,7 @@ fn failures_name_the_value_and_what_was_expected() {
         ),
         (&["encode", "photo.txt", "-o", "a.safetensors"], 1, &["photo.txt"]),
         (&["bench", "--size", "63x64"], 1, &["63x64", "8"]),
+        (&["bench", "--size", "100000000x100000000"], 1, &["bytes"]),
         (&["bench", "--isa", "mmx"], 1, &["mmx", "generic"]),
         (&["decode"], 2, &["IN.safetensors"]),
     ];

@@ -143,7 +143,12 @@ fn what_does_not_fit_is_refused_by_name() {
         .encode(&[0.0; 3 * 12 * 16], [1, 3, 12, 16], &Scaling::None, Draw::Mode, &Control::new())
         .unwrap_err();
     assert!(error.to_string().contains("12x16") && error.to_string().contains('8'), "{error}");
-    assert!(autoencoder.plan_decode([1, 4, usize::MAX / 2, 8]).is_err());
+    for shape in [[1, 4, usize::MAX / 2, 8], [1, 4, 1 << 44, 1], [1, 4, 1 << 27, 1 << 27], [1 << 50, 4, 1, 1]]
+    {
+        assert!(autoencoder.plan_decode(shape).is_err(), "{shape:?}");
+    }
+    // Large, but countable: the plan is made, and says what it would take.
+    assert!(autoencoder.plan_decode([1, 4, 1 << 16, 1 << 16]).unwrap().peak_bytes > 1 << 40);
 }
 
 #[test]

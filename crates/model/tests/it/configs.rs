@@ -159,3 +159,18 @@ fn description_is_serialisable() {
     assert!(text["decoder_parameters"].as_u64() > Some(1000));
     assert!(serde_json::to_value(&model.config).unwrap()["block_out_channels"].is_array());
 }
+
+#[test]
+fn tensors_that_the_config_has_no_place_for_are_named() {
+    let deep = merged(small_kl(), json!({"layers_per_block": 2}));
+    assert!(opened(&deep, &deep).is_ok());
+    for (change, tensor) in [
+        (json!({"layers_per_block": 1}), ".resnets."),
+        (json!({"mid_block_add_attention": false}), ".mid_block.attentions.0."),
+        (json!({"use_post_quant_conv": false}), "post_quant_conv."),
+        (json!({"use_quant_conv": false}), "quant_conv."),
+    ] {
+        let message = opened(&merged(deep.clone(), change.clone()), &deep).unwrap_err();
+        assert!(message.contains(tensor) && message.contains("no such layer"), "{change}: {message}");
+    }
+}

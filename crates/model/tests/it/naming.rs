@@ -201,7 +201,7 @@ fn tiny_names() {
         let model = open(&safetensors(&renamed(&graphs, rename))).unwrap();
         assert_eq!(model.family, Family::AutoencoderTiny);
         assert_eq!(model.config, VaeConfig::Tiny(tiny_config(&config)));
-        assert_eq!(model.latent_space.normalisation, Normalisation::Identity);
+        assert_eq!(model.latent_space.normalisation, Normalisation::Identity { family: None });
         assert_eq!((model.spatial_factor(), model.latent_channels()), (8, 16));
         assert!(!model.encoder_yields_moments());
         assert_numbered(&model);

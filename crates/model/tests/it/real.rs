@@ -20,7 +20,7 @@ fn tiny_models() {
         let model = Model::open(&path).unwrap();
         assert_eq!(model.family, Family::AutoencoderTiny);
         assert_eq!((model.latent_channels(), model.spatial_factor()), (channels, 8));
-        assert_eq!(model.latent_space.normalisation, Normalisation::Identity);
+        assert_eq!(model.latent_space.normalisation, Normalisation::Identity { family: None });
         let description = model.description();
         let parameters = if channels == 4 { 1_222_531 } else { 1_229_443 };
         assert_eq!(description.decoder_parameters, Some(parameters), "{name}");

@@ -15,6 +15,10 @@ fn direct(autoencoder: &Autoencoder, values: &[f32], shape: [usize; 4], scaling:
     image.pixels
 }
 
+fn float16(values: &[f32]) -> Vec<u8> {
+    bytes_from_elements(Dtype::Float16, values)
+}
+
 fn header<'a>(response: &'a reqwest::Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().unwrap())
 }
@@ -40,7 +44,7 @@ async fn every_output_type_of_the_current_client() {
     assert_eq!(header(&response, "content-length"), Some("24576"));
     assert!(header(&response, "x-remote-vae-engine").unwrap().starts_with("cpu/"));
     assert!(header(&response, "server-timing").unwrap().contains("engine;dur="));
-    assert_eq!(response.bytes().await.unwrap(), media::float16_bytes(&pixels));
+    assert_eq!(response.bytes().await.unwrap(), float16(&pixels));
 
     let request = ask("output_type=pt&partial_postprocess=True&image_format=jpg", "tensor/binary");
     let response = request.send().await.unwrap();
@@ -127,7 +131,7 @@ async fn the_scaling_table_row_by_row() {
                 continue;
             }
             assert_eq!(response.status(), 200, "{name} {row}");
-            let expected = media::float16_bytes(&direct(&autoencoder, &values, SHAPE, scaling));
+            let expected = float16(&direct(&autoencoder, &values, SHAPE, scaling));
             assert_eq!(response.bytes().await.unwrap(), expected, "{name} {row}");
         }
     }
@@ -141,7 +145,7 @@ async fn the_scaling_table_row_by_row() {
 async fn every_dtype_is_read_and_float16_is_answered() {
     let server = TestServer::start().await;
     let values: Vec<f32> = (0..256).map(|index| (index % 7) as f32).collect();
-    let expected = media::float16_bytes(&direct(&kl(), &values, SHAPE, Scaling::None));
+    let expected = float16(&direct(&kl(), &values, SHAPE, Scaling::None));
     for dtype in [Dtype::Float16, Dtype::BFloat16, Dtype::Float32, Dtype::Uint8] {
         let query = format!("output_type=pt&{}", tensor_query(&SHAPE, dtype));
         let response = server.raw(&query, bytes_from_elements(dtype, &values)).await;
@@ -160,7 +164,7 @@ async fn packed_latents_are_unpacked() {
     let query = tensor_query(&[1, h / 2 * w / 2, 16], Dtype::Float16);
     let packed = server.raw(&format!("output_type=pt&{query}&height=32&width=48"), body.clone()).await;
     assert_eq!(header(&packed, "shape"), Some("[1,3,32,48]"));
-    let expected = media::float16_bytes(&direct(&kl(), &values, [1, 4, h, w], Scaling::None));
+    let expected = float16(&direct(&kl(), &values, [1, 4, h, w], Scaling::None));
     assert_eq!(packed.bytes().await.unwrap(), expected);
 
     for (more, word) in [("", "height"), ("&height=32", "height"), ("&height=64&width=64", "tokens")] {
@@ -193,7 +197,7 @@ async fn batches_come_back_whole_or_as_their_first_picture() {
     let pixels = direct(&kl(), &values, shape, Scaling::None);
     let raw = server.raw(&format!("output_type=pt&{query}"), body.clone()).await;
     assert_eq!(header(&raw, "shape"), Some("[3,3,32,32]"));
-    assert_eq!(raw.bytes().await.unwrap(), media::float16_bytes(&pixels));
+    assert_eq!(raw.bytes().await.unwrap(), float16(&pixels));
     let partial = server.raw(&format!("output_type=pt&partial_postprocess=1&{query}"), body.clone()).await;
     assert_eq!(header(&partial, "shape"), Some("[3,32,32,3]"));
     let picture =
@@ -249,7 +253,7 @@ async fn the_json_forms_of_the_first_clients() {
         assert_eq!(response.status(), 200);
         let answer = json(response).await;
         assert_eq!(answer["parameters"], json!({"shape": [1, 3, 64, 64], "dtype": "float16"}));
-        assert_eq!(answer["inputs"], base64(&media::float16_bytes(pixels)));
+        assert_eq!(answer["inputs"], base64(&float16(pixels)));
     }
 
     let request = server.post("/", "{\"inputs\": 3}").header("content-type", "application/json");
@@ -269,9 +273,8 @@ async fn paths_lead_to_their_models() {
     let server = TestServer::with(options, vec![("first", kl()), ("second", shifted())]).await;
     let (body, values) = latents(&SHAPE, 9);
     let query = format!("output_type=pt&do_scaling=True&{}", tensor_query(&SHAPE, Dtype::Float16));
-    let expected = |model: &Autoencoder| {
-        media::float16_bytes(&direct(model, &values, SHAPE, Scaling::Model { shift: None }))
-    };
+    let expected =
+        |model: &Autoencoder| float16(&direct(model, &values, SHAPE, Scaling::Model { shift: None }));
     let (first, second) = (expected(&kl()), expected(&shifted()));
     assert_ne!(first, second);
     for (path, pixels) in [

@@ -98,11 +98,25 @@ async fn tensors_of_either_range_are_encoded() {
     let response = server.post(&format!("/?{query}"), planar).send().await.unwrap();
     let pixels: Vec<f32> = media::to_model_range(&image);
     assert_eq!(response.bytes().await.unwrap(), direct(&pixels, [1, 3, 16, 24], Scaling::None, Draw::Mode));
+}
 
-    let query = tensor_query(&[1, 3, 16, 20], Dtype::Uint8);
+#[tokio::test(flavor = "multi_thread")]
+async fn tensors_are_cut_to_multiples_of_eight() {
+    let server = TestServer::start().await;
+    let shape = [2, 3, 17, 23];
+    let values = Random::new(22).values(shape.iter().product());
+    let bytes = bytes_from_elements(Dtype::Float32, &values);
+    let query = tensor_query(&shape, Dtype::Float32);
+    let response = server.post(&format!("/?{query}"), bytes).send().await.unwrap();
+    assert_eq!(response.headers()["shape"], "[2,4,2,2]");
+    let (cut, cut_shape) = media::resize_tensor_to_multiple(values, shape, 8).unwrap();
+    assert_eq!(cut_shape, [2, 3, 16, 16]);
+    assert_eq!(response.bytes().await.unwrap(), direct(&cut, cut_shape, Scaling::None, Draw::Mode));
+
+    let query = tensor_query(&[1, 3, 16, 7], Dtype::Uint8);
     let (status, message) =
-        refusal(server.post(&format!("/?{query}"), vec![0; 960]).send().await.unwrap()).await;
-    assert!(status == 400 && message.contains("width") && message.contains("20"), "{message}");
+        refusal(server.post(&format!("/?{query}"), vec![0; 336]).send().await.unwrap()).await;
+    assert!(status == 400 && message.contains("7x16"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

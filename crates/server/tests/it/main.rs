@@ -3,7 +3,11 @@
 mod decode;
 mod encode;
 mod errors;
+mod hostile;
+mod http;
+mod limits;
 mod log;
 mod raw;
+mod recorded;
 mod service;
 mod support;

@@ -161,7 +161,7 @@ async fn a_large_body_is_told_why_it_is_refused() {
 async fn slow_bodies_and_idle_connections_end() {
     let options = ServerOptions {
         body_timeout: Duration::from_millis(200),
-        idle_timeout: Duration::from_millis(400),
+        header_timeout: Duration::from_millis(400),
         ..options()
     };
     let server = TestServer::with(options, vec![("default", kl())]).await;

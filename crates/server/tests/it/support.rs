@@ -52,7 +52,7 @@ fn random_checkpoint(graphs: &[Graph]) -> Vec<u8> {
 }
 
 /// The engine all models share.
-fn engine() -> Arc<CpuEngine> {
+pub(crate) fn engine() -> Arc<CpuEngine> {
     static ENGINE: LazyLock<Arc<CpuEngine>> = LazyLock::new(|| {
         let options = EngineOptions { threads: Some(2), ..EngineOptions::default() };
         Arc::new(CpuEngine::new(options).unwrap())

@@ -190,14 +190,16 @@ fn scaling_truth_table() {
         ("do_scaling=True&shift_factor=0.1159", Scaling::Model { shift: Some(0.1159) }),
         ("do_scaling=True&shift_factor=0.0", Scaling::Model { shift: Some(0.0) }),
         ("", Scaling::None),
-        ("do_scaling=False", Scaling::None),
-        ("do_scaling=False&scaling_factor=0.5&shift_factor=1", Scaling::None),
+        ("do_scaling=False", Scaling::Declined),
+        ("do_scaling=False&scaling_factor=0.5&shift_factor=1", Scaling::Declined),
+        ("do_scaling=0", Scaling::Declined),
         ("shift_factor=0.1159", explicit(1.0, Some(0.1159))),
     ] {
         assert_eq!(query(text).scaling(), expected, "{text}");
     }
     for scaling in [
         Scaling::None,
+        Scaling::Declined,
         Scaling::Model { shift: None },
         Scaling::Model { shift: Some(0.5) },
         explicit(2.0, None),
@@ -335,11 +337,11 @@ fn oldest_json_body_scales_by_the_model() {
 #[test]
 fn json_members_and_query_merge() {
     for (text, members, scaling) in [
-        ("", r#"{"do_scaling": false}"#, Scaling::None),
+        ("", r#"{"do_scaling": false}"#, Scaling::Declined),
         ("", r#"{"do_scaling": "True"}"#, Scaling::Model { shift: None }),
         ("", r#"{"scaling_factor": 0.5}"#, Scaling::Explicit { scale: 0.5, shift: None }),
         ("", r#"{"scaling_factor": null, "height": null}"#, Scaling::Model { shift: None }),
-        ("do_scaling=False", r#"{"do_scaling": true}"#, Scaling::None),
+        ("do_scaling=False", r#"{"do_scaling": true}"#, Scaling::Declined),
         ("", r#"{"unknown": {"x": []}}"#, Scaling::Model { shift: None }),
         ("", r#"{}"#, Scaling::Model { shift: None }),
         ("", "null", Scaling::None),
@@ -368,6 +370,49 @@ fn base64_body_leaves_the_query_alone() {
     let mut silent = Parameters::default();
     assert_eq!(unwrap_json_body(br#"{"inputs": "AA\nA\u0041\n"}"#, &mut silent), Ok(vec![0; 3]));
     assert_eq!(silent.scaling(), Scaling::None);
+}
+
+/// What is unknown is not kept: a reader that kept it would refuse this depth.
+#[test]
+fn unknown_json_members_are_skipped() {
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let wide = format!("[{}1]", "1,".repeat(100_000));
+    let body = format!(
+        r#"{{"x": {deep}, "inputs": "AAAA", "parameters": {{"a": {deep}, "height": 16, "b": {{"c": {wide}}},
+        "shape": [1, 3], "width": "24"}}, "y": {wide}}}"#
+    );
+    let mut parameters = Parameters::default();
+    assert_eq!(unwrap_json_body(body.as_bytes(), &mut parameters), Ok(vec![0; 3]));
+    assert_eq!(parameters.shape, Some(vec![1, 3]));
+    assert_eq!((parameters.height, parameters.width), (Some(16), Some(24)));
+    // A known member of the wrong kind is named, however large it is.
+    for (members, name) in [
+        (format!(r#"{{"height": {wide}}}"#), "height"),
+        (format!(r#"{{"dtype": {{"a": {wide}}}}}"#), "dtype"),
+        (format!(r#"{{"shape": {wide}}}"#), "shape"),
+        (format!(r#"{{"shape": [{wide}]}}"#), "shape"),
+        (format!(r#"{{"precision": "{}"}}"#, "x".repeat(100_000)), "precision"),
+    ] {
+        let body = format!(r#"{{"parameters": {members}, "inputs": "AAAA"}}"#);
+        let message = unwrap_json_body(body.as_bytes(), &mut Parameters::default()).unwrap_err().to_string();
+        assert!(message.contains(name) && message.chars().count() < 200, "{message}");
+    }
+}
+
+#[test]
+fn base64_may_be_broken_into_lines() {
+    let bytes: Vec<u8> = (0..10_000).map(|index| (index % 251) as u8).collect();
+    let text = base64_file(&bytes);
+    let text = text.trim_matches('"');
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap_or("")).collect();
+    let body = format!(r#"{{"inputs": "{}"}}"#, lines.join("\\n"));
+    assert_eq!(unwrap_json_body(body.as_bytes(), &mut Parameters::default()), Ok(bytes));
+    for wrong in ["AA==\\nAAAA", "AAA\\n", "AA\\n!A"] {
+        let body = format!(r#"{{"inputs": "{wrong}"}}"#);
+        let result = unwrap_json_body(body.as_bytes(), &mut Parameters::default());
+        assert!(matches!(result, Err(WireError::InvalidBase64 { .. })), "{wrong} {result:?}");
+    }
 }
 
 #[test]

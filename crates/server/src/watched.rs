@@ -1,0 +1,112 @@
+//! Sockets and bodies that tell the connection's [`Entry`] what goes on.
+
+use std::io::{IoSlice, Result};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::HttpBody;
+use hyper::body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::connections::{Entry, Request};
+
+/// A socket that notes bytes in and out.
+pub(crate) struct Watched<S> {
+    inner: S,
+    entry: Arc<Entry>,
+}
+
+impl<S> Watched<S> {
+    pub(crate) fn new(inner: S, entry: Arc<Entry>) -> Self {
+        Self { inner, entry }
+    }
+
+    fn note_write(&self, poll: &Poll<Result<usize>>) {
+        match poll {
+            Poll::Pending => self.entry.wrote(false),
+            Poll::Ready(Ok(1..)) => self.entry.wrote(true),
+            Poll::Ready(_) => {}
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let poll = Pin::new(&mut this.inner).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            this.entry.received();
+        }
+        poll
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.inner).poll_write(context, bytes);
+        this.note_write(&poll);
+        poll
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.inner).poll_write_vectored(context, slices);
+        this.note_write(&poll);
+        poll
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+    }
+}
+
+/// A body whose connection is not idle for as long as the body lives.
+pub(crate) struct Busy<B> {
+    inner: B,
+    _request: Arc<Request>,
+}
+
+impl<B> Busy<B> {
+    pub(crate) fn new(inner: B, request: Arc<Request>) -> Self {
+        Self { inner, _request: request }
+    }
+}
+
+impl<B: HttpBody + Unpin> HttpBody for Busy<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
