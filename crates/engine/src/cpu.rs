@@ -173,6 +173,7 @@ impl CpuProgram {
                     unreachable!("the plan belongs to another graph")
                 };
                 let in_place = |region: Region| region == places.output;
+                let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
                 let mut reads = places.reads.iter().copied();
                 let input = views.read(reads.next().unwrap_or_default());
                 let affine = source.norm.and_then(|_| reads.next()).map(|table| halves(views.read(table)));
@@ -183,7 +184,8 @@ impl CpuProgram {
                 };
                 let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
-                convolution.run(pool, input, plan.sizes[source.base], prologue, epilogue, output);
+                let size = plan.sizes[source.base];
+                convolution.run(pool, input, size, prologue, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {

@@ -6,15 +6,22 @@
 
 pub mod attention;
 pub mod convolution;
+mod direct;
 pub mod elementwise;
+mod epilogue;
 mod isa;
 pub mod layout;
 mod math;
 mod microkernel;
 pub mod norm;
 mod pool;
+mod prologue;
 mod shared;
+mod transformed;
+mod upsample_fold;
 mod vector;
+mod weights;
+mod winograd;
 
 pub use elementwise::Activation;
 pub use isa::{Isa, IsaError};

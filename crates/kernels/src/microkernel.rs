@@ -14,11 +14,17 @@ pub(crate) trait Tile {
     /// Columns (output channels, keys) of one pass.
     const LANES: usize;
 
-    /// [`accumulate`] for this shape.
+    /// `sums += rows · panels`, see [`multiply`].
     ///
     /// # Safety
     /// The CPU has the tier.
     unsafe fn accumulate(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]);
+
+    /// `sums = rows · panels`, see [`multiply`].
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn product(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]);
 }
 
 /// Declares a [`Tile`]: its name, registers, rows, registers a row, and whether it fuses.
@@ -35,7 +41,13 @@ macro_rules! tile {
             #[inline(always)]
             unsafe fn accumulate(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]) {
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { accumulate::<$vector, $pixels, $vectors>(rows, panels, sums) }
+                unsafe { multiply::<$vector, $pixels, $vectors, true>(rows, panels, sums) }
+            }
+
+            #[inline(always)]
+            unsafe fn product(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]) {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { multiply::<$vector, $pixels, $vectors, false>(rows, panels, sums) }
             }
         }
     };
@@ -62,14 +74,15 @@ pub(crate) struct Rows<'a> {
     pub taps: &'a [usize],
 }
 
-/// `sums[p][n] += Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order.
+/// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, beginning with what `sums`
+/// holds if `ADD` and with zero if not.
 ///
 /// `panels` is `[block][tap][16][lanes]`, `sums` `[PIXELS][lanes]` with `lanes = VECTORS · V::LANES`.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn accumulate<V: Vector, const PIXELS: usize, const VECTORS: usize>(
+unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const ADD: bool>(
     rows: &Rows<'_>,
     panels: &[f32],
     sums: &mut [f32],
@@ -78,10 +91,12 @@ unsafe fn accumulate<V: Vector, const PIXELS: usize, const VECTORS: usize>(
     let sums = &mut sums[..PIXELS * lanes];
     // SAFETY: the caller vouches for the CPU; every slice below is cut to the length that is read or written.
     unsafe {
-        let mut local = [[V::load(&sums[..V::LANES]); VECTORS]; PIXELS];
-        for p in 0..PIXELS {
-            for v in 0..VECTORS {
-                local[p][v] = V::load(&sums[p * lanes + v * V::LANES..][..V::LANES]);
+        let mut local = [[V::splat(0.0); VECTORS]; PIXELS];
+        if ADD {
+            for p in 0..PIXELS {
+                for v in 0..VECTORS {
+                    local[p][v] = V::load(&sums[p * lanes + v * V::LANES..][..V::LANES]);
+                }
             }
         }
         for (block, block_panels) in panels.chunks_exact(rows.taps.len() * BLOCK * lanes).enumerate() {
