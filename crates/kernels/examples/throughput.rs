@@ -5,7 +5,7 @@
 
 use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
-use remote_vae_kernels::{Activation, Isa, Pool};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool};
 use std::time::Instant;
 
 fn main() {
@@ -24,8 +24,8 @@ fn main() {
     let input: Vec<f32> =
         (0..blocked_len(input_channels, size * size)).map(|i| (i % 23) as f32 * 0.1 - 1.0).collect();
     let table = vec![0.7; blocks(input_channels) * BLOCK];
-    let mut output = vec![0.0; blocked_len(output_channels, side * side)];
-    let mut scratch = vec![0.0; Convolution::scratch_len(isa, &geometry, upsample)];
+    let mut output = Buffer::zeroed(blocked_len(output_channels, side * side)).expect("memory");
+    let mut scratch = Buffer::zeroed(Convolution::scratch_len(isa, &geometry, upsample)).expect("memory");
     let prologue = Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample };
     let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
     let mut times: Vec<f64> = (0..number(6, 7))

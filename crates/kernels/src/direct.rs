@@ -3,6 +3,7 @@
 //! A task gathers the input patch of one output tile once, multiplies it with every output channel of its group, and
 //! finishes each value on the way out. Linear layers are 1×1 convolutions.
 
+use crate::buffer::{self, Buffer};
 use crate::convolution::Geometry;
 use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
@@ -40,8 +41,8 @@ pub(crate) fn run(
     pool.run(
         tiling.tasks(),
         || Scratch {
-            patch: vec![0.0; tiling.patch_len],
-            sums: vec![0.0; tiling.tile[0] * tiling.tile[1] * isa.lanes()],
+            patch: buffer::worker(tiling.patch_len),
+            sums: buffer::worker(tiling.tile[0] * tiling.tile[1] * isa.lanes()),
         },
         |scratch, index| {
             let job = &job;
@@ -127,8 +128,8 @@ struct Job<'a> {
 }
 
 struct Scratch {
-    patch: Vec<f32>,
-    sums: Vec<f32>,
+    patch: Buffer,
+    sums: Buffer,
 }
 
 #[inline(always)]

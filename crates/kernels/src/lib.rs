@@ -5,6 +5,7 @@
 //! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
 
 pub mod attention;
+mod buffer;
 pub mod convolution;
 mod direct;
 pub mod elementwise;
@@ -23,6 +24,7 @@ mod vector;
 mod weights;
 mod winograd;
 
+pub use buffer::Buffer;
 pub use elementwise::Activation;
 pub use isa::{Isa, IsaError};
 pub use pool::Pool;

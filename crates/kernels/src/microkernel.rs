@@ -103,8 +103,8 @@ unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const A
             for (tap, panel) in rows.taps.iter().zip(block_panels.chunks_exact(BLOCK * lanes)) {
                 let base = rows.start + block * rows.block_stride + tap;
                 let mut pixels = [&[0.0; BLOCK]; PIXELS];
-                for p in 0..PIXELS {
-                    pixels[p] = rows.patch[base + p * rows.row_stride..]
+                for (p, pixel) in pixels.iter_mut().enumerate() {
+                    *pixel = rows.patch[base + p * rows.row_stride..]
                         .first_chunk()
                         .expect("rows lie inside the patch");
                 }

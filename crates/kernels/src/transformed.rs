@@ -9,6 +9,7 @@
 //! Every value is computed in the same way wherever a block ends and whichever task treats it: the sum over input
 //! channels is one chain in order, and tiles do not look at each other.
 
+use crate::buffer::{self, Buffer};
 use crate::convolution::Geometry;
 use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
@@ -29,6 +30,9 @@ const SKEW: usize = 16;
 /// The transformed inputs of a block are kept near this many `f32`, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 256 * 1024;
 const TILES: [usize; 2] = [32, 64];
+/// Input channel blocks whose weights are multiplied before the products are put down: their panel stays in the
+/// first-level cache while all tiles of a block pass by.
+const PASS: usize = 16;
 /// Tasks for each thread, so that none waits long for the last.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -76,10 +80,9 @@ struct Grid {
     block: [usize; 2],
     /// Blocks down and across.
     count: [usize; 2],
-    /// Distances between points and places for a block's tiles.
+    /// Distances between points.
     source_stride: usize,
     product_stride: usize,
-    room: usize,
 }
 
 impl Grid {
@@ -104,7 +107,6 @@ impl Grid {
             count: [0, 1].map(|axis| tiles[axis].div_ceil(block[axis])),
             source_stride: blocks(geometry.input_channels) * room * BLOCK + SKEW,
             product_stride: room * isa.lanes() + SKEW,
-            room,
         }
     }
 
@@ -188,9 +190,9 @@ pub(crate) fn run<W: Transform>(
     pool.run(
         grid.blocks() * groups.div_ceil(groups_per_task),
         || Scratch {
-            patch: vec![0.0; patch],
-            sources: vec![0.0; sources],
-            products: vec![0.0; products],
+            patch: buffer::worker(patch),
+            sources: buffer::worker(sources),
+            products: buffer::worker(products),
             tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
         },
         |scratch, index| {
@@ -214,11 +216,12 @@ struct Job<'a> {
 
 struct Scratch {
     /// One channel block of a block's inputs, `[row][column][16]`.
-    patch: Vec<f32>,
-    /// Transformed inputs, `[point][input block][tile][16]`, points skewed.
-    sources: Vec<f32>,
+    patch: Buffer,
+    /// Transformed inputs, `[point][tile / pixels][input block][tile % pixels][16]`, points skewed: the micro-kernel
+    /// reads them from front to back.
+    sources: Buffer,
     /// Products of one group, `[point][tile][lanes]`, points skewed.
-    products: Vec<f32>,
+    products: Buffer,
     /// Outputs of one tile, `[row][column][16]`.
     tile: [f32; OUTPUTS * OUTPUTS * BLOCK],
 }
@@ -236,11 +239,11 @@ fn transform_weights<W: Transform>(
     let panels = SharedOutput::new(panels);
     pool.run(
         geometry.output_channels.div_ceil(isa.lanes()) * input_blocks,
-        || vec![0.0; TAPS * TAPS * BLOCK * isa.lanes()],
+        || buffer::worker(TAPS * TAPS * BLOCK * isa.lanes()),
         |room, index| {
             let (group, block) = (index / input_blocks, index % input_blocks);
             let job = &WeightJob { weights, panels: &panels, stride, group, block, index };
-            dispatch!(isa, weight_panel::<W: Transform>(job: &WeightJob<'_>, room: &mut Vec<f32>));
+            dispatch!(isa, weight_panel::<W: Transform>(job: &WeightJob<'_>, room: &mut [f32]));
         },
     );
 }
@@ -256,7 +259,7 @@ struct WeightJob<'a> {
 
 /// Transforms the weights between sixteen input channels and one group of output channels.
 #[inline(always)]
-unsafe fn weight_panel<T: Tile, W: Transform>(job: &WeightJob<'_>, room: &mut Vec<f32>) {
+unsafe fn weight_panel<T: Tile, W: Transform>(job: &WeightJob<'_>, room: &mut [f32]) {
     let len = TAPS * TAPS * BLOCK * T::LANES;
     let taps = job.weights.widen(job.index * len, len, room);
     let points = W::PRODUCTS * W::PRODUCTS;
@@ -270,16 +273,15 @@ unsafe fn weight_panel<T: Tile, W: Transform>(job: &WeightJob<'_>, room: &mut Ve
                     w[y] = T::Vector::load(&taps[(y * TAPS + column) * BLOCK * T::LANES + row..]);
                 }
                 let factors = W::weight(w);
-                for y in 0..W::PRODUCTS {
-                    half[y][column] = factors[y];
+                for (half, factor) in half.iter_mut().zip(factors) {
+                    half[column] = factor;
                 }
             }
-            for y in 0..W::PRODUCTS {
-                let factors = W::weight(half[y]);
-                for x in 0..W::PRODUCTS {
+            for (y, half) in half.into_iter().enumerate().take(W::PRODUCTS) {
+                for (x, factor) in W::weight(half).into_iter().enumerate().take(W::PRODUCTS) {
                     let point = job.group * points + y * W::PRODUCTS + x;
                     let offset = point * job.stride + job.block * BLOCK * T::LANES + row;
-                    factors[x].store(job.panels.part(offset, <T::Vector as Vector>::LANES));
+                    factor.store(job.panels.part(offset, <T::Vector as Vector>::LANES));
                 }
             }
         }
@@ -313,13 +315,16 @@ unsafe fn transform_inputs<T: Tile, W: Transform>(
     let corner = origin.map(|tile| tile * W::STEP);
     let patch_columns = patch_side::<W>(columns);
     let patch = &mut scratch.patch[..patch_side::<W>(rows) * patch_columns * BLOCK];
-    for block in 0..blocks(job.geometry.input_channels) {
+    let input_blocks = blocks(job.geometry.input_channels);
+    for block in 0..input_blocks {
         job.source.gather::<T>(block, corner, patch_columns, patch);
         for row in 0..rows {
             for column in 0..columns {
                 let inputs = &patch[(row * patch_columns + column) * W::STEP * BLOCK..];
-                let tile = block * job.grid.room + row * columns + column;
-                let out = &mut scratch.sources[tile * BLOCK..];
+                let tile = row * columns + column;
+                let (chunk, place) = (tile / T::PIXELS, tile % T::PIXELS);
+                let offset = ((chunk * input_blocks + block) * T::PIXELS + place) * BLOCK;
+                let out = &mut scratch.sources[offset..];
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
                     transform_input::<T::Vector, W>(
@@ -370,7 +375,8 @@ unsafe fn transform_input<V: Vector, W: Transform>(
 #[inline(always)]
 unsafe fn multiply<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, tiles: usize, group: usize) {
     let grid = &job.grid;
-    let panel_len = blocks(job.geometry.input_channels) * BLOCK * T::LANES;
+    let input_blocks = blocks(job.geometry.input_channels);
+    let panel_len = input_blocks * BLOCK * T::LANES;
     for y in 0..W::PRODUCTS {
         for x in 0..W::PRODUCTS {
             let point = y * W::PRODUCTS + x;
@@ -378,16 +384,26 @@ unsafe fn multiply<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, 
             let panel =
                 &job.panels[(group * W::PRODUCTS * W::PRODUCTS + point) * (panel_len + SKEW)..][..panel_len];
             let products = &mut scratch.products[point * grid.product_stride..];
-            for tile in (0..tiles).step_by(T::PIXELS) {
-                let rows = Rows {
-                    patch: &scratch.sources,
-                    start: source * grid.source_stride + tile * BLOCK,
-                    row_stride: BLOCK,
-                    block_stride: grid.room * BLOCK,
-                    taps: &[0],
-                };
-                // SAFETY: the caller vouches for the CPU.
-                unsafe { T::product(&rows, panel, &mut products[tile * T::LANES..]) };
+            for (pass, panel) in panel.chunks(PASS * BLOCK * T::LANES).enumerate() {
+                for tile in (0..tiles).step_by(T::PIXELS) {
+                    let rows = Rows {
+                        patch: &scratch.sources,
+                        start: source * grid.source_stride
+                            + (tile * input_blocks + pass * PASS * T::PIXELS) * BLOCK,
+                        row_stride: BLOCK,
+                        block_stride: T::PIXELS * BLOCK,
+                        taps: &[0],
+                    };
+                    let products = &mut products[tile * T::LANES..];
+                    // SAFETY: the caller vouches for the CPU.
+                    unsafe {
+                        if pass == 0 {
+                            T::product(&rows, panel, products);
+                        } else {
+                            T::accumulate(&rows, panel, products);
+                        }
+                    }
+                }
             }
         }
     }

@@ -45,7 +45,7 @@ impl Builder {
     fn grow(&mut self, kind: u8, pick: [usize; 3], shapes: &[[usize; 4]]) {
         let count = self.nodes.len();
         // Mostly the newest value, so that chains form.
-        let input = if pick[0] % 3 > 0 { count - 1 } else { pick[0] % count };
+        let input = if !pick[0].is_multiple_of(3) { count - 1 } else { pick[0] % count };
         let channels = self.nodes[input].channels;
         let alike: Vec<usize> = (0..count).filter(|&other| shapes[other] == shapes[input]).collect();
         let other = |at: usize| alike[pick[at] % alike.len()];
@@ -54,7 +54,7 @@ impl Builder {
                 let kernel = if kind == 0 { [1, 1] } else { [3, 3] };
                 let outputs = [channels, 4, 12, 20][pick[1] % 4];
                 let weight = self.weight(vec![outputs, channels, kernel[0], kernel[1]]);
-                let bias = (pick[2] % 2 == 0).then(|| self.weight(vec![outputs]));
+                let bias = pick[2].is_multiple_of(2).then(|| self.weight(vec![outputs]));
                 let stride = if kind == 3 && shapes[input][2] > 4 && shapes[input][3] > 4 { 2 } else { 1 };
                 let padding = if kernel == [1, 1] { Padding::NONE } else { Padding::same(1) };
                 self.push(
