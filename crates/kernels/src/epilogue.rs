@@ -3,7 +3,7 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
-use crate::shared::SharedOutput;
+use crate::shared::{SharedOutput, prefetch};
 
 /// What is added to the result before the last activation.
 #[derive(Clone, Copy, Default)]
@@ -36,6 +36,21 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Asks for what [`Target::finish`] will touch, as far as it lies inside the picture.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, block: usize, [row, column]: [usize; 2], columns: usize) {
+        let [height, width] = self.size;
+        if row >= height || column >= width || block * BLOCK >= self.channels {
+            return;
+        }
+        let offset = ((block * height + row) * width + column) * BLOCK;
+        let len = columns.min(width - column) * BLOCK;
+        self.output.prefetch(offset, len);
+        if let Residual::Tensor(residual) = self.epilogue.residual {
+            prefetch(&residual[offset..][..len]);
+        }
+    }
+
     /// Finishes the `columns` pixels of one channel block that begin at `[row, column]`; the sixteen values of pixel `i`
     /// begin at `values[i · stride]`.
     ///

@@ -2,8 +2,9 @@
 
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
-use crate::math::multiply_add;
+use crate::math::{multiply_add, silu};
 use crate::microkernel::Tile;
+use crate::shared::prefetch;
 
 /// What happens to an input value on its way into the convolution, in this order: norm, activation, upsampling.
 #[derive(Clone, Copy, Default)]
@@ -59,27 +60,63 @@ impl Source<'_> {
             out[..before * BLOCK].fill(0.0);
             out[after * BLOCK..].fill(0.0);
             let inside = &mut out[before * BLOCK..after * BLOCK];
+            let affine = self.prologue.affine.map(|(scale, shift)| {
+                let of = |table: &[f32]| -> [f32; BLOCK] {
+                    *table[block * BLOCK..].first_chunk().expect("padded to whole blocks")
+                };
+                (of(scale), of(shift))
+            });
             if factor == 1 {
-                let from = (x + before).saturating_sub(left) * BLOCK;
-                inside.copy_from_slice(&source[from.min(source.len())..][..inside.len()]);
-            } else {
-                for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
-                    let from = (x + before + column - left) / factor;
-                    pixel.copy_from_slice(&source[from * BLOCK..][..BLOCK]);
+                let from = ((x + before).saturating_sub(left) * BLOCK).min(source.len());
+                let pixels = source[from..][..inside.len()].as_chunks::<BLOCK>().0;
+                let inside = inside.as_chunks_mut::<BLOCK>().0;
+                match (affine, self.prologue.activation) {
+                    (None, Activation::None) => inside.copy_from_slice(pixels),
+                    (Some((scale, shift)), Activation::Silu) => {
+                        for (out, pixel) in inside.iter_mut().zip(pixels) {
+                            for lane in 0..BLOCK {
+                                out[lane] =
+                                    silu::<T>(multiply_add::<T>(pixel[lane], scale[lane], shift[lane]));
+                            }
+                        }
+                    }
+                    (affine, activation) => {
+                        let (scale, shift) = affine.unwrap_or(([1.0; BLOCK], [0.0; BLOCK]));
+                        for (out, pixel) in inside.iter_mut().zip(pixels) {
+                            for lane in 0..BLOCK {
+                                out[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                            }
+                        }
+                        activate::<T>(activation, inside.as_flattened_mut());
+                    }
                 }
+                continue;
             }
-            if let Some((scale, shift)) = self.prologue.affine {
-                let scale: &[f32; BLOCK] =
-                    scale[block * BLOCK..].first_chunk().expect("padded to whole blocks");
-                let shift: &[f32; BLOCK] =
-                    shift[block * BLOCK..].first_chunk().expect("padded to whole blocks");
-                for pixel in inside.as_chunks_mut::<BLOCK>().0 {
+            for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
+                let from = (x + before + column - left) / factor;
+                pixel.copy_from_slice(&source[from * BLOCK..][..BLOCK]);
+                if let Some((scale, shift)) = affine {
                     for lane in 0..BLOCK {
                         pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
                     }
                 }
             }
             activate::<T>(self.prologue.activation, inside);
+        }
+    }
+
+    /// Asks for what [`Source::gather`] will read of a window of `rows` and `columns`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, block: usize, corner: [usize; 2], [rows, columns]: [usize; 2]) {
+        let [height, width] = self.size;
+        let inside = |axis: usize, len: usize, end: usize| {
+            let start = corner[axis].saturating_sub(self.padding[axis]) / self.factor;
+            (start.min(end), (start + len.div_ceil(self.factor)).min(end))
+        };
+        let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
+        for row in top..bottom {
+            let offset = ((block * height + row) * width + left) * BLOCK;
+            prefetch(&self.input[offset..][..(right - left) * BLOCK]);
         }
     }
 }

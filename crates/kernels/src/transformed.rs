@@ -299,7 +299,7 @@ unsafe fn block<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, ind
     unsafe {
         transform_inputs::<T, W>(job, scratch, origin, size);
         for group in first..(first + job.groups_per_task).min(job.groups) {
-            multiply::<T, W>(job, scratch, size[0] * size[1], group);
+            multiply::<T, W>(job, scratch, origin, size, group);
             transform_outputs::<T, W>(job, scratch, origin, size, group);
         }
     }
@@ -317,6 +317,9 @@ unsafe fn transform_inputs<T: Tile, W: Transform>(
     let patch = &mut scratch.patch[..patch_side::<W>(rows) * patch_columns * BLOCK];
     let input_blocks = blocks(job.geometry.input_channels);
     for block in 0..input_blocks {
+        if block + 1 < input_blocks {
+            job.source.prefetch(block + 1, corner, [patch_side::<W>(rows), patch_columns]);
+        }
         job.source.gather::<T>(block, corner, patch_columns, patch);
         for row in 0..rows {
             for column in 0..columns {
@@ -373,20 +376,28 @@ unsafe fn transform_input<V: Vector, W: Transform>(
 
 /// All products of one block and one group of output channels.
 #[inline(always)]
-unsafe fn multiply<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, tiles: usize, group: usize) {
+unsafe fn multiply<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    origin: [usize; 2],
+    [rows, columns]: [usize; 2],
+    group: usize,
+) {
     let grid = &job.grid;
+    let tiles = rows * columns;
     let input_blocks = blocks(job.geometry.input_channels);
     let panel_len = input_blocks * BLOCK * T::LANES;
     for y in 0..W::PRODUCTS {
         for x in 0..W::PRODUCTS {
             let point = y * W::PRODUCTS + x;
+            prefetch_outputs::<T, W>(job, origin, [rows, columns], group, point);
             let source = W::SOURCE_OF[y] * W::SOURCES + W::SOURCE_OF[x];
             let panel =
                 &job.panels[(group * W::PRODUCTS * W::PRODUCTS + point) * (panel_len + SKEW)..][..panel_len];
             let products = &mut scratch.products[point * grid.product_stride..];
             for (pass, panel) in panel.chunks(PASS * BLOCK * T::LANES).enumerate() {
                 for tile in (0..tiles).step_by(T::PIXELS) {
-                    let rows = Rows {
+                    let left = Rows {
                         patch: &scratch.sources,
                         start: source * grid.source_stride
                             + (tile * input_blocks + pass * PASS * T::PIXELS) * BLOCK,
@@ -398,14 +409,32 @@ unsafe fn multiply<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, 
                     // SAFETY: the caller vouches for the CPU.
                     unsafe {
                         if pass == 0 {
-                            T::product(&rows, panel, products);
+                            T::product(&left, panel, products);
                         } else {
-                            T::accumulate(&rows, panel, products);
+                            T::accumulate(&left, panel, products);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// Asks for one point's share of the output rows that this block and group will write.
+#[inline(always)]
+fn prefetch_outputs<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    origin: [usize; 2],
+    [rows, columns]: [usize; 2],
+    group: usize,
+    point: usize,
+) {
+    let (points, height) = (W::PRODUCTS * W::PRODUCTS, rows * OUTPUTS);
+    let lines = height * (T::LANES / BLOCK);
+    let corner = origin.map(|tile| (tile * OUTPUTS).saturating_sub(W::SKIP));
+    for line in point * lines / points..(point + 1) * lines / points {
+        let block = group * (T::LANES / BLOCK) + line / height;
+        job.target.prefetch(block, [corner[0] + line % height, corner[1]], columns * OUTPUTS);
     }
 }
 
