@@ -142,12 +142,12 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
     graph
         .nodes
         .iter()
-        .map(|node| match geometry(graph, node) {
-            Some(geometry) => Convolution::weight_bytes(isa, &geometry),
-            None if matches!(node.operation, Operation::GroupNorm { .. }) => {
-                2 * node.channels * size_of::<f32>()
+        .map(|node| match (geometry(graph, node), &node.operation) {
+            (Some(geometry), Operation::Convolution { weight, .. }) => {
+                Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
             }
-            None => 0,
+            (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
+            _ => 0,
         })
         .sum()
 }

@@ -123,11 +123,13 @@ impl Convolution {
         self.geometry
     }
 
-    /// Bytes that the laid-out weights of a convolution of this geometry take, at most.
-    pub fn weight_bytes(isa: Isa, geometry: &Geometry) -> usize {
+    /// Bytes that the laid-out weights of a convolution of this geometry take, at most; `narrow` says that all weights
+    /// are 16-bit numbers, which are kept as such where a transform widens them anyway.
+    pub fn weight_bytes(isa: Isa, geometry: &Geometry, narrow: bool) -> usize {
         let columns = geometry.output_channels.next_multiple_of(isa.lanes());
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
-        columns * (rows + 1) * size_of::<f32>()
+        let each = if narrow && geometry.is_transformable() { size_of::<u16>() } else { size_of::<f32>() };
+        columns * (rows * each + size_of::<f32>())
     }
 
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed

@@ -28,8 +28,8 @@ const TAPS: usize = 3;
 /// Points lie this many `f32` further apart than they are long: one cache line, lest all fall into one cache set.
 const SKEW: usize = 16;
 /// The transformed inputs of a block are kept near this many `f32`, within these numbers of tiles.
-const SOURCES_BUDGET: usize = 256 * 1024;
-const TILES: [usize; 2] = [32, 64];
+const SOURCES_BUDGET: usize = 384 * 1024;
+const TILES: [usize; 2] = [32, 96];
 /// Input channel blocks whose weights are multiplied before the products are put down: their panel stays in the
 /// first-level cache while all tiles of a block pass by.
 const PASS: usize = 16;
