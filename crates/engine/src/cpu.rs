@@ -4,7 +4,7 @@ use remote_vae_kernels::attention::attention;
 use remote_vae_kernels::convolution::{Convolution, Epilogue, Prologue, Residual};
 use remote_vae_kernels::layout::{from_blocked, to_blocked};
 use remote_vae_kernels::norm::{self, GroupNorm};
-use remote_vae_kernels::{Activation, Isa, Pool, elementwise};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool, elementwise};
 use remote_vae_model::{Graph, Operation, WeightId, WeightSource};
 use std::sync::Arc;
 
@@ -121,7 +121,8 @@ impl Program for CpuProgram {
         let sample = channels * height * width;
         let output_sample = output_channels * output_height * output_width;
         let mut output = zeroed(batch * output_sample)?;
-        let mut arena = zeroed(plan.arena_len)?;
+        let mut arena = Buffer::zeroed(plan.arena_len)
+            .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
         let mut progress = Progress {
             done_flops: 0,
             total_flops: plan.summary().flops,
@@ -173,6 +174,7 @@ impl CpuProgram {
                     unreachable!("the plan belongs to another graph")
                 };
                 let in_place = |region: Region| region == places.output;
+                let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
                 let mut reads = places.reads.iter().copied();
                 let input = views.read(reads.next().unwrap_or_default());
                 let affine = source.norm.and_then(|_| reads.next()).map(|table| halves(views.read(table)));
@@ -183,7 +185,8 @@ impl CpuProgram {
                 };
                 let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
-                convolution.run(pool, input, plan.sizes[source.base], prologue, epilogue, output);
+                let size = plan.sizes[source.base];
+                convolution.run(pool, input, size, prologue, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {

@@ -17,11 +17,12 @@ use crate::fusion::{Fused, FusedStep, Value, fuse};
 pub struct Step {
     /// The graph node it starts from, e.g. `decoder.up_blocks.0.resnets.1.conv1`.
     pub name: String,
-    /// What it does, e.g. `convolution 3x3`.
+    /// What it does and how, e.g. `convolution 3x3, winograd`.
     pub operation: String,
     /// Shape of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
     pub output: [usize; 3],
-    /// Floating-point operations; a multiplication with its addition counts two. Norms and maps count as none.
+    /// Floating-point operations of the definition, whatever the algorithm saves; a multiplication with its addition
+    /// counts two. Norms and maps count as none.
     pub flops: u64,
     pub(crate) fused: Fused,
     pub(crate) places: Places,
@@ -159,21 +160,34 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
     graph
         .nodes
         .iter()
-        .map(|node| match geometry(graph, node) {
-            Some(geometry) => Convolution::weight_bytes(isa, &geometry),
-            None if matches!(node.operation, Operation::GroupNorm { .. }) => {
-                2 * node.channels * size_of::<f32>()
+        .map(|node| match (geometry(graph, node), &node.operation) {
+            (Some(geometry), Operation::Convolution { weight, .. }) => {
+                Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
             }
-            None => 0,
+            (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
+            _ => 0,
         })
         .sum()
 }
 
 fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
     match &step.operation {
-        Fused::Convolution { node, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::scratch_bytes(isa, &geometry, sizes[*node])),
+        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
+            .map_or(0, |geometry| Convolution::worker_bytes(isa, &geometry, sizes[*node], source.upsample)),
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
+        _ => 0,
+    }
+}
+
+/// `f32` that the step needs beside its tensors while it runs.
+fn scratch_len(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+    match &step.operation {
+        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
+            .map_or(0, |geometry| Convolution::scratch_len(isa, &geometry, source.upsample)),
+        Fused::Attention { inputs } => {
+            let [height, width] = sizes[inputs[0]];
+            attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width)
+        }
         _ => 0,
     }
 }
@@ -189,14 +203,16 @@ fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 2]]
         (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
     };
     let (operation, flops) = match &step.operation {
-        Fused::Convolution { node, .. } => {
+        Fused::Convolution { node, source, .. } => {
             let node = &graph.nodes[*node];
-            let Some(Geometry { input_channels, kernel: [rows, columns], .. }) = geometry(graph, node) else {
+            let Some(geometry) = geometry(graph, node) else {
                 unreachable!("a convolution step starts from a convolution node")
             };
+            let Geometry { input_channels, kernel: [rows, columns], .. } = geometry;
             let taps = (input_channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            (format!("convolution {rows}x{columns}"), outputs.saturating_mul(2 * taps))
+            let algorithm = geometry.algorithm(source.upsample).name();
+            (format!("convolution {rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }
         Fused::Attention { .. } => {
             let tokens = (output[1] * output[2]) as u64;
@@ -236,11 +252,10 @@ impl Layout {
                 let buffer = &mut buffers[buffer_of[&value]];
                 buffer.last = buffer.last.max(index);
             }
-            if let Fused::Attention { inputs } = &step.operation {
-                let [height, width] = sizes[inputs[0]];
-                let len = attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width);
+            let scratch = scratch_len(graph, step, sizes, isa);
+            if scratch > 0 {
                 scratch_of[index] = Some(buffers.len());
-                buffers.push(Lifetime { len, first: index, last: index });
+                buffers.push(Lifetime { len: scratch, first: index, last: index });
             }
             let dies_here =
                 |value: &Value| last_reads.get(value) == Some(&index) && len(*value) == len(step.output);

@@ -1,8 +1,11 @@
-//! Times one convolution shape: `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [TIER]`.
+//! Times one 3×3 convolution as a decoder runs it (norm, SiLU, convolution, residual):
+//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS]]]`.
+//!
+//! SIZE is the input's side. The rate counts the multiplications of the definition, whatever the algorithm does.
 
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue};
-use remote_vae_kernels::layout::blocked_len;
-use remote_vae_kernels::{Isa, Pool};
+use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool};
 use std::time::Instant;
 
 fn main() {
@@ -10,24 +13,38 @@ fn main() {
     let number =
         |at: usize, default: usize| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (input_channels, output_channels, size) = (number(1, 128), number(2, 128), number(3, 256));
-    let isa = arguments.get(4).map_or_else(Isa::detect, |name| Isa::by_name(name).expect("tier"));
+    let upsample = number(4, 1);
+    let isa = arguments.get(5).map_or_else(Isa::detect, |name| Isa::by_name(name).expect("tier"));
     let geometry = Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
     let pool = Pool::new(None).expect("threads");
-    let weight = vec![0.01; output_channels * input_channels * 9];
+    let weight: Vec<f32> =
+        (0..output_channels * input_channels * 9).map(|i| (i % 17) as f32 * 0.003).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
-    let input = vec![0.5; blocked_len(input_channels, size * size)];
-    let mut output = vec![0.0; blocked_len(output_channels, size * size)];
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        let start = Instant::now();
-        convolution.run(&pool, &input, [size; 2], Prologue::default(), Epilogue::default(), &mut output);
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    let flops = 2.0 * 9.0 * (input_channels * output_channels * size * size) as f64;
+    let side = size * upsample;
+    let input: Vec<f32> =
+        (0..blocked_len(input_channels, size * size)).map(|i| (i % 23) as f32 * 0.1 - 1.0).collect();
+    let table = vec![0.7; blocks(input_channels) * BLOCK];
+    let mut output = Buffer::zeroed(blocked_len(output_channels, side * side)).expect("memory");
+    let mut scratch = Buffer::zeroed(Convolution::scratch_len(isa, &geometry, upsample)).expect("memory");
+    let prologue = Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample };
+    let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
+    let mut times: Vec<f64> = (0..number(6, 7))
+        .map(|_| {
+            let start = Instant::now();
+            convolution.run(&pool, &input, [size; 2], prologue, epilogue, &mut scratch, &mut output);
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let flops = 2.0 * 9.0 * (input_channels * output_channels * side * side) as f64;
+    let (best, median) = (times[0], times[times.len() / 2]);
     eprintln!(
-        "{} {input_channels}->{output_channels} {size}x{size}: {:.1} ms, {:.0} GFLOP/s",
+        "{} {} {input_channels}->{output_channels} {size}x{size} to {side}x{side}: best {:.1} ms, median {:.1} ms, \
+         {:.0} GFLOP/s",
         isa.name(),
+        geometry.algorithm(upsample).name(),
         best * 1e3,
+        median * 1e3,
         flops / best / 1e9
     );
 }

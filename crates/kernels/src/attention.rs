@@ -2,6 +2,7 @@
 //! keeps a running maximum, a running sum and a running result (Milakov and Gimelshein, 2018; Dao et al., 2022), so
 //! that the score matrix never exists.
 
+use crate::buffer::{self, Buffer};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocked_len, blocks};
 use crate::math::exp;
@@ -121,22 +122,22 @@ struct Job<'a> {
 
 struct Scratch {
     /// `[channel block][query][16]`
-    queries: Vec<f32>,
+    queries: Buffer,
     /// `[group of keys][query][lanes]`
-    scores: Vec<f32>,
+    scores: Buffer,
     /// `[block of keys][query][16]`
-    weights: Vec<f32>,
+    weights: Buffer,
     /// `[group of channels][query][lanes]`
-    result: Vec<f32>,
+    result: Buffer,
 }
 
 impl Scratch {
     fn new(isa: Isa, channels: usize) -> Scratch {
         Scratch {
-            queries: vec![0.0; blocks(channels) * BLOCK * QUERIES],
-            scores: vec![0.0; KEYS * QUERIES],
-            weights: vec![0.0; KEYS * QUERIES],
-            result: vec![0.0; channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES],
+            queries: buffer::worker(blocks(channels) * BLOCK * QUERIES),
+            scores: buffer::worker(KEYS * QUERIES),
+            weights: buffer::worker(KEYS * QUERIES),
+            result: buffer::worker(channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES),
         }
     }
 

@@ -106,41 +106,42 @@ impl Isa {
     }
 }
 
-/// Calls `$body::<T>($arguments)` compiled for the tier of `$isa`, `T` being its [`microkernel::Tile`].
+/// Calls `$body::<T>($arguments)` compiled for the tier of `$isa`, `T` being its [`microkernel::Tile`];
+/// `$body::<X: Bound>(…)` adds a type parameter of the caller's.
 ///
 /// The body must be `unsafe` (it may use the tier's instructions) and `#[inline(always)]` all the way down, so that it
 /// takes on the features of the wrapper.
 macro_rules! dispatch {
-    ($isa:expr, $body:ident($($name:ident: $kind:ty),* $(,)?)) => {{
+    ($isa:expr, $body:ident$(::<$extra:ident: $bound:ident>)?($($name:ident: $kind:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx2,fma")]
         #[allow(unused_unsafe)] // some bodies are safe
-        fn avx512($($name: $kind),*) {
+        fn avx512$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
-            unsafe { $body::<$crate::microkernel::Avx512>($($name),*) }
+            unsafe { $body::<$crate::microkernel::Avx512$(, $extra)?>($($name),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         #[allow(unused_unsafe)] // some bodies are safe
-        fn avx2($($name: $kind),*) {
+        fn avx2$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
-            unsafe { $body::<$crate::microkernel::Avx2>($($name),*) }
+            unsafe { $body::<$crate::microkernel::Avx2$(, $extra)?>($($name),*) }
         }
         match $isa.0 {
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Tier::Avx512 => {
                 // SAFETY: an `Isa` of this tier exists only where the CPU has its features.
-                unsafe { avx512($($name),*) }
+                unsafe { avx512$(::<$extra>)?($($name),*) }
             }
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Tier::Avx2 => {
                 // SAFETY: an `Isa` of this tier exists only where the CPU has its features.
-                unsafe { avx2($($name),*) }
+                unsafe { avx2$(::<$extra>)?($($name),*) }
             }
             #[allow(unused_unsafe)] // some bodies are safe
             $crate::isa::Tier::Generic => {
                 // SAFETY: the portable tier uses no special instructions.
-                unsafe { $body::<$crate::microkernel::Generic>($($name),*) }
+                unsafe { $body::<$crate::microkernel::Generic$(, $extra)?>($($name),*) }
             }
         }
     }};

@@ -5,17 +5,26 @@
 //! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
 
 pub mod attention;
+mod buffer;
 pub mod convolution;
+mod direct;
 pub mod elementwise;
+mod epilogue;
 mod isa;
 pub mod layout;
 mod math;
 mod microkernel;
 pub mod norm;
 mod pool;
+mod prologue;
 mod shared;
+mod transformed;
+mod upsample_fold;
 mod vector;
+mod weights;
+mod winograd;
 
+pub use buffer::Buffer;
 pub use elementwise::Activation;
 pub use isa::{Isa, IsaError};
 pub use pool::Pool;

@@ -65,6 +65,8 @@ mod tests {
         const LANES: usize = 16;
 
         unsafe fn accumulate(_: &crate::microkernel::Rows<'_>, _: &[f32], _: &mut [f32]) {}
+
+        unsafe fn product(_: &crate::microkernel::Rows<'_>, _: &[f32], _: &mut [f32]) {}
     }
 
     #[test]

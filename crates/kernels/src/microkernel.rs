@@ -17,11 +17,17 @@ pub(crate) trait Tile {
     /// Columns (output channels, keys) of one pass.
     const LANES: usize;
 
-    /// [`accumulate`] for this shape.
+    /// `sums += rows · panels`, see [`multiply`].
     ///
     /// # Safety
     /// The CPU has the tier.
     unsafe fn accumulate(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]);
+
+    /// `sums = rows · panels`, see [`multiply`].
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn product(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]);
 }
 
 /// Declares a [`Tile`]: its name, registers, rows, registers a row, and whether it fuses.
@@ -38,7 +44,13 @@ macro_rules! tile {
             #[inline(always)]
             unsafe fn accumulate(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]) {
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { accumulate::<$vector, $pixels, $vectors>(rows, panels, sums) }
+                unsafe { multiply::<$vector, $pixels, $vectors, true>(rows, panels, sums) }
+            }
+
+            #[inline(always)]
+            unsafe fn product(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]) {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { multiply::<$vector, $pixels, $vectors, false>(rows, panels, sums) }
             }
         }
     };
@@ -65,14 +77,15 @@ pub(crate) struct Rows<'a> {
     pub taps: &'a [usize],
 }
 
-/// `sums[p][n] += Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order.
+/// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, beginning with what `sums`
+/// holds if `ADD` and with zero if not.
 ///
 /// `panels` is `[block][tap][16][lanes]`, `sums` `[PIXELS][lanes]` with `lanes = VECTORS · V::LANES`.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn accumulate<V: Vector, const PIXELS: usize, const VECTORS: usize>(
+unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const ADD: bool>(
     rows: &Rows<'_>,
     panels: &[f32],
     sums: &mut [f32],
@@ -81,18 +94,20 @@ unsafe fn accumulate<V: Vector, const PIXELS: usize, const VECTORS: usize>(
     let sums = &mut sums[..PIXELS * lanes];
     // SAFETY: the caller vouches for the CPU; every slice below is cut to the length that is read or written.
     unsafe {
-        let mut local = [[V::load(&sums[..V::LANES]); VECTORS]; PIXELS];
-        for p in 0..PIXELS {
-            for v in 0..VECTORS {
-                local[p][v] = V::load(&sums[p * lanes + v * V::LANES..][..V::LANES]);
+        let mut local = [[V::splat(0.0); VECTORS]; PIXELS];
+        if ADD {
+            for p in 0..PIXELS {
+                for v in 0..VECTORS {
+                    local[p][v] = V::load(&sums[p * lanes + v * V::LANES..][..V::LANES]);
+                }
             }
         }
         for (block, block_panels) in panels.chunks_exact(rows.taps.len() * BLOCK * lanes).enumerate() {
             for (tap, panel) in rows.taps.iter().zip(block_panels.chunks_exact(BLOCK * lanes)) {
                 let base = rows.start + block * rows.block_stride + tap;
                 let mut pixels = [&[0.0; BLOCK]; PIXELS];
-                for p in 0..PIXELS {
-                    pixels[p] = rows.patch[base + p * rows.row_stride..]
+                for (p, pixel) in pixels.iter_mut().enumerate() {
+                    *pixel = rows.patch[base + p * rows.row_stride..]
                         .first_chunk()
                         .expect("rows lie inside the patch");
                 }

@@ -19,6 +19,12 @@ impl<'a> SharedOutput<'a> {
         SharedOutput { start: output.as_mut_ptr(), len: output.len(), owner: PhantomData }
     }
 
+    /// Asks for the cache lines of `offset..offset + len`, a hint that reads nothing.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, offset: usize, len: usize) {
+        prefetch_lines(self.start.wrapping_add(offset), len.min(self.len.saturating_sub(offset)));
+    }
+
     /// The elements `offset..offset + len`.
     ///
     /// # Safety
@@ -30,4 +36,22 @@ impl<'a> SharedOutput<'a> {
         // SAFETY: the range lies inside the slice (checked above) and is not aliased (the caller's contract).
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
     }
+}
+
+/// Asks for the cache lines of `values`, a hint that reads nothing.
+#[inline(always)]
+pub(crate) fn prefetch(values: &[f32]) {
+    prefetch_lines(values.as_ptr(), values.len());
+}
+
+#[inline(always)]
+fn prefetch_lines(start: *const f32, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..len).step_by(64 / size_of::<f32>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every CPU of this architecture has the instruction, and it may be given any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, len);
 }

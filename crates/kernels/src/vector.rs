@@ -20,6 +20,24 @@ pub(crate) trait Vector: Copy {
     /// The CPU has the instruction set, and `to` is long enough.
     unsafe fn store(self, to: &mut [f32]);
 
+    /// The same value in each lane.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn splat(value: f32) -> Self;
+
+    /// `self + other`
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn plus(self, other: Self) -> Self;
+
+    /// `self − other`
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn minus(self, other: Self) -> Self;
+
     /// `self + scalar · vector`, rounded once where the set has a fused instruction.
     ///
     /// # Safety
@@ -30,7 +48,8 @@ pub(crate) trait Vector: Copy {
 /// Implements [`Vector`] by intrinsics of one set.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
-    ($register:ident, $lanes:literal, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
+    ($register:ident, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident,
+     $fma:ident) => {
         impl Vector for std::arch::x86_64::$register {
             const LANES: usize = $lanes;
 
@@ -49,6 +68,24 @@ macro_rules! x86_vector {
             }
 
             #[inline(always)]
+            unsafe fn splat(value: f32) -> Self {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { std::arch::x86_64::$splat(value) }
+            }
+
+            #[inline(always)]
+            unsafe fn plus(self, other: Self) -> Self {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { std::arch::x86_64::$add(self, other) }
+            }
+
+            #[inline(always)]
+            unsafe fn minus(self, other: Self) -> Self {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { std::arch::x86_64::$sub(self, other) }
+            }
+
+            #[inline(always)]
             unsafe fn add_scaled(self, scalar: f32, vector: Self) -> Self {
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
@@ -61,9 +98,27 @@ macro_rules! x86_vector {
 }
 
 #[cfg(target_arch = "x86_64")]
-x86_vector!(__m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps);
+x86_vector!(
+    __m512,
+    16,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_fmadd_ps
+);
 #[cfg(target_arch = "x86_64")]
-x86_vector!(__m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
+x86_vector!(
+    __m256,
+    8,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_fmadd_ps
+);
 
 /// The portable stand-in: the compiler finds the platform's registers.
 #[derive(Clone, Copy)]
@@ -82,6 +137,27 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn store(self, to: &mut [f32]) {
         to[..16].copy_from_slice(&self.0);
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Portable([value; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn plus(mut self, other: Self) -> Self {
+        for lane in 0..16 {
+            self.0[lane] += other.0[lane];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn minus(mut self, other: Self) -> Self {
+        for lane in 0..16 {
+            self.0[lane] -= other.0[lane];
+        }
+        self
     }
 
     #[inline(always)]

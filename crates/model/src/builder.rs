@@ -105,7 +105,7 @@ impl GraphBuilder {
     }
 
     fn weight(&mut self, name: String, shape: Vec<usize>) -> WeightId {
-        self.weights.push(WeightSpec { name, shape });
+        self.weights.push(WeightSpec { name, shape, narrow: false });
         WeightId(self.weights.len() - 1)
     }
 

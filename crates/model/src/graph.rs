@@ -20,6 +20,8 @@ pub struct WeightSpec {
     /// The shape the graph wants: `[out, in, kernel height, kernel width]` for convolutions, `[channels]` for
     /// biases and norms. The file may hold a 1×1 convolution as `[out, in]`.
     pub shape: Vec<usize>,
+    /// Whether the checkpoint holds it in 16 bits an element or fewer, so that it can be kept so without loss.
+    pub narrow: bool,
 }
 
 /// One step of a graph.

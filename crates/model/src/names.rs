@@ -129,7 +129,9 @@ impl Names {
                 );
                 return Err(tensor_error(&spec.name, message));
             };
-            let resolved = WeightSpec { name: candidates.swap_remove(found), shape: spec.shape.clone() };
+            let name = candidates.swap_remove(found);
+            let narrow = matches!(checkpoint.type_name(&name), Some("F16" | "BF16" | "F8_E4M3"));
+            let resolved = WeightSpec { name, shape: spec.shape.clone(), narrow };
             checkpoint.check(&resolved)?;
             *spec = resolved;
         }

@@ -27,7 +27,7 @@ struct Builder {
 
 impl Builder {
     fn weight(&mut self, shape: Vec<usize>) -> WeightId {
-        self.weights.push(WeightSpec { name: self.weights.len().to_string(), shape });
+        self.weights.push(WeightSpec { name: self.weights.len().to_string(), shape, narrow: false });
         WeightId(self.weights.len() - 1)
     }
 

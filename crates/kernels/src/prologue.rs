@@ -1,0 +1,122 @@
+//! How a convolution reads its input: norm, activation, nearest upsampling and zero padding on the way into a patch.
+
+use crate::elementwise::{Activation, activate};
+use crate::layout::BLOCK;
+use crate::math::{multiply_add, silu};
+use crate::microkernel::Tile;
+use crate::shared::prefetch;
+
+/// What happens to an input value on its way into the convolution, in this order: norm, activation, upsampling.
+#[derive(Clone, Copy, Default)]
+pub struct Prologue<'a> {
+    /// Per-channel factor and summand (`[padded channels]` each), as [`crate::norm`] makes them.
+    pub affine: Option<(&'a [f32], &'a [f32])>,
+    /// Nonlinearity after the norm.
+    pub activation: Activation,
+    /// Nearest upsampling by this factor in both directions; 0 and 1 mean none.
+    pub upsample: usize,
+}
+
+/// A blocked tensor with what is done to it while it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub input: &'a [f32],
+    /// Height and width before upsampling.
+    pub size: [usize; 2],
+    /// Norm and activation; upsampling as in `factor`.
+    pub prologue: Prologue<'a>,
+    /// Nearest upsampling, at least 1.
+    pub factor: usize,
+    /// Rows of zeros above and columns of zeros to the left.
+    pub padding: [usize; 2],
+}
+
+impl Source<'_> {
+    /// Fills `out` (`[rows][columns][16]`) with one channel block of the window whose first pixel is `corner`, counted
+    /// in the upsampled and padded picture.
+    #[inline(always)]
+    pub(crate) fn gather<T: Tile>(
+        &self,
+        block: usize,
+        corner: [usize; 2],
+        columns: usize,
+        patch: &mut [f32],
+    ) {
+        let [top, left] = self.padding;
+        let factor = self.factor;
+        let [height, width] = self.size;
+        let source_plane = &self.input[block * height * width * BLOCK..][..height * width * BLOCK];
+        for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
+            let y = corner[0] + row;
+            if y < top || y - top >= height * factor {
+                out.fill(0.0);
+                continue;
+            }
+            let source = &source_plane[(y - top) / factor * width * BLOCK..][..width * BLOCK];
+            // Columns `before..after` of the patch lie inside the picture.
+            let x = corner[1];
+            let before = left.saturating_sub(x).min(columns);
+            let after = (width * factor + left).saturating_sub(x).clamp(before, columns);
+            out[..before * BLOCK].fill(0.0);
+            out[after * BLOCK..].fill(0.0);
+            let inside = &mut out[before * BLOCK..after * BLOCK];
+            let affine = self.prologue.affine.map(|(scale, shift)| {
+                let of = |table: &[f32]| -> [f32; BLOCK] {
+                    *table[block * BLOCK..].first_chunk().expect("padded to whole blocks")
+                };
+                (of(scale), of(shift))
+            });
+            if factor == 1 {
+                let from = ((x + before).saturating_sub(left) * BLOCK).min(source.len());
+                let pixels = source[from..][..inside.len()].as_chunks::<BLOCK>().0;
+                let inside = inside.as_chunks_mut::<BLOCK>().0;
+                match (affine, self.prologue.activation) {
+                    (None, Activation::None) => inside.copy_from_slice(pixels),
+                    (Some((scale, shift)), Activation::Silu) => {
+                        for (out, pixel) in inside.iter_mut().zip(pixels) {
+                            for lane in 0..BLOCK {
+                                out[lane] =
+                                    silu::<T>(multiply_add::<T>(pixel[lane], scale[lane], shift[lane]));
+                            }
+                        }
+                    }
+                    (affine, activation) => {
+                        let (scale, shift) = affine.unwrap_or(([1.0; BLOCK], [0.0; BLOCK]));
+                        for (out, pixel) in inside.iter_mut().zip(pixels) {
+                            for lane in 0..BLOCK {
+                                out[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                            }
+                        }
+                        activate::<T>(activation, inside.as_flattened_mut());
+                    }
+                }
+                continue;
+            }
+            for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
+                let from = (x + before + column - left) / factor;
+                pixel.copy_from_slice(&source[from * BLOCK..][..BLOCK]);
+                if let Some((scale, shift)) = affine {
+                    for lane in 0..BLOCK {
+                        pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                    }
+                }
+            }
+            activate::<T>(self.prologue.activation, inside);
+        }
+    }
+
+    /// Asks for what [`Source::gather`] will read of a window of `rows` and `columns`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, block: usize, corner: [usize; 2], [rows, columns]: [usize; 2]) {
+        let [height, width] = self.size;
+        let inside = |axis: usize, len: usize, end: usize| {
+            let start = corner[axis].saturating_sub(self.padding[axis]) / self.factor;
+            (start.min(end), (start + len.div_ceil(self.factor)).min(end))
+        };
+        let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
+        for row in top..bottom {
+            let offset = ((block * height + row) * width + left) * BLOCK;
+            prefetch(&self.input[offset..][..(right - left) * BLOCK]);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Weights of a convolution as the micro-kernel reads them, in 16 bits where that loses nothing.
+
+use crate::convolution::Geometry;
+use crate::isa::Isa;
+use crate::layout::{BLOCK, blocks};
+
+/// Values in the narrowest type that holds each of them exactly.
+pub(crate) enum Compact {
+    Float32(Vec<f32>),
+    Float16(Vec<u16>),
+    BFloat16(Vec<u16>),
+}
+
+impl Compact {
+    pub(crate) fn new(values: Vec<f32>) -> Compact {
+        if values.iter().all(|value| value.to_bits() & 0xffff == 0) {
+            return Compact::BFloat16(values.iter().map(|value| (value.to_bits() >> 16) as u16).collect());
+        }
+        let narrow: Option<Vec<u16>> = values.iter().map(|value| to_half(*value)).collect();
+        narrow.map_or(Compact::Float32(values), Compact::Float16)
+    }
+
+    /// The values `start..start + len`; `room` is used if they must be widened first.
+    #[inline(always)]
+    pub(crate) fn widen<'a>(&'a self, start: usize, len: usize, room: &'a mut [f32]) -> &'a [f32] {
+        let room = match self {
+            Compact::Float32(values) => return &values[start..start + len],
+            Compact::Float16(values) => {
+                for (wide, narrow) in room.iter_mut().zip(&values[start..start + len]) {
+                    *wide = from_half(*narrow);
+                }
+                room
+            }
+            Compact::BFloat16(values) => {
+                for (wide, narrow) in room.iter_mut().zip(&values[start..start + len]) {
+                    *wide = f32::from_bits(u32::from(*narrow) << 16);
+                }
+                room
+            }
+        };
+        &room[..len]
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        match self {
+            Compact::Float32(values) => size_of_val(&values[..]),
+            Compact::Float16(values) | Compact::BFloat16(values) => size_of_val(&values[..]),
+        }
+    }
+}
+
+/// The half-precision number that equals `value`, if there is one. NaN has none: its payload could be lost.
+fn to_half(value: f32) -> Option<u16> {
+    let sign = (value.to_bits() >> 16) as u16 & 0x8000;
+    let magnitude = value.abs();
+    // Scaling by 2^-112 moves the exponent's bias from 127 to 15 and makes halves' subnormals those of `f32`.
+    let bits = (magnitude * f32::from_bits(15 << 23)).to_bits();
+    let half = sign | (bits >> 13) as u16;
+    (magnitude <= 65504.0 && bits & 0x1fff == 0 && from_half(half) == value).then_some(half)
+}
+
+/// Exact. The argument is finite, as all that [`to_half`] makes.
+#[inline(always)]
+fn from_half(half: u16) -> f32 {
+    let magnitude = f32::from_bits(u32::from(half & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    f32::from_bits(magnitude.to_bits() | u32::from(half & 0x8000) << 16)
+}
+
+/// `weight` (`[output, input, taps]`) as `[group of lanes][input block][tap][16][lanes]`, zero in the padding.
+pub(crate) fn panels(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Vec<f32> {
+    let Geometry { input_channels, output_channels, kernel, .. } = *geometry;
+    let taps = kernel[0] * kernel[1];
+    assert_eq!(weight.len(), output_channels * input_channels * taps);
+    let lanes = isa.lanes();
+    let group_len = blocks(input_channels) * taps * BLOCK * lanes;
+    let mut panels = vec![0.0; output_channels.div_ceil(lanes) * group_len];
+    for output in 0..output_channels {
+        let group = &mut panels[output / lanes * group_len..][..group_len];
+        for input in 0..input_channels {
+            let source = &weight[(output * input_channels + input) * taps..][..taps];
+            for (tap, value) in source.iter().enumerate() {
+                let row = (input / BLOCK * taps + tap) * BLOCK + input % BLOCK;
+                group[row * lanes + output % lanes] = *value;
+            }
+        }
+    }
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_half_goes_there_and_back() {
+        for half in (0..=u16::MAX).filter(|half| half & 0x7c00 != 0x7c00) {
+            assert_eq!(to_half(from_half(half)), Some(half), "{half:#06x}");
+        }
+        for value in [65504.1, 1.0 + 1.0 / 4096.0, 1e-9, f32::INFINITY, f32::NAN, 1e30] {
+            assert_eq!(to_half(value), None, "{value}");
+        }
+        assert_eq!((from_half(0x3c00), from_half(0xc000), from_half(1)), (1.0, -2.0, 2.0f32.powi(-24)));
+    }
+
+    #[test]
+    fn values_come_back_to_the_bit() {
+        let exact = [1.0, -0.0, 0.5, -3.25];
+        for (extra, size) in [(2.0, 2), (1.0 + 1.0 / 1024.0, 2), (0.1, 4), (1e30, 2), (f32::NAN, 2)] {
+            let extra = if extra == 1e30 { f32::from_bits(0x7149_0000) } else { extra };
+            let values = [&exact[..], &[extra]].concat();
+            let compact = Compact::new(values.clone());
+            assert_eq!(compact.bytes(), size * values.len(), "{extra}");
+            let mut room = [0.0; 8];
+            let back = compact.widen(1, 4, &mut room);
+            assert!(back.iter().zip(&values[1..]).all(|(a, b)| a.to_bits() == b.to_bits()), "{extra}");
+        }
+    }
+}
