@@ -78,7 +78,11 @@ fn full_size_checkpoints_decode_to_their_samples() {
             continue;
         }
         let found = decode(&path, &latents.values, latents.shape4(), Scaling::Model { shift: None });
-        assert_close(&found, &sample["decoded_f32"].values, 1e-4, &path.display().to_string());
+        let expected = &sample["decoded_f32"].values;
+        assert_close(&found, expected, 1e-4, &path.display().to_string());
+        let psnr = psnr(&found, expected);
+        eprintln!("{}: {psnr:.1} dB", path.display());
+        assert!(psnr >= 100.0, "{}: {psnr:.1} dB", path.display());
         checked += 1;
     }
     assert!(checked > 0, "{} holds no checkpoint", folder.display());
