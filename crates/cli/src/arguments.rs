@@ -31,8 +31,8 @@ pub(crate) enum Command {
     Doctor(DoctorOptions),
 }
 
-const MODEL_HELP: &str =
-    "A diffusers directory, a .safetensors file (diffusers, LDM or ComfyUI names), or `embedded`";
+const MODEL_HELP: &str = "A diffusers directory, a .safetensors file, `embedded`, an alias such as `sdxl` (`remote-vae models` \
+                          lists them), or owner/name[:folder][@revision] of the Hugging Face hub";
 
 /// How the work is computed.
 #[derive(Debug, Clone, Args)]
@@ -166,9 +166,13 @@ fn parse_named_source(text: &str) -> Result<NamedSource, String> {
 pub(crate) struct PlaceArguments {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
-    /// Do the work on this server instead, with its model; `.../NAME` chooses one of several.
+    /// Do the work on this server instead, with its model; `.../NAME` chooses one of several. Numbers travel as
+    /// 16-bit floating point.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
+    /// The bearer key that the server wants.
+    #[arg(long, value_name = "KEY", env = "REMOTE_VAE_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
     /// The latents are in the autoencoder's own space, not in the diffusion model's.
     #[arg(long)]
     pub no_scaling: bool,
@@ -199,14 +203,15 @@ pub(crate) struct DecodeOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct EncodeOptions {
-    /// A PNG, JPEG or WebP picture; sides are cut to multiples of the model's factor (8) by resizing.
+    /// A PNG, JPEG or WebP picture; sides are cut to multiples of the model's factor (8) by resizing. An orientation
+    /// noted in the file is not applied.
     #[arg(value_name = "IN.png")]
     pub input: PathBuf,
     /// A .safetensors file for the f32 tensor `latents`.
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
-    /// Draw a sample of the encoder's distribution with this seed [default: its mode]
-    #[arg(long, value_name = "SEED")]
+    /// Draw a sample of the encoder's distribution with this seed, 0 or more [default: its mode]
+    #[arg(long, value_name = "SEED", allow_hyphen_values = true)]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub place: PlaceArguments,
@@ -228,7 +233,7 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelsOptions {
-    /// Models to describe beside the embedded one: directories, files, aliases or hub repositories.
+    /// Models to describe: directories, files, aliases or hub repositories [default: the embedded one, and all aliases]
     #[arg(value_name = "SOURCE")]
     pub sources: Vec<String>,
     /// Print JSON.

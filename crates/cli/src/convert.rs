@@ -33,12 +33,38 @@ impl Format {
 
 pub(crate) fn decode(options: &DecodeOptions) -> Result<()> {
     let format = Format::of(&options.output)?;
+    check_output(&options.input, &options.output)?;
     let latents = tensors::read(&options.input, options.key.as_deref())?;
     let image = match &options.place.url {
         Some(url) => decode_remotely(url, options, latents)?,
         None => decode_here(options, &latents)?,
     };
+    warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
+}
+
+/// Finds out before the work, not after it, that the result could not be written.
+fn check_output(input: &Path, output: &Path) -> Result<()> {
+    let folder = match output.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        bail!("the folder {} of the output does not exist", folder.display());
+    }
+    if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
+        && input == output
+    {
+        bail!("the output {} is the input; choose another name", output.display());
+    }
+    Ok(())
+}
+
+fn warn_of_bad_values(values: &[f32]) {
+    let bad = values.iter().filter(|value| !value.is_finite()).count();
+    if bad > 0 {
+        eprintln!("warning: {bad} of {} values are not finite; are the latents damaged?", values.len());
+    }
 }
 
 fn scaling(place: &PlaceArguments) -> Scaling {
@@ -49,7 +75,7 @@ fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
-        .with_context(|| format!("the latents in {}", options.input.display()))?;
+        .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
     Ok(autoencoder.decode(values, shape, &scaling(&options.place), &local::control("decoding"))?)
 }
 
@@ -61,7 +87,10 @@ fn four_dimensional(
 ) -> Result<(Vec<f32>, [usize; 4])> {
     let values = latents.values();
     match (latents.shape[..].try_into(), &latents.shape[..], size) {
-        (Ok(shape), _, _) => Ok((values, shape)),
+        (Ok(_), _, Some(_)) => {
+            bail!("they have shape {:?}; --height and --width are for packed latents only", latents.shape)
+        }
+        (Ok(shape), _, None) => Ok((values, shape)),
         (_, &[batch, tokens, token], Some((height, width))) => {
             Ok(space.unpack(&values, [batch, tokens, token], height, width)?)
         }
@@ -69,10 +98,10 @@ fn four_dimensional(
             Ok((values, [1, channels, height, width]))
         }
         (_, &[_, _, token], None) if token == space.token_size() => {
-            bail!("have the packed shape {:?}; give --height and --width of the picture", latents.shape)
+            bail!("they have the packed shape {:?}; give --height and --width of the picture", latents.shape)
         }
         _ => bail!(
-            "have shape {:?}; expected [batch, {channels}, height, width] or packed [batch, tokens, {}] with --height and --width",
+            "they have shape {:?}; expected [batch, {channels}, height, width] or packed [batch, tokens, {}] with --height and --width",
             latents.shape,
             space.token_size(),
             channels = space.channels,
@@ -86,11 +115,20 @@ fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Resul
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let scaling = scaling(&options.place);
     let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision: None };
-    let pixels = client::blocking::Client::new(url)?.decode(&latents, &request)?.tensor()?;
+    let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
     let shape = pixels.shape[..].try_into().map_err(|_| {
         anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)
     })?;
     Ok(Image { pixels: pixels.to_f32(), shape })
+}
+
+fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client> {
+    let builder = client::Client::builder(url);
+    let builder = match &place.api_key {
+        Some(key) => builder.bearer_key(key),
+        None => builder,
+    };
+    Ok(client::blocking::Client::from_builder(builder)?)
 }
 
 /// With `--url` the server's engine does the work, so flags for ours would be ignored.
@@ -141,6 +179,7 @@ pub(crate) fn encode(options: &EncodeOptions) -> Result<()> {
     if Format::of(&options.output)? != Format::Tensor {
         bail!("latents are written as .safetensors, not as {}", options.output.display());
     }
+    check_output(&options.input, &options.output)?;
     let file =
         std::fs::read(&options.input).with_context(|| format!("cannot read {}", options.input.display()))?;
     let (values, shape) = match &options.place.url {
@@ -171,8 +210,7 @@ fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<
     refuse_local_arguments(&options.place.engine)?;
     let request =
         client::EncodeOptions { scaling: scaling(&options.place), seed: options.seed, precision: None };
-    let latents =
-        client::blocking::Client::new(url)?.encode(client::Source::file(file), &request)?.tensor()?;
+    let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))
 }

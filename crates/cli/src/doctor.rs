@@ -40,9 +40,9 @@ fn describe(autoencoder: &Autoencoder) -> Result<()> {
     writeln!(output, "memory     {}, {} free", gib(memory::total_bytes()), gib(memory::available_bytes()))?;
     writeln!(
         output,
-        "model      {}: {:?}, {} latent channels",
+        "model      {}: {}, {} latent channels",
         model.label(),
-        model.family,
+        model.family.name(),
         model.latent_channels()
     )?;
     Ok(())

@@ -69,6 +69,9 @@ struct Class {
 /// # Errors
 /// A slice differs, no class fits, or the file cannot be used.
 pub(crate) fn run(autoencoder: &Autoencoder, file: Option<&Path>, class: Option<&str>) -> Result<()> {
+    if file.is_none() && class.is_none() && autoencoder.model().label() == "embedded" {
+        bail!("the embedded model has no published numbers; name a real one, such as --model sd-v1");
+    }
     let text = match file {
         None => PUBLISHED.to_owned(),
         Some(path) => {

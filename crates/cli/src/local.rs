@@ -27,8 +27,7 @@ pub(crate) fn engine(arguments: &EngineArguments) -> Result<Arc<dyn Engine>> {
 
 /// The model that SOURCE names, downloaded if need be. Blocks: not for asynchronous code.
 pub(crate) fn model(source: &str) -> Result<Model> {
-    remote_vae_hub::open(source, &Settings::from_environment())
-        .with_context(|| format!("cannot use the model {source:?}"))
+    remote_vae_hub::open(source, &Settings::from_environment()).context("cannot use the model")
 }
 
 /// SOURCE on an engine made from the arguments.

@@ -10,9 +10,10 @@ use crate::arguments::ModelsOptions;
 use crate::local;
 
 pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
-    let sources = std::iter::once("embedded").chain(options.sources.iter().map(String::as_str));
+    let embedded = ["embedded".to_owned()];
+    let sources = if options.sources.is_empty() { &embedded[..] } else { &options.sources };
     let descriptions =
-        sources.map(|source| Ok(local::model(source)?.description())).collect::<Result<Vec<_>>>()?;
+        sources.iter().map(|source| Ok(local::model(source)?.description())).collect::<Result<Vec<_>>>()?;
     let mut output = std::io::stdout().lock();
     if options.json {
         writeln!(output, "{}", serde_json::to_string_pretty(&descriptions)?)?;
@@ -41,6 +42,9 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
             model.dtype,
         )?;
         writeln!(output, "  file           {:.1} MB", model.file_bytes as f64 / 1e6)?;
+    }
+    if !options.sources.is_empty() {
+        return Ok(());
     }
     writeln!(
         output,

@@ -58,39 +58,79 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
 }
 
 async fn serve(options: ServerOptions, models: Vec<ModelEntry>) -> Result<()> {
+    let signals = Signals::new()?;
+    let served: Vec<String> = models.iter().map(summary).collect();
     let server = Server::bind(options, models).await?;
     // Scripts read this line; everything else goes to standard error.
     let mut output = std::io::stdout();
     writeln!(output, "listening on http://{}", server.address())?;
     output.flush()?;
-    tokio::spawn(stop_on_signal(server.shutdown_handle()));
+    for (index, model) in served.iter().enumerate() {
+        tracing::info!("{}{model}", if index == 0 { "/ and " } else { "" });
+    }
+    tokio::spawn(signals.stop(server.shutdown_handle()));
     server.run().await?;
+    tracing::info!("stopped");
     Ok(())
 }
 
-/// The first signal drains the server, the second ends the process.
-async fn stop_on_signal(server: ServerHandle) {
-    if signal().await.is_err() {
-        return;
-    }
-    tracing::info!("shutting down; a second signal ends at once");
-    server.shutdown();
-    if signal().await.is_ok() {
-        std::process::exit(130);
-    }
+/// A line on one model: where it answers, what it is and what computes it.
+fn summary(entry: &ModelEntry) -> String {
+    let (model, engine) = (entry.autoencoder.model(), entry.autoencoder.engine());
+    format!(
+        "/{}: {} ({}, {} latent channels) on {}, {} threads",
+        entry.name,
+        model.label(),
+        model.family.name(),
+        model.latent_channels(),
+        engine.name(),
+        engine.threads(),
+    )
 }
 
-async fn signal() -> std::io::Result<()> {
+/// What ends the server. Made before the server tells its address, so that no signal after that is missed.
+struct Signals {
     #[cfg(unix)]
-    {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let listen = |kind| signal(kind).context("cannot listen for signals");
+            Ok(Signals {
+                terminate: listen(SignalKind::terminate())?,
+                interrupt: listen(SignalKind::interrupt())?,
+            })
+        }
+        #[cfg(not(unix))]
+        Ok(Signals {})
+    }
+
+    async fn next(&mut self) {
+        #[cfg(unix)]
         tokio::select! {
-            result = tokio::signal::ctrl_c() => result,
-            _ = terminate.recv() => Ok(()),
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        #[cfg(not(unix))]
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+
+    /// The first signal drains the server, the second ends the process.
+    async fn stop(mut self, server: ServerHandle) {
+        self.next().await;
+        tracing::info!("shutting down; a second signal ends at once");
+        server.shutdown();
+        self.next().await;
+        std::process::exit(130);
+    }
 }
 
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -54,8 +54,8 @@ pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<Tensor> {
 pub(crate) fn write(path: &Path, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
     let bytes = bytes_from_elements(Dtype::Float32, values);
     let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes)?;
-    safetensors::serialize_to_file(HashMap::from([(name, view)]), None, path)
-        .with_context(|| format!("cannot write {}", path.display()))
+    let file = safetensors::serialize(HashMap::from([(name, view)]), None)?;
+    std::fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ pub enum HubError {
         reason: String,
     },
     /// The files were found but are no model that can be run.
-    #[error("{label}: {source}")]
+    #[error("{}", with_label(label, source))]
     Model {
         /// Where the model came from.
         label: String,
@@ -186,4 +186,10 @@ fn hidden(token_sent: bool) -> &'static str {
 
 fn needs(bytes: Option<u64>) -> String {
     bytes.map_or_else(String::new, |bytes| format!(", which has {:.1} MB,", bytes as f64 / 1e6))
+}
+
+/// The model's error, with the name of the file in front unless it tells that itself.
+fn with_label(label: &str, source: &ModelError) -> String {
+    let text = source.to_string();
+    if text.contains(label) { text } else { format!("{label}: {text}") }
 }

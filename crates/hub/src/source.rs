@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use remote_vae_model::Model;
 
 use crate::HubError;
-use crate::alias::{self, ALIASES, Alias};
+use crate::alias::{self, Alias};
 use crate::fetch::Hub;
 use crate::settings::Settings;
 use crate::space::Space;
@@ -141,14 +141,13 @@ impl Place {
         if name.contains('/') {
             return Repository::parse(text).map(Place::Repository);
         }
-        let names: Vec<String> = match alias::near(name) {
-            near if near.is_empty() => ALIASES.iter().map(|alias| format!("`{}`", alias.name)).collect(),
-            near => near.iter().map(|name| format!("`{name}`")).collect(),
+        let near: Vec<String> = alias::near(name).iter().map(|name| format!("`{name}`")).collect();
+        let hint = match near.is_empty() {
+            true => "`remote-vae models` lists the aliases".to_owned(),
+            false => format!("did you mean {}?", near.join(", ")),
         };
         wrong(&format!(
-            "there is no such file, directory or alias (did you mean {}?), and a repository of the hub is written \
-             owner/name",
-            names.join(", ")
+            "there is no such file, directory or alias ({hint}), and a repository of the hub is written owner/name"
         ))
     }
 }
@@ -374,7 +373,7 @@ mod tests {
     #[test]
     fn errors_say_what_could_be_meant() {
         assert!(message("sdlx").contains("`sdxl`"), "{}", message("sdlx"));
-        assert!(message("nothing-at-all").contains("`taef1`"));
+        assert!(message("nothing-at-all").contains("`remote-vae models` lists"));
         assert!(message("./model").contains("no such file or directory"));
         assert!(message("vae.safetensors").contains("no such file or directory"));
         assert!(message("a/b/c").contains("one slash"));

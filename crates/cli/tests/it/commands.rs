@@ -152,3 +152,32 @@ fn help_tells_every_command() {
         assert!(run(folder.path(), &[command, "--help"]).status.success());
     }
 }
+
+#[test]
+fn nothing_is_lost_or_done_in_vain() {
+    let folder = tempfile::tempdir().unwrap();
+    stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
+    let before = std::fs::read(folder.path().join("latents.safetensors")).unwrap();
+    let (_, message) =
+        failure(folder.path(), &["decode", "latents.safetensors", "-o", "latents.safetensors"]);
+    assert!(message.contains("is the input"), "{message}");
+    assert_eq!(std::fs::read(folder.path().join("latents.safetensors")).unwrap(), before);
+    let (_, message) = failure(folder.path(), &["decode", "latents.safetensors", "-o", "absent/a.png"]);
+    assert!(message.contains("the folder absent of the output does not exist"), "{message}");
+    let sizes = ["--height", "384", "--width", "384"];
+    let arguments = [&["decode", "latents.safetensors", "-o", "a.png"][..], &sizes[..]].concat();
+    assert!(failure(folder.path(), &arguments).1.contains("packed latents only"));
+}
+
+#[test]
+fn no_message_says_the_same_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.ckpt"), b"PK\x03\x04 and so on").unwrap();
+    std::fs::write(folder.path().join("empty.safetensors"), b"").unwrap();
+    for source in ["model.ckpt", "empty.safetensors", "absent.safetensors"] {
+        let (_, message) = failure(folder.path(), &["models", source]);
+        let half = &message[..message.len() / 2];
+        assert!(!message[message.len() / 2..].contains(half.trim_start_matches("error: ")), "{message}");
+        assert!(message.lines().next().unwrap().matches(source).count() <= 2, "{message}");
+    }
+}
