@@ -111,7 +111,7 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub body_timeout: u32,
     /// Seconds that a request's body may pause; refused with 408 then.
-    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     pub body_idle_timeout: u32,
     /// Seconds that a connection may be idle between requests, or a client take nothing of its answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]

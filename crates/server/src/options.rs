@@ -51,7 +51,7 @@ impl Default for ServerOptions {
             drain_timeout: Duration::from_secs(30),
             request_timeout: None,
             body_timeout: Duration::from_secs(300),
-            body_idle_timeout: Duration::from_secs(15),
+            body_idle_timeout: Duration::from_secs(300),
             header_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(300),
             extra_paths: Vec::new(),

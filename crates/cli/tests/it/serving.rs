@@ -2,7 +2,7 @@
 
 use crate::support::{photograph, program, stdout};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 struct Serving {
     process: Child,
@@ -11,13 +11,11 @@ struct Serving {
 
 impl Serving {
     fn start(arguments: &[&str]) -> Serving {
-        let mut process = program()
-            .args(["serve", "--port", "0"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        Self::spawn(program().args(["serve", "--port", "0"]).args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Serving {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
@@ -51,6 +49,25 @@ fn commands_let_a_server_do_the_work() {
     // The answer travels as float16, from which pixels are made here as there.
     assert_eq!(read("there.png"), read("here.png"));
     assert!(!read("there.safetensors").is_empty());
+}
+
+#[test]
+fn environment_variables_alone_are_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/embedded");
+    let variables = [("MODEL_ID", embedded), ("PORT", "0"), ("REMOTE_VAE_API_KEY", "secret")];
+    let server = Serving::spawn(program().arg("serve").envs(variables));
+    let encode = |key: &str| {
+        let arguments = ["encode", photograph(), "-o", "latents.safetensors", "--url", &server.url];
+        program().current_dir(folder.path()).args(arguments).env("REMOTE_VAE_API_KEY", key).output().unwrap()
+    };
+    assert!(encode("secret").status.success());
+    let refused = encode("guessed");
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && message.contains("401") && !message.contains("guessed"),
+        "{message}"
+    );
 }
 
 #[cfg(unix)]
