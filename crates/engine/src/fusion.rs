@@ -1,4 +1,4 @@
-//! Graph → steps: norms and activations move into the next convolution's input, nearest upsampling into the gather of
+//! Graph → steps: norms and activations move into the next convolution's input, nearest upsampling into
 //! the convolution that follows, residual sums and activations into a convolution's output.
 //!
 //! What a step computes does not depend on where its operands lie; [`crate::plan`] gives them places.

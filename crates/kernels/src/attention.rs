@@ -243,9 +243,8 @@ fn soften<T: Tile>(
                 .expect("whole blocks of weights");
             for lane in 0..BLOCK {
                 let distance = scores[lane] - reference;
-                // `exp` stops at e^-87 and swallows NaN; softmax must do neither.
-                let weight = if distance < -87.0 { 0.0 } else { exp::<T>(distance) };
-                weights[lane] = if distance.is_nan() { distance } else { weight };
+                // `exp` stops at e^-87, softmax must not.
+                weights[lane] = if distance < -87.0 { 0.0 } else { exp::<T>(distance) };
                 sums[lane] += weights[lane];
             }
         }

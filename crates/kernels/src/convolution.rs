@@ -118,13 +118,8 @@ impl Convolution {
         Convolution { isa, geometry, weights, bias: padded_bias }
     }
 
-    /// Its geometry.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
     /// Bytes that the laid-out weights of a convolution of this geometry take, at most; `narrow` says that all weights
-    /// are 16-bit numbers, which are kept as such where a transform widens them anyway.
+    /// are finite 16-bit numbers, which are kept as such where a transform widens them anyway.
     pub fn weight_bytes(isa: Isa, geometry: &Geometry, narrow: bool) -> usize {
         let columns = geometry.output_channels.next_multiple_of(isa.lanes());
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
@@ -145,7 +140,7 @@ impl Convolution {
     /// Bytes of scratch that each worker takes beside that while [`Convolution::run`] makes an output of `size`.
     pub fn worker_bytes(isa: Isa, geometry: &Geometry, size: [usize; 2], upsample: usize) -> usize {
         match geometry.algorithm(upsample) {
-            Algorithm::Direct => direct::worker_bytes(isa, geometry, size),
+            Algorithm::Direct => direct::worker_bytes(isa, geometry, size, upsample),
             Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size),
             Algorithm::UpsampleFold => transformed::worker_bytes::<UpsampleFold>(isa, geometry, size),
         }
@@ -153,8 +148,8 @@ impl Convolution {
 
     /// Convolves `input` (blocked, `size` = its `[height, width]` before upsampling) into `output` (blocked).
     ///
-    /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights those of the
-    /// whole 4×4 tiles that these lie in and touch.
+    /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights they may
+    /// reach any other of the 4×4 tiles whose inputs hold them.
     ///
     /// # Panics
     /// A length does not fit the geometry, `scratch` is not [`Convolution::scratch_len`] long, or the kernel does not

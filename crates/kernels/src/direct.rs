@@ -52,8 +52,14 @@ pub(crate) fn run(
 }
 
 /// Bytes of scratch that each worker takes for an output of `size`.
-pub(crate) fn worker_bytes(isa: Isa, geometry: &Geometry, [height, width]: [usize; 2]) -> usize {
-    let size = if is_pointwise(geometry) { [1, height * width] } else { [height, width] };
+pub(crate) fn worker_bytes(
+    isa: Isa,
+    geometry: &Geometry,
+    [height, width]: [usize; 2],
+    upsample: usize,
+) -> usize {
+    let one_row = is_pointwise(geometry) && upsample <= 1;
+    let size = if one_row { [1, height * width] } else { [height, width] };
     let tiling = Tiling::new(isa, geometry, size);
     (tiling.patch_len + tiling.tile[0] * tiling.tile[1] * isa.lanes()) * size_of::<f32>()
 }

@@ -1,4 +1,4 @@
-//! Operations that look at one value at a time, in place.
+//! Operations that look at one value at a time, in place, and nearest upsampling.
 
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
@@ -13,7 +13,7 @@ pub enum Activation {
     /// `x`
     #[default]
     None,
-    /// `x · sigmoid(x)`
+    /// `x · sigmoid(x)`, for |x| below 1e30
     Silu,
     /// `max(x, 0)`; NaN stays NaN
     Relu,

@@ -1,4 +1,5 @@
-//! The numbers of a VAE on a CPU: one file per operation, one algorithm each, thin wrappers per instruction set.
+//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has three
+//! algorithms, everything else one.
 //!
 //! The crate knows nothing of models or graphs. Activations are `f32` in the *blocked* layout of [`layout`]:
 //! `[channel block][height][width][16]`, one sample at a time. Every operation takes a [`Pool`] and writes the same

@@ -8,7 +8,7 @@ pub(crate) fn multiply_add<T: Tile>(a: f32, b: f32, c: f32) -> f32 {
     if T::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x` with a relative error below 2e-7 on [-87, 88]; the argument is clamped to that range, NaN gives a finite value.
+/// `e^x` with a relative error below 2e-7 on [-87, 88]; the argument is clamped to that range, NaN stays NaN.
 ///
 /// Cephes' range reduction (x = n·ln 2 + r, ln 2 in two parts) and its minimax polynomial on |r| ≤ ln 2 / 2.
 #[inline(always)]

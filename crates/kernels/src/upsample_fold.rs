@@ -15,7 +15,7 @@
 //! be one pixel on each side: the zeros around `u` are then those around `x`. Tiles begin one output before the
 //! picture's first.
 //!
-//! A value that is not finite reaches all sixteen outputs of each tile whose 3×3 inputs hold it.
+//! A value that is not finite may reach any output of a tile whose 3×3 inputs hold it.
 
 use crate::transformed::Transform;
 use crate::vector::Vector;

@@ -16,8 +16,15 @@ impl Compact {
         if values.iter().all(|value| value.to_bits() & 0xffff == 0) {
             return Compact::BFloat16(values.iter().map(|value| (value.to_bits() >> 16) as u16).collect());
         }
-        let narrow: Option<Vec<u16>> = values.iter().map(|value| to_half(*value)).collect();
-        narrow.map_or(Compact::Float32(values), Compact::Float16)
+        // `collect` into an option would not know the length, and keep up to twice the memory.
+        let mut narrow = Vec::with_capacity(values.len());
+        for value in &values {
+            match to_half(*value) {
+                Some(half) => narrow.push(half),
+                None => return Compact::Float32(values),
+            }
+        }
+        Compact::Float16(narrow)
     }
 
     /// The values `start..start + len`; `room` is used if they must be widened first.
@@ -44,8 +51,8 @@ impl Compact {
     #[cfg(test)]
     fn bytes(&self) -> usize {
         match self {
-            Compact::Float32(values) => size_of_val(&values[..]),
-            Compact::Float16(values) | Compact::BFloat16(values) => size_of_val(&values[..]),
+            Compact::Float32(values) => values.capacity() * size_of::<f32>(),
+            Compact::Float16(values) | Compact::BFloat16(values) => values.capacity() * size_of::<u16>(),
         }
     }
 }

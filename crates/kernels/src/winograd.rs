@@ -6,7 +6,7 @@
 //! a = √½ and b = √2 (so that a²b² = 1 and a² + b² = 5⁄2) rounding errors are less than half of those of the textbook
 //! points 0, ±1, ±2, at the same cost. In two directions the transforms are applied to columns, then to rows.
 //!
-//! A value that is not finite reaches all sixteen outputs of each tile whose 6×6 inputs hold it.
+//! A value that is not finite may reach any output of a tile whose 6×6 inputs hold it.
 
 use crate::transformed::Transform;
 use crate::vector::Vector;
