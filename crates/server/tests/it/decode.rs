@@ -142,6 +142,18 @@ async fn the_scaling_table_row_by_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tiny_model_of_a_known_family_undoes_what_a_client_says_it_divided() {
+    let server = TestServer::with(options(), vec![("default", tiny_of_family(0.5))]).await;
+    let (body, values) = latents(&SHAPE, 3);
+    let multiplied: Vec<f32> = values.iter().map(|value| value * 0.5).collect();
+    for (row, values) in [("do_scaling=False", &multiplied), ("", &values), ("do_scaling=True", &values)] {
+        let path = format!("/?output_type=pt&{}&{row}", tensor_query(&SHAPE, Dtype::Float16));
+        let answer = server.post(&path, body.clone()).send().await.unwrap().bytes().await.unwrap();
+        assert_eq!(answer, float16(&direct(&tiny(), values, SHAPE, Scaling::None)), "{row}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_dtype_is_read_and_float16_is_answered() {
     let server = TestServer::start().await;
     let values: Vec<f32> = (0..256).map(|index| (index % 7) as f32).collect();

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Once};
 use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
 use remote_vae_model::checkpoint::Checkpoint;
 use remote_vae_model::config::ConfigFile;
-use remote_vae_model::{Graph, Model, autoencoder_kl, autoencoder_tiny};
+use remote_vae_model::{Factors, Graph, Model, Normalisation, autoencoder_kl, autoencoder_tiny};
 use remote_vae_server::{ModelEntry, Server, ServerError, ServerHandle, ServerOptions};
 use remote_vae_wire::{Dtype, bytes_from_elements, elements_from_bytes};
 use reqwest::{RequestBuilder, Response};
@@ -109,6 +109,14 @@ pub(crate) fn tiny() -> Arc<Autoencoder> {
         model(vec![autoencoder_tiny::decoder(&parsed), autoencoder_tiny::encoder(&parsed)], &config)
     });
     Arc::clone(&MODEL)
+}
+
+/// The tiny model, known to stand in for an autoencoder with this scaling factor.
+pub(crate) fn tiny_of_family(scaling_factor: f64) -> Arc<Autoencoder> {
+    let mut model = tiny().model().clone();
+    let family = Some(Factors { scaling_factor, shift_factor: None });
+    model.latent_space.normalisation = Normalisation::Identity { family };
+    Arc::new(Autoencoder::new(model, engine()))
 }
 
 /// A running server; dropping it stops it.
