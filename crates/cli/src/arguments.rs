@@ -69,7 +69,7 @@ pub(crate) struct ServeOptions {
     pub port: u16,
     /// A model to serve, repeatable; the first answers `POST /`, each answers `POST /NAME`. SOURCE is a diffusers
     /// directory, a .safetensors file, `embedded`, an alias such as `sdxl` (`remote-vae models` lists them), or
-    /// owner/name[:folder][@revision] of the Hugging Face hub. [default: default=embedded]
+    /// `owner/name[:folder][@revision]` of the Hugging Face hub. [default: default=embedded]
     #[arg(long = "model", value_name = "NAME=SOURCE", env = "MODEL_ID", value_parser = parse_named_source)]
     pub models: Vec<NamedSource>,
     /// A further path that the first model answers, e.g. `/vae/decode`; repeatable.

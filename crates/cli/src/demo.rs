@@ -66,9 +66,9 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
     if options.model == "embedded" {
         writeln!(
             output,
-            "\nThe embedded model is small, so the picture is soft. A real one, from a folder or a file:"
+            "\nThe embedded model is small, so the picture is soft. A real one, from the Hugging Face hub:"
         )?;
-        writeln!(output, "  remote-vae serve --model sd=/path/to/sd-vae-ft-mse")?;
+        writeln!(output, "  remote-vae serve --model sd-v1")?;
     }
     Ok(())
 }
