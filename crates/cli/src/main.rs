@@ -33,7 +33,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", message(&error));
+            // Texts of files and servers may hold anything; a terminal must not act on it.
+            eprintln!("error: {}", message(&error).replace(|c: char| c.is_control() && c != '\n', "?"));
             ExitCode::FAILURE
         }
     }

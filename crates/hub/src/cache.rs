@@ -55,7 +55,7 @@ impl Shelf {
     pub(crate) fn commit(&self) -> Option<String> {
         let revision = self.repository.revision();
         if is_commit(revision) {
-            return Some(revision.to_owned());
+            return Some(revision.to_ascii_lowercase());
         }
         let text = fs::read_to_string(self.folder().join("refs").join(revision)).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))

@@ -38,6 +38,10 @@ impl Download<'_> {
             return Ok(path);
         }
         let remote = self.http.metadata(self.repository, self.commit, file)?;
+        if let Some(bytes) = remote.bytes.filter(|bytes| *bytes > most_bytes(file)) {
+            let reason = format!("has {bytes} bytes in `{file}`, which no config.json of a VAE has");
+            return Err(HubError::NoFile { repository: self.repository.id.clone(), reason });
+        }
         let blob = self.shelf.blob(&remote.etag);
         create_parent(&blob)?;
         let _lock = self.shelf.lock(&remote.etag, self.settings.report)?;
@@ -79,7 +83,7 @@ impl Download<'_> {
         progress: &Progress,
     ) -> Result<(), HubError> {
         let mut output = File::options().create(true).append(true).open(part).map_err(HubError::io(part))?;
-        let mut fruitless = 0;
+        let (mut fruitless, mut best) = (0, 0);
         loop {
             let have = output.metadata().map_err(HubError::io(part))?.len();
             match remote.bytes {
@@ -105,7 +109,9 @@ impl Download<'_> {
             if Some(now) == remote.bytes {
                 break;
             }
-            fruitless = if now > have { 0 } else { fruitless + 1 };
+            // Only what no attempt reached before is progress: a hub that announces a wrong length sends all again and again.
+            fruitless = if now > best { 0 } else { fruitless + 1 };
+            best = best.max(now);
             if fruitless == MAX_FRUITLESS {
                 return Err(kept(failure, now));
             }
@@ -139,10 +145,11 @@ impl Download<'_> {
             output.set_len(0).map_err(disk)?;
             position = 0;
             if response.status() != StatusCode::OK {
-                return Ok(());
+                let status = response.status().as_u16();
+                return Err(HubError::Status { host: self.http.host(), status, what: format!("`{file}`") });
             }
         }
-        let limit = remote.bytes.unwrap_or(u64::MAX);
+        let limit = remote.bytes.unwrap_or_else(|| most_bytes(file));
         let mut chunk = vec![0; CHUNK];
         loop {
             let count = match response.read(&mut chunk) {
@@ -213,6 +220,11 @@ fn defect(path: &Path, remote: &Remote) -> std::io::Result<Option<String>> {
     }
     let found: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((!found.eq_ignore_ascii_case(&remote.etag)).then(|| "its SHA-256 differs".to_owned()))
+}
+
+/// The most bytes that a file of this name may have.
+fn most_bytes(file: &str) -> u64 {
+    if file.ends_with(crate::choice::CONFIG) { crate::fetch::MAX_CONFIG_BYTES } else { u64::MAX }
 }
 
 #[cfg(test)]

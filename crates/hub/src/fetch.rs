@@ -7,14 +7,14 @@ use remote_vae_model::{Checkpoint, Model, ModelError};
 use serde_json::Value;
 
 use crate::HubError;
-use crate::cache::{Found, Shelf};
+use crate::cache::{Found, Shelf, is_commit};
 use crate::choice::{self, Choice};
 use crate::download::Download;
 use crate::http::Http;
 use crate::settings::Settings;
 use crate::source::Repository;
 
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The way to the files of repositories.
 #[derive(Clone, Debug)]
@@ -66,6 +66,11 @@ impl Hub {
         let choice = choice::choose(&listing.files(), repository.folder.as_deref())
             .map_err(|reason| HubError::NoFile { repository: repository.id.clone(), reason })?;
         let commit = listing.commit.as_str();
+        let asked = repository.revision();
+        if is_commit(asked) && !commit.eq_ignore_ascii_case(asked) {
+            let reason = format!("asked for commit {asked}, it answers with {commit}");
+            return Err(HubError::Protocol { host: http.host(), reason });
+        }
         let download = Download { http: &http, settings: &self.settings, shelf, repository, commit };
         let config = choice.config.as_ref().map(|config| download.file(config)).transpose()?;
         if config.is_none() && choice.usual() {

@@ -45,8 +45,10 @@ struct Sibling {
 }
 
 impl Listing {
+    /// The files whose names can be part of a SOURCE; others could not be named, and may hold anything.
     pub(crate) fn files(&self) -> Vec<String> {
-        self.siblings.iter().map(|sibling| sibling.rfilename.clone()).collect()
+        let names = self.siblings.iter().map(|sibling| &sibling.rfilename);
+        names.filter(|name| crate::source::wrong_folder(name).is_none()).cloned().collect()
     }
 }
 
@@ -167,7 +169,10 @@ impl Http {
             if target.is_none() && !response.status().is_success() {
                 return Err(self.refusal(&url, response.status(), headers, repository, &format!("`{file}`")));
             }
-            let own_bytes = || target.is_none().then(|| number(headers.get(CONTENT_LENGTH))).flatten();
+            let own_bytes = || {
+                let length = target.is_none().then(|| number(headers.get(CONTENT_LENGTH))).flatten();
+                length.filter(|bytes| *bytes > 0) // some mirrors answer every HEAD with 0
+            };
             return Ok(Remote {
                 etag: linked_etag
                     .or_else(|| etag(headers.get(ETAG)))
@@ -244,7 +249,10 @@ impl Http {
                 HubError::NoFile { repository: id, reason: format!("has no file {what}") }
             }
             ("GatedRepo", _) | ("", 403) => {
-                HubError::Gated { page: self.url(id.split('/')).to_string(), repository: id, token_sent }
+                let mut page = self.url(id.split('/'));
+                // Fails only for addresses without a host, which hubs are not.
+                let _ = page.set_username("").and_then(|()| page.set_password(None));
+                HubError::Gated { page: page.to_string(), repository: id, token_sent }
             }
             (_, 401) if token_sent && text("x-error-message").starts_with("Invalid credentials") => {
                 HubError::Token { host: self.host() }

@@ -252,7 +252,7 @@ fn wrong_id(id: &str) -> Option<&'static str> {
     None
 }
 
-fn wrong_folder(folder: &str) -> Option<&'static str> {
+pub(crate) fn wrong_folder(folder: &str) -> Option<&'static str> {
     let good = |part: &str| !part.is_empty() && part != "." && part != ".." && plain(part, b"._-+ ");
     if folder.len() > MAX_PART || !folder.split('/').all(good) {
         return Some(
