@@ -269,9 +269,9 @@ unsafe fn weight_panel<T: Tile, W: Transform>(job: &WeightJob<'_>, room: &mut [f
             let mut half = [[T::Vector::splat(0.0); TAPS]; 6];
             for column in 0..TAPS {
                 let mut w = [T::Vector::splat(0.0); TAPS];
-                for y in 0..TAPS {
+                for (y, w) in w.iter_mut().enumerate() {
                     let from = (y * TAPS + column) * BLOCK * T::LANES + row;
-                    w[y] = T::Vector::load(&taps[from..][..<T::Vector as Vector>::LANES]);
+                    *w = T::Vector::load(&taps[from..][..<T::Vector as Vector>::LANES]);
                 }
                 let factors = W::weight(w);
                 for (half, factor) in half.iter_mut().zip(factors) {
