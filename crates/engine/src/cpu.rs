@@ -1,17 +1,16 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
-use remote_vae_kernels::attention::attention;
+use remote_vae_kernels::attention::clip_attention;
 use remote_vae_kernels::convolution::{Convolution, Epilogue, Prologue, Residual};
-use remote_vae_kernels::layout::{from_blocked, to_blocked};
 use remote_vae_kernels::norm::{self, GroupNorm};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, elementwise};
-use remote_vae_model::{Graph, Operation, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
 use std::sync::Arc;
 
 use crate::arena::{Region, Views};
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, Program, Progress};
+use crate::{Control, Engine, EngineError, Program, Progress, frames};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +52,7 @@ impl Engine for CpuEngine {
         self.pool.threads()
     }
 
-    fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError> {
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5]) -> Result<Plan, EngineError> {
         Plan::new(graph, input, self.isa, self.pool.threads())
     }
 
@@ -81,12 +80,17 @@ impl CpuEngine {
         };
         let node = &graph.nodes[node];
         Ok(match &node.operation {
-            Operation::Convolution { weight, bias, .. } => {
+            Operation::Convolution { weight, bias, time, .. } => {
                 let Some(geometry) = geometry(graph, node) else {
                     unreachable!("convolution nodes have a geometry")
                 };
                 let bias = bias.map(read).transpose()?;
-                Layer::Convolution(Convolution::new(self.isa, geometry, &read(*weight)?, bias.as_deref()))
+                let weight = match time.taps {
+                    1 => read(*weight)?,
+                    taps => frames::taps_as_channels(&read(*weight)?, &graph.weights[weight.0].shape, taps),
+                };
+                let convolution = Convolution::new(self.isa, geometry, &weight, bias.as_deref());
+                Layer::Convolution { convolution, time: *time }
             }
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
@@ -98,7 +102,7 @@ impl CpuEngine {
 
 /// What a graph node needs at run time.
 enum Layer {
-    Convolution(Convolution),
+    Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
     Weightless,
 }
@@ -113,13 +117,14 @@ struct CpuProgram {
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
-        let expected = batch * channels * height * width;
+        let [frames, output_frames] = plan.frames;
+        let expected = batch * channels * frames * height * width;
         if input.len() != expected {
             return Err(EngineError::InputLength { shape: plan.input, found: input.len(), expected });
         }
         let [_, output_channels, output_height, output_width] = plan.output;
-        let sample = channels * height * width;
-        let output_sample = output_channels * output_height * output_width;
+        let sample = channels * frames * height * width;
+        let output_sample = output_channels * output_frames * output_height * output_width;
         let mut output = zeroed(batch * output_sample)?;
         let mut arena = Buffer::zeroed(plan.arena_len)
             .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
@@ -130,7 +135,8 @@ impl Program for CpuProgram {
             steps: plan.steps.len() * batch,
         };
         for (from, to) in input.chunks_exact(sample).zip(output.chunks_exact_mut(output_sample)) {
-            to_blocked(from, channels, height * width, place(&mut arena, plan.input_place));
+            let input = place(&mut arena, plan.input_place);
+            frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 control.check()?;
                 self.step(plan, step, &mut arena);
@@ -139,7 +145,7 @@ impl Program for CpuProgram {
                 control.report(progress);
             }
             let result = place(&mut arena, plan.output_place);
-            from_blocked(result, output_channels, output_height * output_width, to);
+            frames::from_blocked(result, [output_channels, output_frames, output_height * output_width], to)?;
         }
         Ok(output)
     }
@@ -150,7 +156,7 @@ fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
 }
 
 /// Zeros, or an error where `vec!` would end the process.
-fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
+pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
     let mut values = Vec::new();
     values
         .try_reserve_exact(len)
@@ -167,10 +173,12 @@ impl CpuProgram {
         regions.extend([places.output, places.scratch]);
         let mut views = Views::new(arena, regions);
         let output = views.take(places.output);
-        let pixels = |node: usize| plan.sizes[node][0] * plan.sizes[node][1];
+        let pixels = |node: usize| plan.sizes[node][1] * plan.sizes[node][2];
+        let frames = |node: usize| plan.sizes[node][0];
+        let picture = |node: usize| [plan.sizes[node][1], plan.sizes[node][2]];
         match &step.fused {
             Fused::Convolution { node, source, residual, activation } => {
-                let Layer::Convolution(convolution) = &self.layers[*node] else {
+                let Layer::Convolution { convolution, time } = &self.layers[*node] else {
                     unreachable!("the plan belongs to another graph")
                 };
                 let in_place = |region: Region| region == places.output;
@@ -185,8 +193,9 @@ impl CpuProgram {
                 };
                 let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
-                let size = plan.sizes[source.base];
-                convolution.run(pool, input, size, prologue, epilogue, scratch, output);
+                let clip = frames::clip(frames(source.base), source.doubles_frames, time);
+                let size = picture(source.base);
+                convolution.run_clip(pool, input, clip, size, prologue, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
@@ -194,28 +203,41 @@ impl CpuProgram {
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
                 let (scale, shift) = output.split_at_mut(output.len() / 2);
-                norm::statistics(isa, pool, norm, views.read(places.reads[0]), pixels(*input), scale, shift);
+                let (values, shape) = (views.read(places.reads[0]), [frames(*input), pixels(*input)]);
+                norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
             }
             Fused::NormApply { input, .. } => {
                 let table = halves(views.read(places.reads[1]));
                 let values = views.read(places.reads[0]);
-                norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
+                let frame_len = output.len() / frames(*input);
+                for (from, to) in values.chunks_exact(frame_len).zip(output.chunks_exact_mut(frame_len)) {
+                    norm::apply(isa, pool, from, pixels(*input), table, Activation::None, to);
+                }
             }
             Fused::Attention { inputs } => {
                 let scratch = views.take(places.scratch);
                 let [query, key, value] = [0, 1, 2].map(|index| views.read(places.reads[index]));
                 let channels = plan.channels[inputs[0]];
-                attention(isa, pool, [query, key, value], channels, pixels(inputs[0]), scratch, output);
+                let shape = [frames(inputs[0]), pixels(inputs[0])];
+                clip_attention(isa, pool, [query, key, value], channels, shape, scratch, output);
             }
             Fused::Map { map, input } => {
                 if places.reads[0] != places.output {
                     output.copy_from_slice(views.read(places.reads[0]));
                 }
-                elementwise::map(isa, pool, *map, plan.channels[*input], pixels(*input), output);
+                let frame_len = output.len() / frames(*input);
+                for frame in output.chunks_exact_mut(frame_len) {
+                    elementwise::map(isa, pool, *map, plan.channels[*input], pixels(*input), frame);
+                }
             }
-            Fused::Upsample { factor, input } => {
+            Fused::Upsample { factor, doubles_frames, input } => {
                 let values = views.read(places.reads[0]);
-                elementwise::upsample_nearest(pool, values, plan.sizes[*input], *factor, output);
+                let frame_len = values.len() / frames(*input);
+                for (index, to) in output.chunks_exact_mut(frame_len * factor * factor).enumerate() {
+                    let from = if *doubles_frames { index.div_ceil(2) } else { index };
+                    let from = &values[from * frame_len..][..frame_len];
+                    elementwise::upsample_nearest(pool, from, picture(*input), *factor, to);
+                }
             }
             Fused::Add { .. } => {
                 let [first, second] = [places.reads[0], places.reads[1]];

@@ -9,6 +9,7 @@ mod autoencoder;
 mod control;
 mod cpu;
 mod error;
+mod frames;
 mod fusion;
 mod plan;
 
@@ -32,11 +33,19 @@ pub trait Engine: Send + Sync {
     /// Worker threads.
     fn threads(&self) -> usize;
 
-    /// How `graph` runs on an input `[batch, channels, height, width]`; allocates nothing of that size.
+    /// How `graph` runs on pictures `[batch, channels, height, width]`; allocates nothing of that size.
     ///
     /// # Errors
     /// The shape does not fit the graph.
-    fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError>;
+    fn plan(&self, graph: &Graph, [batch, channels, height, width]: [usize; 4]) -> Result<Plan, EngineError> {
+        self.plan_clip(graph, [batch, channels, 1, height, width])
+    }
+
+    /// How `graph` runs on clips `[batch, channels, frames, height, width]`; allocates nothing of that size.
+    ///
+    /// # Errors
+    /// The shape does not fit the graph.
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5]) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///
@@ -47,7 +56,8 @@ pub trait Engine: Send + Sync {
 
 /// A graph with its weights, ready to run.
 pub trait Program: Send + Sync {
-    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`).
+    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, frames,
+    /// height, width]`).
     ///
     /// A sample's bytes do not depend on the number of threads or on the other samples of its batch.
     ///

@@ -49,41 +49,81 @@ pub fn attention(
     scratch: &mut [f32],
     output: &mut [f32],
 ) {
-    let len = blocked_len(channels, tokens);
+    clip_attention(isa, pool, [query, key, value], channels, [1, tokens], scratch, output);
+}
+
+/// As [`attention`], over the frames of a clip (`tokens` each): a token sees those of its own frame and of the frames
+/// before. `scratch` is [`scratch_len`] of all tokens together.
+///
+/// # Panics
+/// As [`attention`].
+pub fn clip_attention(
+    isa: Isa,
+    pool: &Pool,
+    [query, key, value]: [&[f32]; 3],
+    channels: usize,
+    [frames, tokens]: [usize; 2],
+    scratch: &mut [f32],
+    output: &mut [f32],
+) {
+    let frame_len = blocked_len(channels, tokens);
+    let (len, all) = (frames * frame_len, frames * tokens);
     assert!(
         tokens > 0 && [query, key, value].iter().all(|tensor| tensor.len() == len) && output.len() == len
     );
-    let [keys_len, values_len] = packed_lens(isa, channels, tokens);
+    let [keys_len, values_len] = packed_lens(isa, channels, all);
     let (keys, rest) = scratch.split_at_mut(keys_len);
     let values = &mut rest[..values_len];
-    pack_keys(pool, key, channels, tokens, isa.lanes(), keys);
-    pack_values(pool, value, channels, tokens, isa.lanes(), values);
-    let job = Job { query, keys, values, channels, tokens, output: SharedOutput::new(output) };
+    pack_keys(pool, key, channels, [frames, tokens], isa.lanes(), keys);
+    pack_values(pool, value, channels, [frames, tokens], isa.lanes(), values);
+    let (keys, values) = (&*keys, &*values);
+    let jobs: Vec<Job<'_>> = output
+        .chunks_exact_mut(frame_len)
+        .enumerate()
+        .map(|(frame, output)| Job {
+            query: &query[frame * frame_len..][..frame_len],
+            keys,
+            values,
+            channels,
+            tokens,
+            seen: (frame + 1) * tokens,
+            all,
+            output: SharedOutput::new(output),
+        })
+        .collect();
+    let tasks = tokens.div_ceil(QUERIES);
     pool.run(
-        tokens.div_ceil(QUERIES),
+        jobs.len() * tasks,
         || Scratch::new(isa, channels),
         |scratch, index| {
-            let job = &job;
+            let (job, index) = (&jobs[index / tasks], index % tasks);
             dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
         },
     );
 }
 
 /// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
-fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+fn pack_keys(
+    pool: &Pool,
+    key: &[f32],
+    channels: usize,
+    [frames, tokens]: [usize; 2],
+    lanes: usize,
+    packed: &mut [f32],
+) {
     let padded = blocks(channels) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
-        tokens.div_ceil(lanes),
+        (frames * tokens).div_ceil(lanes),
         || (),
         |(), group| {
             // SAFETY: each task owns one group of tokens.
             let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
             for (channel, row) in out.chunks_exact_mut(lanes).enumerate() {
-                let plane = &key[channel / BLOCK * tokens * BLOCK..][..tokens * BLOCK];
                 for (lane, slot) in row.iter_mut().enumerate() {
-                    let token = group * lanes + lane;
-                    *slot = if token < tokens { plane[token * BLOCK + channel % BLOCK] } else { 0.0 };
+                    let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
+                    let place = (frame * padded / BLOCK + channel / BLOCK) * tokens + token;
+                    *slot = if frame < frames { key[place * BLOCK + channel % BLOCK] } else { 0.0 };
                 }
             }
         },
@@ -91,8 +131,15 @@ fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: us
 }
 
 /// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
-fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
-    let rows = tokens.div_ceil(BLOCK) * BLOCK;
+fn pack_values(
+    pool: &Pool,
+    value: &[f32],
+    channels: usize,
+    [frames, tokens]: [usize; 2],
+    lanes: usize,
+    packed: &mut [f32],
+) {
+    let rows = (frames * tokens).div_ceil(BLOCK) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
         channels.div_ceil(lanes),
@@ -102,9 +149,12 @@ fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes
             let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
             out.fill(0.0);
             for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
-                let plane = &value[block * tokens * BLOCK..][..tokens * BLOCK];
-                for (row, pixel) in out.chunks_exact_mut(lanes).zip(plane.chunks_exact(BLOCK)) {
-                    row[part * BLOCK..][..BLOCK].copy_from_slice(pixel);
+                for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
+                    let plane =
+                        &value[(frame * blocks(channels) + block) * tokens * BLOCK..][..tokens * BLOCK];
+                    for (row, pixel) in out.chunks_exact_mut(lanes).zip(plane.chunks_exact(BLOCK)) {
+                        row[part * BLOCK..][..BLOCK].copy_from_slice(pixel);
+                    }
                 }
             }
         },
@@ -116,7 +166,11 @@ struct Job<'a> {
     keys: &'a [f32],
     values: &'a [f32],
     channels: usize,
+    /// Of the query's frame.
     tokens: usize,
+    /// Tokens that the queries see, the first of all.
+    seen: usize,
+    all: usize,
     output: SharedOutput<'a>,
 }
 
@@ -161,8 +215,8 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
     scratch.result.fill(0.0);
     let mut maximum = [f32::NEG_INFINITY; QUERIES];
     let mut total = [0.0f32; QUERIES];
-    for start in (0..job.tokens).step_by(KEYS) {
-        let keys = KEYS.min(job.tokens - start);
+    for start in (0..job.seen).step_by(KEYS) {
+        let keys = KEYS.min(job.seen - start);
         // SAFETY: the caller vouches for the CPU.
         unsafe { score::<T>(job, scratch, start, keys) };
         soften::<T>(scratch, keys, &mut maximum, &mut total);
@@ -263,7 +317,7 @@ fn soften<T: Tile>(
 /// Adds the weighted values of the `keys` tokens from `start` to the running result.
 #[inline(always)]
 unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
-    let rows_in_all = job.tokens.div_ceil(BLOCK) * BLOCK;
+    let rows_in_all = job.all.div_ceil(BLOCK) * BLOCK;
     let rows_here = keys.div_ceil(BLOCK) * BLOCK;
     for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
         let panels = &job.values[(group * rows_in_all + start) * T::LANES..][..rows_here * T::LANES];

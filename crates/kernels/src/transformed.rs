@@ -168,27 +168,32 @@ pub(crate) fn worker_bytes<W: Transform>(isa: Isa, geometry: &Geometry, size: [u
     grid.scratch::<W>().iter().sum::<usize>().max(weights) * size_of::<f32>()
 }
 
-/// Convolves `source` with `weights` (`[group of lanes][input block][tap][16][lanes]`) into `target`; the transformed
-/// weights are made in `scratch`, [`weights_len`] long.
+/// Convolves each frame's source with `weights` (`[group of lanes][input block][tap][16][lanes]`) into its target, all
+/// of one size; the transformed weights are made in `scratch`, [`weights_len`] long.
 pub(crate) fn run<W: Transform>(
     isa: Isa,
     pool: &Pool,
     geometry: Geometry,
     (weights, bias): (&Compact, &[f32]),
-    source: Source<'_>,
-    target: Target<'_>,
+    frames: Vec<(Source<'_>, Target<'_>)>,
     scratch: &mut [f32],
 ) {
+    let Some((_, first)) = frames.first() else { return };
     transform_weights::<W>(isa, pool, &geometry, weights, scratch);
-    let grid = Grid::new::<W>(isa, &geometry, target.size);
+    let grid = Grid::new::<W>(isa, &geometry, first.size);
     let groups = geometry.output_channels.div_ceil(isa.lanes());
     // Each part transforms the inputs anew, so a block is cut no finer than the threads need.
-    let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.blocks()).min(groups);
+    let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.blocks() * frames.len()).min(groups);
     let groups_per_task = groups.div_ceil(parts);
-    let job = Job { geometry, panels: scratch, bias, source, target, grid, groups, groups_per_task };
+    let panels = &*scratch;
+    let jobs: Vec<Job<'_>> = frames
+        .into_iter()
+        .map(|(source, target)| Job { geometry, panels, bias, source, target, grid, groups, groups_per_task })
+        .collect();
+    let tasks = grid.blocks() * groups.div_ceil(groups_per_task);
     let [patch, sources, products] = grid.scratch::<W>();
     pool.run(
-        grid.blocks() * groups.div_ceil(groups_per_task),
+        jobs.len() * tasks,
         || Scratch {
             patch: buffer::worker(patch),
             sources: buffer::worker(sources),
@@ -196,7 +201,7 @@ pub(crate) fn run<W: Transform>(
             tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
         },
         |scratch, index| {
-            let job = &job;
+            let (job, index) = (&jobs[index / tasks], index % tasks);
             dispatch!(isa, block::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize));
         },
     );

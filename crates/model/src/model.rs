@@ -12,7 +12,7 @@ use crate::graph::Graph;
 use crate::latent_space::{LatentSpace, Normalisation, Packing};
 use crate::names::{Half, Names};
 use crate::source::Source;
-use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect};
+use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video};
 
 /// An autoencoder, ready to be run by an engine. Cheap to clone: the checkpoint is shared, and no weights are in memory.
 #[derive(Clone, Debug)]
@@ -78,6 +78,7 @@ impl Model {
                 config.midblock_pool |= detect::has_pool(&checkpoint, tiny);
                 VaeConfig::Tiny(config)
             }
+            (Some(file), Names::HunyuanVideo(_)) => VaeConfig::HunyuanVideo(file.hunyuan_video()?),
         };
         let half = |half: Half| {
             if !names.has(half) {
@@ -88,6 +89,8 @@ impl Model {
                 (VaeConfig::Kl(config), Half::Encoder) => autoencoder_kl::encoder(config),
                 (VaeConfig::Tiny(config), Half::Decoder) => autoencoder_tiny::decoder(config),
                 (VaeConfig::Tiny(config), Half::Encoder) => autoencoder_tiny::encoder(config),
+                (VaeConfig::HunyuanVideo(config), Half::Decoder) => hunyuan_video::decoder(config),
+                (VaeConfig::HunyuanVideo(config), Half::Encoder) => hunyuan_video::encoder(config),
             };
             names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
         };
@@ -142,6 +145,14 @@ impl Model {
         self.latent_space.spatial_factor
     }
 
+    /// Frames per latent after the first, which is one frame; `None` for models of pictures.
+    pub fn temporal_factor(&self) -> Option<usize> {
+        match &self.config {
+            VaeConfig::HunyuanVideo(config) => Some(config.temporal_compression_ratio),
+            VaeConfig::Kl(_) | VaeConfig::Tiny(_) => None,
+        }
+    }
+
     /// Channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.latent_space.channels
@@ -149,7 +160,7 @@ impl Model {
 
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
-        self.family == Family::AutoencoderKl
+        self.family != Family::AutoencoderTiny
     }
 
     /// Where the model came from: its path, or `embedded`.
@@ -219,6 +230,15 @@ fn latent_space(config: &VaeConfig) -> LatentSpace {
                 .upsampling_scaling_factor
                 .saturating_pow(config.decoder_block_out_channels.len() as u32 - 1),
             normalisation: Normalisation::Identity { family: None },
+            packing,
+        },
+        VaeConfig::HunyuanVideo(config) => LatentSpace {
+            channels: config.latent_channels,
+            spatial_factor: config.spatial_compression_ratio,
+            normalisation: Normalisation::Scalar {
+                scaling_factor: config.scaling_factor,
+                shift_factor: None,
+            },
             packing,
         },
     }

@@ -1,6 +1,7 @@
 //! The engine against diffusers' own output (golden files), against a naive interpreter, and against itself.
 
 mod golden;
+mod golden_video;
 mod oracle;
 mod properties;
 mod random_graphs;
