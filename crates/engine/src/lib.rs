@@ -6,18 +6,22 @@
 
 mod arena;
 mod autoencoder;
+mod autoencoder_video;
 mod control;
 mod cpu;
 mod error;
 mod frames;
 mod fusion;
 mod plan;
+mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use autoencoder_video::Clip;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
 pub use plan::{Plan, PlanSummary, Step};
+pub use windows::Windows;
 
 use remote_vae_model::{Graph, WeightSource};
 

@@ -77,6 +77,13 @@ def hunyuan() -> None:
         both(f"encode.{index}", "moments", lambda: model._encode(pixels.float()))
     save_file(expected, HERE / "hunyuan.safetensors")
 
+    # Two tiles each way and three windows; of the pixels every 14th row and 15th column.
+    model.use_framewise_decoding = True
+    model.enable_tiling()
+    latents = torch.randn(1, 4, 5, 33, 35)
+    pixels = model.decode(latents.clone()).sample[..., ::14, ::15].contiguous()
+    save_file({"latents": latents, "pixels": pixels}, HERE / "hunyuan_tiled.safetensors")
+
 
 if __name__ == "__main__":
     hunyuan()
