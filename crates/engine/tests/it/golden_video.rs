@@ -3,7 +3,7 @@
 use crate::support::{Tensor, assert_close, engine, engines, read_tensors};
 use remote_vae_engine::{Autoencoder, Control, Draw, Windows};
 use remote_vae_kernels::Isa;
-use remote_vae_model::{Graph, Model};
+use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
 use remote_vae_wire::Scaling;
 use std::path::{Path, PathBuf};
 
@@ -145,4 +145,21 @@ fn clips_that_do_not_fit_are_refused_by_what_is_expected() {
     assert!(encode([1, 3, 6, 8, 8]).contains("1 frame more than a multiple of 4"));
     assert!(encode([1, 3, 5, 8, 9]).contains("multiples of 8"));
     assert!(encode([1, 3, 0, 8, 8]).contains("1 frame more"));
+}
+
+#[test]
+fn a_file_without_config_opens_as_what_it_is() {
+    let with = Model::open(&folder().join("hunyuan")).unwrap();
+    let file = folder().join("hunyuan/diffusion_pytorch_model.safetensors");
+    let alone = Model::from_checkpoint(Checkpoint::open(&file).unwrap(), None, "alone").unwrap();
+    assert_eq!((alone.family, &alone.latent_space), (with.family, &with.latent_space));
+    assert_eq!(alone.temporal_factor(), Some(4));
+    let (VaeConfig::HunyuanVideo(mut found), VaeConfig::HunyuanVideo(read)) = (alone.config, with.config)
+    else {
+        panic!("not a HunyuanVideo")
+    };
+    // Tensors do not tell the groups.
+    assert_eq!(found.norm_num_groups, 8);
+    found.norm_num_groups = read.norm_num_groups;
+    assert_eq!(found, read);
 }
