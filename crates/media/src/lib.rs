@@ -5,6 +5,7 @@
 //! | [`postprocess`] | decoder output to `uint8` and to [0, 1] |
 //! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
+//! | [`mp4`] | MP4 files with H.264, written frame by frame |
 //! | [`resize`] | Pillow's Lanczos resampling |
 //! | [`preprocess`] | pictures and tensors to the encoder's range and size |
 //!
@@ -14,13 +15,16 @@
 pub mod decode;
 pub mod encode;
 pub mod error;
+pub mod mp4;
 pub mod postprocess;
 pub mod preprocess;
 pub mod resize;
+mod yuv;
 
 pub use decode::{DecodeLimits, decode_image};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::MediaError;
+pub use mp4::{Mp4Encoder, Mp4Layout, Mp4Options};
 pub use postprocess::{psnr, to_uint8_channel_last, to_unit_interval};
 pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
 pub use resize::resize_lanczos;

@@ -2,6 +2,7 @@
 
 mod files;
 mod hostile;
+mod video;
 
 use remote_vae_media::{DecodeLimits, RgbImage, decode_image};
 
