@@ -6,6 +6,7 @@
 //! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
 //! | [`mp4`] | MP4 files with H.264, written frame by frame |
+//! | [`mp4_read`] | MP4 files with H.264 to frames, within limits |
 //! | [`resize`] | Pillow's Lanczos resampling |
 //! | [`preprocess`] | pictures and tensors to the encoder's range and size |
 //!
@@ -16,6 +17,7 @@ pub mod decode;
 pub mod encode;
 pub mod error;
 pub mod mp4;
+pub mod mp4_read;
 pub mod postprocess;
 pub mod preprocess;
 pub mod resize;
@@ -25,6 +27,7 @@ pub use decode::{DecodeLimits, decode_image};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::MediaError;
 pub use mp4::{Mp4Encoder, Mp4Layout, Mp4Options};
+pub use mp4_read::{Video, VideoLimits, decode_mp4, is_mp4};
 pub use postprocess::{psnr, to_uint8_channel_last, to_unit_interval};
 pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
 pub use resize::resize_lanczos;
