@@ -21,6 +21,7 @@ pub mod mp4_read;
 pub mod postprocess;
 pub mod preprocess;
 pub mod resize;
+mod sps;
 mod yuv;
 
 pub use decode::{DecodeLimits, decode_image};

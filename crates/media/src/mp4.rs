@@ -3,8 +3,9 @@
 //! - Every player knows what is written: 8-bit 4:2:0 (`yuv420p`), Constrained Baseline, progressive, constant frame
 //!   rate, no sound. Colours are BT.709 in limited range, and both the stream and the file say so.
 //! - One thread encodes with a constant quantizer: the same frames give the same bytes.
-//! - 4:2:0 knows even sides only, and the encoder none below 16. What is missing repeats the last column and row; a
-//!   clean aperture (`clap`) holds the true size, which players that ignore it show with the repeated pixels.
+//! - The encoder is given whole macroblocks of 16 by 16; what is missing repeats the last column and row, and the stream
+//!   says that it is not to be shown. 4:2:0 cannot say so of one column or row: at an odd side players see one repeated
+//!   pixel, unless they follow the clean aperture (`clap`), which holds the true size.
 
 use std::num::NonZeroU32;
 
@@ -25,13 +26,13 @@ use shiguredo_mp4::{BoxSize, BoxType, TrackKind};
 
 use crate::error::{MediaError, check_length};
 use crate::postprocess::to_uint8_channel_last;
+use crate::sps::{MACROBLOCK, with_cropping};
 use crate::yuv::Planes;
 
 pub(crate) const MP4: &str = "MP4";
 /// The longer and the shorter side that the encoder takes.
 const LONGEST: usize = 3840;
 const SHORTEST: usize = 2160;
-const LEAST_CODED: usize = 16;
 /// Seconds between frames that can be jumped to.
 const KEY_FRAME_SECONDS: f64 = 4.0;
 /// Ticks that one frame lasts.
@@ -133,10 +134,7 @@ impl Mp4Encoder {
         let timescale = (options.fps * f64::from(FRAME_TICKS)).round() as u32;
         let timescale = NonZeroU32::new(timescale).unwrap_or(NonZeroU32::MIN);
         let quantizer = options.quantizer;
-        let planes = Planes::new(
-            width.next_multiple_of(2).max(LEAST_CODED),
-            height.next_multiple_of(2).max(LEAST_CODED),
-        );
+        let planes = Planes::new(width.next_multiple_of(MACROBLOCK), height.next_multiple_of(MACROBLOCK));
         // With one quantizer allowed neither the bit rate nor the buffer decides anything; the other modes may skip frames.
         let config = EncoderConfig::new()
             .bitrate(BitRate::from_bps(2_000_000))
@@ -247,11 +245,19 @@ impl Mp4Encoder {
             return Err(unwritable("the encoder gave no bytes for a frame"));
         }
         if self.sample_entry.is_none() {
+            let shown = [self.width, self.height].map(|side| side.next_multiple_of(2));
+            let (right, bottom) = (width - shown[0], height - shown[1]);
+            if (right, bottom) != (0, 0) {
+                for set in &mut sequence_sets {
+                    *set = with_cropping(set, right, bottom)
+                        .ok_or_else(|| unwritable("the encoder's parameter set cannot be cropped"))?;
+                }
+            }
             let config = H264SampleEntryConfig { length_size: LengthSize::FourBytes };
             let mut entry = build_avc1_box(&sequence_sets, &picture_sets, &config).map_err(unwritable)?;
             entry.unknown_boxes.push(full_box(*b"colr", colour_information()));
-            if (self.width, self.height) != (*width, *height) {
-                let aperture = clean_aperture([self.width, self.height], [*width, *height]);
+            if shown != [self.width, self.height] {
+                let aperture = clean_aperture([self.width, self.height], shown);
                 entry.unknown_boxes.push(full_box(*b"clap", aperture));
             }
             self.sample_entry = Some(SampleEntry::Avc1(entry));
@@ -282,11 +288,11 @@ fn colour_information() -> Vec<u8> {
     [b"nclx".as_slice(), &[0, 1, 0, 1, 0, 1, 0]].concat()
 }
 
-/// The payload of `clap`: the size as fractions, then how far its centre lies from that of the coded picture, across
-/// and down. The picture lies in the upper left corner.
-fn clean_aperture(size: [usize; 2], coded: [usize; 2]) -> Vec<u8> {
+/// The payload of `clap`: the size as fractions, then how far its centre lies from that of the `shown` picture, across
+/// and down. It lies in the upper left corner.
+fn clean_aperture(size: [usize; 2], shown: [usize; 2]) -> Vec<u8> {
     let fraction = |over: i32, under: i32| [over.to_be_bytes(), under.to_be_bytes()].concat();
     let sizes = size.map(|side| fraction(side as i32, 1)).concat();
-    let offsets = [0, 1].map(|axis| fraction(size[axis] as i32 - coded[axis] as i32, 2)).concat();
+    let offsets = [0, 1].map(|axis| fraction(size[axis] as i32 - shown[axis] as i32, 2)).concat();
     [sizes, offsets].concat()
 }
