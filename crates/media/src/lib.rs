@@ -7,12 +7,14 @@
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
 //! | [`mp4`] | MP4 files with H.264, written frame by frame |
 //! | [`mp4_read`] | MP4 files with H.264 to frames, within limits |
+//! | [`animation`] | animated WebP files, lossless |
 //! | [`resize`] | Pillow's Lanczos resampling |
 //! | [`preprocess`] | pictures and tensors to the encoder's range and size |
 //!
 //! Pictures are 8-bit RGB, rows from top to bottom, no padding. Tensors are f32 `[batch, channels, height, width]`.
 #![forbid(unsafe_code)]
 
+pub mod animation;
 pub mod decode;
 pub mod encode;
 pub mod error;
@@ -24,6 +26,7 @@ pub mod resize;
 mod sps;
 mod yuv;
 
+pub use animation::WebpAnimation;
 pub use decode::{DecodeLimits, decode_image};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::MediaError;

@@ -1,5 +1,6 @@
 //! Files against what Pillow, torch and diffusers make of the same pixels; `golden/make_golden.py` makes the files.
 
+mod animation;
 mod files;
 mod hostile;
 mod video;

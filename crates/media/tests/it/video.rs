@@ -80,17 +80,25 @@ fn probe(file: &[u8]) -> Option<String> {
 
 #[test]
 fn ffprobe_sees_what_was_asked() {
-    for layout in [Mp4Layout::Indexed, Mp4Layout::Fragmented] {
+    // 4:2:0 knows even sides only; the last size shows what its clean aperture would take off.
+    for (layout, (width, height), shown) in [
+        (Mp4Layout::Indexed, (96, 64), (96, 64)),
+        (Mp4Layout::Fragmented, (96, 64), (96, 64)),
+        (Mp4Layout::Indexed, (90, 50), (90, 50)),
+        (Mp4Layout::Indexed, (1, 1), (2, 2)),
+        (Mp4Layout::Fragmented, (1920, 1080), (1920, 1080)),
+        (Mp4Layout::Indexed, (33, 17), (34, 18)),
+    ] {
         let options = Mp4Options { fps: 24.0, layout, ..Mp4Options::default() };
-        let Some(said) = probe(&video(96, 64, 7, &options)) else {
+        let Some(said) = probe(&video(width, height, 7, &options)) else {
             eprintln!("skipped: ffprobe is not installed");
             return;
         };
         for expected in [
             "codec_name=h264",
             "pix_fmt=yuv420p",
-            "width=96",
-            "height=64",
+            &format!("width={}", shown.0),
+            &format!("height={}", shown.1),
             "nb_read_frames=7",
             "r_frame_rate=24/1",
             "color_range=tv",
