@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
 use remote_vae_engine::{Draw, Image};
-use remote_vae_model::LatentSpace;
+use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments, Precision};
@@ -79,34 +79,18 @@ fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     Ok(autoencoder.decode(values, shape, &scaling(&options.place), &local::control("decoding"))?)
 }
 
-/// Latents as `[batch, channels, height, width]`; `[channels, height, width]` and packed ones are accepted too.
+/// Latents as `[batch, channels, height, width]`, from any form that the model takes.
 fn four_dimensional(
     space: &LatentSpace,
     latents: &Tensor,
     size: Option<(usize, usize)>,
 ) -> Result<(Vec<f32>, [usize; 4])> {
-    let values = latents.values();
-    match (latents.shape[..].try_into(), &latents.shape[..], size) {
-        (Ok(_), _, Some(_)) => {
-            bail!("they have shape {:?}; --height and --width are for packed latents only", latents.shape)
-        }
-        (Ok(shape), _, None) => Ok((values, shape)),
-        (_, &[batch, tokens, token], Some((height, width))) => {
-            Ok(space.unpack(&values, [batch, tokens, token], height, width)?)
-        }
-        (_, &[channels, height, width], None) if channels == space.channels => {
-            Ok((values, [1, channels, height, width]))
-        }
-        (_, &[_, _, token], None) if token == space.token_size() => {
-            bail!("they have the packed shape {:?}; give --height and --width of the picture", latents.shape)
-        }
-        _ => bail!(
-            "they have shape {:?}; expected [batch, {channels}, height, width] or packed [batch, tokens, {}] with --height and --width",
-            latents.shape,
-            space.token_size(),
-            channels = space.channels,
-        ),
+    let layout =
+        space.layout(&latents.shape, size.map(|(height, _)| height), size.map(|(_, width)| width))?;
+    if size.is_some() && !matches!(layout, Layout::Tokens { .. }) {
+        bail!("they have shape {:?}; --height and --width are for packed latents only", latents.shape);
     }
+    Ok(space.arrange(latents.values(), layout)?)
 }
 
 fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<Image> {

@@ -107,7 +107,7 @@ fn explanation(autoencoder: &Autoencoder, classes: &[&Class]) -> String {
             "This is a tiny autoencoder. It imitates {models} and is expected to differ; only that\n\
              model itself gives these numbers."
         ),
-        Family::AutoencoderKl => format!(
+        Family::AutoencoderKl | Family::AutoencoderKlFlux2 => format!(
             "The numbers are those of {models}. Any other model differs, also one that was\n\
              trained further from it. If this is that model, it is damaged or computed wrongly here."
         ),
@@ -128,7 +128,7 @@ fn choose<'a>(file: &'a File, autoencoder: &Autoencoder, name: Option<&str>) -> 
     let scaling_factor = match &autoencoder.model().latent_space.normalisation {
         Normalisation::Identity { family } => family.map(|factors| factors.scaling_factor),
         Normalisation::Scalar { scaling_factor, .. } => Some(*scaling_factor),
-        Normalisation::PerChannel { .. } => None,
+        Normalisation::PerChannel { .. } | Normalisation::PerPatchElement { .. } => None,
     };
     let fits = |class: &&Class| {
         class.channels() == Some(channels)

@@ -78,6 +78,13 @@ fn aliases(output: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
+/// The smallest and the largest value.
+fn range(values: &[f64]) -> String {
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{smallest:.3} to {largest:.3}")
+}
+
 fn space(scaling: &Normalisation) -> String {
     match scaling {
         Normalisation::Identity { family: None } => {
@@ -93,6 +100,12 @@ fn space(scaling: &Normalisation) -> String {
         Normalisation::Scalar { scaling_factor, shift_factor: Some(shift) } => {
             format!("model = latents / {scaling_factor} + {shift}")
         }
+        Normalisation::PerPatchElement { mean, std } => format!(
+            "model = latents * std + mean, for each of the {} elements of a 2x2 patch (std {}, mean {})",
+            mean.len(),
+            range(std),
+            range(mean)
+        ),
         Normalisation::PerChannel { mean, std, scaling_factor } => {
             format!("model = latents * {std:?} / {scaling_factor} + {mean:?}")
         }

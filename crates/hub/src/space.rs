@@ -81,6 +81,7 @@ impl Space {
             (Family::AutoencoderKl, Some(Factors { scaling_factor, shift_factor })) => {
                 Some(Normalisation::Scalar { scaling_factor, shift_factor })
             }
+            (Family::AutoencoderKlFlux2, _) => None,
             (Family::AutoencoderKl, None) => Some(Normalisation::PerChannel {
                 mean: PLAYGROUND_MEAN.to_vec(),
                 std: PLAYGROUND_STD.to_vec(),
@@ -102,7 +103,7 @@ impl Space {
         }
         model.latent_space.normalisation = self
             .normalisation(model.family)
-            .ok_or_else(|| misfit("no tiny model is made for it".to_owned()))?;
+            .ok_or_else(|| misfit(format!("no {} lives in it", model.family.name())))?;
         Ok(())
     }
 }

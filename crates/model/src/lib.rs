@@ -16,6 +16,7 @@ mod header;
 pub mod latent_space;
 pub mod model;
 mod names;
+pub mod packing;
 pub mod random;
 mod source;
 
@@ -23,5 +24,6 @@ pub use checkpoint::{Checkpoint, WeightSource};
 pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
 pub use error::ModelError;
 pub use graph::{Activation, Graph, Node, Operation, Padding, ValueId, WeightId, WeightSpec};
-pub use latent_space::{Factors, LatentSpace, Normalisation, Packing};
+pub use latent_space::{Factors, LatentSpace, Normalisation};
 pub use model::{Description, Model};
+pub use packing::{Layout, Packing};

@@ -44,7 +44,7 @@ impl Case {
 fn cases() -> Vec<Case> {
     let list = std::fs::read_to_string(golden_folder().join("golden.json")).unwrap();
     let list: Vec<Value> = serde_json::from_str(&list).unwrap();
-    assert!(list.len() >= 14, "{} golden models", list.len());
+    assert!(list.len() >= 17, "{} golden models", list.len());
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap().to_owned();
     list.iter()
         .map(|entry| Case {
@@ -121,14 +121,9 @@ fn latents_of_clients_decode_as_the_pipelines_decode_them() {
             let (latents, pixels) = (case.tensor(&name, "latents"), case.tensor(&name, "pixels"));
             for set in &case.client[&name] {
                 let parameters = parameters(set);
-                let (values, shape) = match latents.shape[..] {
-                    [batch, tokens, size] => {
-                        let (height, width) = (parameters.height.unwrap(), parameters.width.unwrap());
-                        let space = &autoencoder.model().latent_space;
-                        space.unpack(&latents.values, [batch, tokens, size], height, width).unwrap()
-                    }
-                    _ => (latents.values.clone(), latents.shape4()),
-                };
+                let space = &autoencoder.model().latent_space;
+                let layout = space.layout(&latents.shape, parameters.height, parameters.width).unwrap();
+                let (values, shape) = space.arrange(latents.values.clone(), layout).unwrap();
                 let image =
                     autoencoder.decode(values, shape, &parameters.scaling(), &Control::new()).unwrap();
                 let what = format!("{} {name} {set}", case.source);
