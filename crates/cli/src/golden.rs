@@ -239,14 +239,9 @@ impl Class {
         }
         let drawn = random::normal_of(seed, count, dtype);
         let values = drawn.with_context(|| format!("{}: nothing is drawn as {dtype}", self.name))?;
-        match (&self.shape[..], self.height, self.width) {
-            (&[batch, channels, height, width], _, _) => Ok((values, [batch, channels, height, width])),
-            (&[batch, tokens, size], Some(height), Some(width)) => {
-                let space = &autoencoder.model().latent_space;
-                Ok(space.unpack(&values, [batch, tokens, size], height, width)?)
-            }
-            _ => bail!("{}: packed latents need `height` and `width`", self.name),
-        }
+        let space = &autoencoder.model().latent_space;
+        let layout = space.layout(&self.shape, self.height, self.width).with_context(|| self.name.clone())?;
+        Ok(space.arrange(values, layout)?)
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
     }
     writeln!(
         output,
-        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground) and AutoencoderTiny (TAESD family)."
+        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground), AutoencoderKLFlux2 (FLUX.2) and AutoencoderTiny (TAESD family)."
     )?;
     writeln!(output, "Use any of them with: remote-vae serve --model NAME=SOURCE")?;
     aliases(&mut output)?;
@@ -64,7 +64,11 @@ fn aliases(output: &mut impl Write) -> Result<()> {
         "\nAliases of repositories of the hub (SOURCE is also owner/name[:folder][@revision]):"
     )?;
     for (alias, names) in ALIASES.iter().zip(&names) {
-        let token = if alias.token { ", needs HF_TOKEN" } else { "" };
+        let token = match alias.token {
+            Some(true) => ", needs HF_TOKEN",
+            Some(false) => "",
+            None => ", may need HF_TOKEN",
+        };
         writeln!(output, "  {names}")?;
         writeln!(
             output,
