@@ -1,7 +1,7 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
 use remote_vae_kernels::attention::attention;
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Prologue, Residual};
 use remote_vae_kernels::layout::{from_blocked, to_blocked};
 use remote_vae_kernels::norm::{self, GroupNorm};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, elementwise};
@@ -18,7 +18,7 @@ use crate::{Control, Engine, EngineError, Program, Progress};
 pub struct EngineOptions {
     /// Worker threads; `None` takes one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// Instruction tier by name (`avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
+    /// Instruction tier by name (`avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
     pub isa: Option<String>,
 }
 
@@ -186,7 +186,7 @@ impl CpuProgram {
                 let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
                 let size = plan.sizes[source.base];
-                convolution.run(pool, input, size, prologue, epilogue, scratch, output);
+                convolution.run(pool, Arithmetic::Float32, input, size, prologue, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {

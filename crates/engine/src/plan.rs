@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use remote_vae_kernels::Isa;
 use remote_vae_kernels::attention;
-use remote_vae_kernels::convolution::{Convolution, Geometry};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
 use remote_vae_model::{Graph, Node, Operation};
 
@@ -172,8 +172,11 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
 
 fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
     match &step.operation {
-        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::worker_bytes(isa, &geometry, sizes[*node], source.upsample)),
+        Fused::Convolution { node, source, .. } => {
+            geometry(graph, &graph.nodes[*node]).map_or(0, |geometry| {
+                Convolution::worker_bytes(isa, &geometry, sizes[*node], source.upsample, Arithmetic::Float32)
+            })
+        }
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
         _ => 0,
     }
@@ -183,7 +186,9 @@ fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Is
 fn scratch_len(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
     match &step.operation {
         Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::scratch_len(isa, &geometry, source.upsample)),
+            .map_or(0, |geometry| {
+                Convolution::scratch_len(isa, &geometry, source.upsample, Arithmetic::Float32)
+            }),
         Fused::Attention { inputs } => {
             let [height, width] = sizes[inputs[0]];
             attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width)

@@ -11,6 +11,7 @@ pub mod convolution;
 mod direct;
 pub mod elementwise;
 mod epilogue;
+mod integers;
 mod isa;
 pub mod layout;
 mod math;
