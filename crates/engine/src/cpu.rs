@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::arena::{Region, Views};
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, Program, Progress};
+use crate::{Control, Engine, EngineError, Precision, Program, Progress};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +22,7 @@ pub struct EngineOptions {
     pub isa: Option<String>,
 }
 
-/// Runs graphs in `f32` on the processor.
+/// Runs graphs on the processor.
 pub struct CpuEngine {
     pool: Arc<Pool>,
     isa: Isa,
@@ -41,8 +41,8 @@ impl CpuEngine {
 }
 
 impl Engine for CpuEngine {
-    fn name(&self) -> String {
-        format!("cpu/{}/exact", self.isa.name())
+    fn name(&self, precision: Precision) -> String {
+        format!("cpu/{}/{}", self.isa.name(), precision.name())
     }
 
     fn isa(&self) -> &str {
@@ -53,8 +53,8 @@ impl Engine for CpuEngine {
         self.pool.threads()
     }
 
-    fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError> {
-        Plan::new(graph, input, self.isa, self.pool.threads())
+    fn plan(&self, graph: &Graph, input: [usize; 4], precision: Precision) -> Result<Plan, EngineError> {
+        Plan::new(graph, input, precision, self.isa, self.pool.threads())
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -166,22 +166,23 @@ impl CpuProgram {
         let mut regions = places.reads.clone();
         regions.extend([places.output, places.scratch]);
         let mut views = Views::new(arena, regions);
-        let output = views.take(places.output);
+        let in_place = |region: Region| region == places.output;
+        let elsewhere = |region: Region| (!in_place(region)).then_some(region);
         let pixels = |node: usize| plan.sizes[node][0] * plan.sizes[node][1];
         match &step.fused {
             Fused::Convolution { node, source, residual, activation } => {
                 let Layer::Convolution(convolution) = &self.layers[*node] else {
                     unreachable!("the plan belongs to another graph")
                 };
-                let in_place = |region: Region| region == places.output;
                 let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
                 let mut reads = places.reads.iter().copied();
-                let input = views.read(reads.next().unwrap_or_default());
+                let output = views.take_tensor(places.output);
+                let input = views.tensor(reads.next().unwrap_or_default());
                 let affine = source.norm.and_then(|_| reads.next()).map(|table| halves(views.read(table)));
                 let residual = match residual.and_then(|_| reads.next()) {
                     None => Residual::None,
                     Some(region) if in_place(region) => Residual::InPlace,
-                    Some(region) => Residual::Tensor(views.read(region)),
+                    Some(region) => Residual::Tensor(views.tensor(region)),
                 };
                 let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
@@ -193,40 +194,46 @@ impl CpuProgram {
                     unreachable!("the plan belongs to another graph")
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
-                let (scale, shift) = output.split_at_mut(output.len() / 2);
-                norm::statistics(isa, pool, norm, views.read(places.reads[0]), pixels(*input), scale, shift);
+                let (scale, shift) = views.take(places.output).split_at_mut(places.output.len / 2);
+                norm::statistics(
+                    isa,
+                    pool,
+                    norm,
+                    views.tensor(places.reads[0]),
+                    pixels(*input),
+                    scale,
+                    shift,
+                );
             }
             Fused::NormApply { input, .. } => {
+                let output = views.take_tensor(places.output);
                 let table = halves(views.read(places.reads[1]));
-                let values = views.read(places.reads[0]);
+                let values = views.tensor(places.reads[0]);
                 norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
             }
             Fused::Attention { inputs } => {
-                let scratch = views.take(places.scratch);
-                let [query, key, value] = [0, 1, 2].map(|index| views.read(places.reads[index]));
+                let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
+                let [query, key, value] = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
                 let channels = plan.channels[inputs[0]];
                 attention(isa, pool, [query, key, value], channels, pixels(inputs[0]), scratch, output);
             }
             Fused::Map { map, input } => {
-                if places.reads[0] != places.output {
-                    output.copy_from_slice(views.read(places.reads[0]));
-                }
-                elementwise::map(isa, pool, *map, plan.channels[*input], pixels(*input), output);
+                let output = views.take_tensor(places.output);
+                let values = elsewhere(places.reads[0]).map(|region| views.tensor(region));
+                let shape = [plan.channels[*input], pixels(*input)];
+                elementwise::map(isa, pool, *map, shape, values, output);
             }
             Fused::Upsample { factor, input } => {
-                let values = views.read(places.reads[0]);
-                elementwise::upsample_nearest(pool, values, plan.sizes[*input], *factor, output);
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(places.reads[0]);
+                elementwise::upsample_nearest(isa, pool, values, plan.sizes[*input], *factor, output);
             }
             Fused::Add { .. } => {
+                let output = views.take_tensor(places.output);
                 let [first, second] = [places.reads[0], places.reads[1]];
-                if second == places.output {
-                    elementwise::add(pool, views.read(first), output);
-                } else {
-                    if first != places.output {
-                        output.copy_from_slice(views.read(first));
-                    }
-                    elementwise::add(pool, views.read(second), output);
-                }
+                let (first, second) = if in_place(second) { (second, first) } else { (first, second) };
+                let first = elsewhere(first).map(|region| views.tensor(region));
+                elementwise::add(isa, pool, first, views.tensor(second), output);
             }
         }
     }

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use remote_vae_kernels::Isa;
 use remote_vae_kernels::attention;
 use remote_vae_kernels::convolution::{Convolution, Geometry};
-use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
+use remote_vae_kernels::layout::{BLOCK, blocks};
+use remote_vae_kernels::{Isa, Storage};
 use remote_vae_model::{Graph, Node, Operation};
 
-use crate::EngineError;
 use crate::arena::{Lifetime, Region, place};
 use crate::fusion::{Fused, FusedStep, Value, fuse};
+use crate::{EngineError, Precision};
 
 /// One step of a plan.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Plan {
     pub input: [usize; 4],
     /// `[batch, channels, height, width]`
     pub output: [usize; 4],
+    /// How numbers are kept and multiplied.
+    pub precision: Precision,
     /// In order; the same for each sample of the batch.
     pub steps: Vec<Step>,
     pub(crate) arena_len: usize,
@@ -79,6 +81,7 @@ impl Plan {
     pub(crate) fn new(
         graph: &Graph,
         input: [usize; 4],
+        precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Plan, EngineError> {
@@ -87,7 +90,7 @@ impl Plan {
         let sizes: Vec<[usize; 2]> = shapes.iter().map(|shape| [shape[2], shape[3]]).collect();
         let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
         let fused = fuse(graph);
-        let layout = Layout::new(graph, &fused, &sizes, isa);
+        let layout = Layout::new(graph, &fused, &sizes, precision, isa);
         let mut worker_bytes = 0;
         let steps: Vec<Step> = fused
             .into_iter()
@@ -100,6 +103,7 @@ impl Plan {
         Ok(Plan {
             input,
             output: shapes[graph.output.0],
+            precision,
             steps,
             arena_len: layout.arena_len,
             input_place: layout.input,
@@ -237,10 +241,23 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(graph: &Graph, steps: &[FusedStep], sizes: &[[usize; 2]], isa: Isa) -> Layout {
+    fn new(
+        graph: &Graph,
+        steps: &[FusedStep],
+        sizes: &[[usize; 2]],
+        precision: Precision,
+        isa: Isa,
+    ) -> Layout {
         let last_reads = last_reads(graph, steps);
+        // What the outside hands over and takes is plain `f32`; so are tables.
+        let storage = |value: Value| match value {
+            Value::Node(node) if node != 0 && node != graph.output.0 => precision.storage(),
+            _ => Storage::Float32,
+        };
         let len = |value: Value| match value {
-            Value::Node(node) => blocked_len(graph.nodes[node].channels, sizes[node][0] * sizes[node][1]),
+            Value::Node(node) => {
+                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node][0] * sizes[node][1])
+            }
             Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
         };
         // Tensors that are written over one another share a buffer.
@@ -257,8 +274,9 @@ impl Layout {
                 scratch_of[index] = Some(buffers.len());
                 buffers.push(Lifetime { len: scratch, first: index, last: index });
             }
-            let dies_here =
-                |value: &Value| last_reads.get(value) == Some(&index) && len(*value) == len(step.output);
+            let alike =
+                |value: Value| len(value) == len(step.output) && storage(value) == storage(step.output);
+            let dies_here = |value: &Value| last_reads.get(value) == Some(&index) && alike(*value);
             let buffer = match step.operation.may_overwrite().into_iter().find(dies_here) {
                 Some(value) => buffer_of[&value],
                 None => {
@@ -272,7 +290,7 @@ impl Layout {
         let result = buffer_of[&Value::Node(graph.output.0)];
         buffers[result].last = steps.len();
         let (regions, arena_len) = place(&buffers);
-        let region = |value: &Value| regions[buffer_of[value]];
+        let region = |value: &Value| Region { storage: storage(*value), ..regions[buffer_of[value]] };
         let places = steps
             .iter()
             .zip(scratch_of)

@@ -53,10 +53,14 @@ impl Isa {
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
             {
                 tiers.push(Isa(Tier::Avx512));
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 tiers.push(Isa(Tier::Avx2));
             }
         }
@@ -117,14 +121,14 @@ impl Isa {
 macro_rules! dispatch {
     ($isa:expr, $body:ident$(::<$extra:ident: $bound:ident>)?($($name:ident: $kind:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx512$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
             unsafe { $body::<$crate::microkernel::Avx512$(, $extra)?>($($name),*) }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx2$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.

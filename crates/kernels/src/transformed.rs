@@ -321,7 +321,8 @@ unsafe fn transform_inputs<T: Tile, W: Transform>(
         if block + 1 < input_blocks {
             job.source.prefetch(block + 1, corner, [patch_side::<W>(rows), patch_columns]);
         }
-        job.source.gather::<T>(block, corner, patch_columns, patch);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.source.gather::<T>(block, corner, patch_columns, patch) };
         for row in 0..rows {
             for column in 0..columns {
                 let inputs = &patch[(row * patch_columns + column) * W::STEP * BLOCK..];

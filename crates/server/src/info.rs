@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use remote_vae_engine::Precision;
 use remote_vae_wire::content_type;
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ fn describe(shared: &Shared) -> Value {
                 "name": entry.name,
                 "default": index == 0,
                 "path": if index == 0 { "/".to_owned() } else { format!("/{}", entry.name) },
-                "engine": engine.name(),
+                "engine": engine.name(shared.options.precision),
                 "isa": engine.isa(),
                 "threads": engine.threads(),
                 "description": entry.autoencoder.model().description(),
@@ -58,7 +59,8 @@ fn describe(shared: &Shared) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "state": shared.phase().name(),
         "uptime_seconds": shared.started.elapsed().as_secs_f64(),
-        "precisions": ["exact"],
+        "precisions": Precision::ALL.map(Precision::name),
+        "default_precision": options.precision.name(),
         "answer_dtype": "float16",
         "models": models,
         "limits": options.limits,

@@ -156,7 +156,7 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
     let Some(entry) = shared.models.first() else { return Err(ServerError::NoModel) };
     for entry in &shared.models {
         let engine = entry.autoencoder.engine();
-        shared.metrics.build_info(&engine.name(), engine.isa());
+        shared.metrics.build_info(&engine.name(shared.options.precision), engine.isa());
     }
     if !shared.options.warm_up {
         return Ok(());
