@@ -46,7 +46,7 @@ pub(crate) struct EngineArguments {
     /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<String>,
-    /// Instruction tier: avx512, avx2 or generic [default: the best this processor has]
+    /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }

@@ -89,7 +89,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode })?;
+    autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode }, precision)?;
     once(&local::control("first run, not counted"))?;
     let mut seconds = (1..=options.runs)
         .map(|run| once(&local::control(&format!("run {run} of {}", options.runs))))

@@ -69,7 +69,7 @@ fn probe(autoencoder: &Autoencoder, precision: Precision, source: &str) -> Resul
             autoencoder.engine().name(Precision::Exact)
         );
     }
-    autoencoder.warm(Operation::Decode)?;
+    autoencoder.warm(Operation::Decode, precision)?;
     let shape = shape(autoencoder, TIMED);
     let plan = autoencoder.plan_decode(shape, precision)?;
     let start = Instant::now();

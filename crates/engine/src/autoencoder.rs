@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use remote_vae_model::{Graph, Model, ModelError};
 use remote_vae_wire::{Operation, Scaling};
 
-use crate::{Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
+use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
 
 /// Pixels as a decoder gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,12 +64,18 @@ impl Autoencoder {
         &*self.engine
     }
 
-    /// Reads the weights of one half now.
+    /// Reads the weights of one half and prepares `precision` now.
     ///
     /// # Errors
-    /// The checkpoint lacks that half, or reading fails.
-    pub fn warm(&self, operation: Operation) -> Result<(), EngineError> {
-        self.program(operation).map(|_| ())
+    /// The checkpoint lacks that half, reading fails, or memory is refused.
+    pub fn warm(&self, operation: Operation, precision: Precision) -> Result<(), EngineError> {
+        self.program(operation)?.prepare(precision)
+    }
+
+    /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
+    pub fn calibration(&self, operation: Operation) -> Option<Arc<Calibration>> {
+        let half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
+        half.as_ref()?.calibration()
     }
 
     /// What decoding latents `[batch, channels, height, width]` in `precision` costs.
@@ -167,13 +173,16 @@ impl Autoencoder {
         })
     }
 
-    fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
-        let graph = self.graph(operation)?;
-        let half = match operation {
+    fn half(&self, operation: Operation) -> &Half {
+        match operation {
             Operation::Decode => &self.decoder,
             Operation::Encode => &self.encoder,
-        };
-        let mut half = half.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
+        let graph = self.graph(operation)?;
+        let mut half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*half {
             return Ok(Arc::clone(program));
         }

@@ -1,14 +1,15 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
 use remote_vae_kernels::attention::attention;
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::layout::{from_blocked, to_blocked};
 use remote_vae_kernels::norm::{self, GroupNorm};
-use remote_vae_kernels::{Activation, Buffer, Isa, Pool, elementwise};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, WeightId, WeightSource};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
+use crate::calibration::Calibration;
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
 use crate::{Control, Engine, EngineError, Precision, Program, Progress};
@@ -18,7 +19,7 @@ use crate::{Control, Engine, EngineError, Precision, Program, Progress};
 pub struct EngineOptions {
     /// Worker threads; `None` takes one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// Instruction tier by name (`avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
+    /// Instruction tier by name (`avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
     pub isa: Option<String>,
 }
 
@@ -63,6 +64,8 @@ impl Engine for CpuEngine {
             pool: Arc::clone(&self.pool),
             isa: self.isa,
             layers: layers.collect::<Result<_, _>>()?,
+            graph: graph.clone(),
+            calibration: Mutex::default(),
         }))
     }
 }
@@ -103,15 +106,56 @@ enum Layer {
     Weightless,
 }
 
-struct CpuProgram {
-    pool: Arc<Pool>,
-    isa: Isa,
+pub(crate) struct CpuProgram {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) isa: Isa,
+    pub(crate) graph: Graph,
     /// One for each graph node.
     layers: Vec<Layer>,
+    /// Made when `fast` is first used.
+    calibration: Mutex<Option<Arc<Calibration>>>,
 }
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
+        let calibration = match plan.precision {
+            Precision::Exact => None,
+            Precision::Fast => Some(self.calibrated()?),
+        };
+        self.run_calibrated(plan, calibration.as_deref(), input, control)
+    }
+
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
+        if precision == Precision::Fast {
+            self.calibrated()?;
+        }
+        Ok(())
+    }
+
+    fn calibration(&self) -> Option<Arc<Calibration>> {
+        self.calibration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl CpuProgram {
+    fn calibrated(&self) -> Result<Arc<Calibration>, EngineError> {
+        let mut calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*calibration {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(Calibration::new(self)?);
+        *calibration = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// As [`Program::run`]; without a calibration every layer computes in `f32`.
+    pub(crate) fn run_calibrated(
+        &self,
+        plan: &Plan,
+        calibration: Option<&Calibration>,
+        input: &[f32],
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
         let expected = batch * channels * height * width;
         if input.len() != expected {
@@ -133,7 +177,7 @@ impl Program for CpuProgram {
             to_blocked(from, channels, height * width, place(&mut arena, plan.input_place));
             for step in &plan.steps {
                 control.check()?;
-                self.step(plan, step, &mut arena);
+                self.step(plan, step, calibration, &mut arena);
                 progress.step += 1;
                 progress.done_flops += step.flops;
                 control.report(progress);
@@ -145,7 +189,7 @@ impl Program for CpuProgram {
     }
 }
 
-fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
+pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
     &mut arena[region.offset..][..region.len]
 }
 
@@ -160,7 +204,30 @@ fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
 }
 
 impl CpuProgram {
-    fn step(&self, plan: &Plan, step: &Step, arena: &mut [f32]) {
+    /// What the convolution of `step` reads.
+    pub(crate) fn operands<'a>(&'a self, plan: &Plan, step: &Step, views: &'a Views<'_>) -> Operands<'a> {
+        let (Fused::Convolution { node, source, .. }, reads) = (&step.fused, &step.places.reads) else {
+            unreachable!("only convolutions have these operands")
+        };
+        let Layer::Convolution(convolution) = &self.layers[*node] else {
+            unreachable!("the plan belongs to another graph")
+        };
+        let Some(geometry) = geometry(&self.graph, &self.graph.nodes[*node]) else {
+            unreachable!("convolution nodes have a geometry")
+        };
+        let affine = source.norm.map(|_| halves(views.read(reads[1])));
+        let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
+        let (input, size) = (views.tensor(reads[0]), plan.sizes[source.base]);
+        Operands { isa: self.isa, geometry, convolution, input, size, prologue }
+    }
+
+    pub(crate) fn step(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        calibration: Option<&Calibration>,
+        arena: &mut [f32],
+    ) {
         let (pool, isa) = (&*self.pool, self.isa);
         let places = &step.places;
         let mut regions = places.reads.clone();
@@ -170,24 +237,18 @@ impl CpuProgram {
         let elsewhere = |region: Region| (!in_place(region)).then_some(region);
         let pixels = |node: usize| plan.sizes[node][0] * plan.sizes[node][1];
         match &step.fused {
-            Fused::Convolution { node, source, residual, activation } => {
-                let Layer::Convolution(convolution) = &self.layers[*node] else {
-                    unreachable!("the plan belongs to another graph")
-                };
+            Fused::Convolution { node, residual, activation, .. } => {
                 let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
-                let mut reads = places.reads.iter().copied();
                 let output = views.take_tensor(places.output);
-                let input = views.tensor(reads.next().unwrap_or_default());
-                let affine = source.norm.and_then(|_| reads.next()).map(|table| halves(views.read(table)));
-                let residual = match residual.and_then(|_| reads.next()) {
+                let operands = self.operands(plan, step, &views);
+                let residual = match residual.and_then(|_| places.reads.last().copied()) {
                     None => Residual::None,
                     Some(region) if in_place(region) => Residual::InPlace,
                     Some(region) => Residual::Tensor(views.tensor(region)),
                 };
-                let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
-                let size = plan.sizes[source.base];
-                convolution.run(pool, input, size, prologue, epilogue, scratch, output);
+                let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
+                operands.run(pool, arithmetic, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
@@ -236,6 +297,33 @@ impl CpuProgram {
                 elementwise::add(isa, pool, first, views.tensor(second), output);
             }
         }
+    }
+}
+
+/// What a convolution reads, beside a residual.
+pub(crate) struct Operands<'a> {
+    isa: Isa,
+    pub(crate) geometry: Geometry,
+    convolution: &'a Convolution,
+    input: Tensor<'a>,
+    size: [usize; 2],
+    prologue: Prologue<'a>,
+}
+
+impl Operands<'_> {
+    /// Computes into `output`; `scratch` may be longer than needed.
+    pub(crate) fn run(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
+        let Operands { convolution, input, size, prologue, .. } = *self;
+        let scratch =
+            &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
+        convolution.run(pool, arithmetic, input, size, prologue, epilogue, scratch, output);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod arena;
 mod autoencoder;
+mod calibration;
 mod control;
 mod cpu;
 mod error;
@@ -14,11 +15,14 @@ mod plan;
 mod precision;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
 pub use plan::{Plan, PlanSummary, Step};
 pub use precision::Precision;
+
+use std::sync::Arc;
 
 use remote_vae_model::{Graph, WeightSource};
 
@@ -48,6 +52,16 @@ pub trait Engine: Send + Sync {
 
 /// A graph with its weights, ready to run.
 pub trait Program: Send + Sync {
+    /// Does what the first run in `precision` would have to do first: `fast` is compared with `exact` on a probe, to see
+    /// which layers need `f32`.
+    ///
+    /// # Errors
+    /// Memory is refused.
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError>;
+
+    /// What the comparison found, once it was made.
+    fn calibration(&self) -> Option<Arc<Calibration>>;
+
     /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`) in the
     /// plan's precision.
     ///

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use remote_vae_kernels::attention;
-use remote_vae_kernels::convolution::{Convolution, Geometry};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::{Isa, Storage};
 use remote_vae_model::{Graph, Node, Operation};
@@ -96,7 +96,7 @@ impl Plan {
             .into_iter()
             .zip(layout.places)
             .map(|(step, places)| {
-                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, isa));
+                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, precision, isa));
                 describe(graph, step, places, &sizes)
             })
             .collect();
@@ -174,20 +174,48 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
         .sum()
 }
 
-fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+/// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
+fn most(
+    precision: Precision,
+    geometry: Option<Geometry>,
+    need: impl Fn(&Geometry, Arithmetic) -> usize,
+) -> usize {
+    let Some(geometry) = geometry else { return 0 };
+    precision.arithmetics().iter().map(|arithmetic| need(&geometry, *arithmetic)).max().unwrap_or(0)
+}
+
+fn worker_scratch(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 2]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
-        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::worker_bytes(isa, &geometry, sizes[*node], source.upsample)),
+        Fused::Convolution { node, source, .. } => {
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::worker_bytes(isa, geometry, sizes[*node], source.upsample, arithmetic)
+            })
+        }
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
         _ => 0,
     }
 }
 
 /// `f32` that the step needs beside its tensors while it runs.
-fn scratch_len(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+fn scratch_len(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 2]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
-        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::scratch_len(isa, &geometry, source.upsample)),
+        Fused::Convolution { node, source, .. } => {
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
+            })
+        }
         Fused::Attention { inputs } => {
             let [height, width] = sizes[inputs[0]];
             attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width)
@@ -269,7 +297,7 @@ impl Layout {
                 let buffer = &mut buffers[buffer_of[&value]];
                 buffer.last = buffer.last.max(index);
             }
-            let scratch = scratch_len(graph, step, sizes, isa);
+            let scratch = scratch_len(graph, step, sizes, precision, isa);
             if scratch > 0 {
                 scratch_of[index] = Some(buffers.len());
                 buffers.push(Lifetime { len: scratch, first: index, last: index });

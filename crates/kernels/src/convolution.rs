@@ -55,6 +55,27 @@ impl Algorithm {
     }
 }
 
+/// What the sums of a convolution are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// 32-bit floating point.
+    #[default]
+    Float32,
+    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for what is
+    /// transformed: other convolutions stay in 32-bit floating point.
+    Integer16,
+}
+
+impl Arithmetic {
+    /// `float32` or `integer16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arithmetic::Float32 => "float32",
+            Arithmetic::Integer16 => "integer16",
+        }
+    }
+}
+
 impl Geometry {
     /// The output's `[height, width]` for an input of `size` (after upsampling); `None` when the kernel does not fit.
     pub fn output_size(&self, [height, width]: [usize; 2]) -> Option<[usize; 2]> {
@@ -73,6 +94,14 @@ impl Geometry {
             Algorithm::UpsampleFold
         } else {
             Algorithm::Winograd
+        }
+    }
+
+    /// What this convolution is computed in after nearest upsampling by `upsample` if `asked` is asked for.
+    pub fn arithmetic(&self, asked: Arithmetic, upsample: usize) -> Arithmetic {
+        match self.algorithm(upsample) {
+            Algorithm::Direct => Arithmetic::Float32,
+            Algorithm::Winograd | Algorithm::UpsampleFold => asked,
         }
     }
 
@@ -129,27 +158,35 @@ impl Convolution {
 
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed
     /// weights, which live no longer than the call.
-    pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize) -> usize {
+    pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => 0,
-            Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry),
-            Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry),
+            Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
+            Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
     }
 
     /// Bytes of scratch that each worker takes beside that while [`Convolution::run`] makes an output of `size`.
-    pub fn worker_bytes(isa: Isa, geometry: &Geometry, size: [usize; 2], upsample: usize) -> usize {
+    pub fn worker_bytes(
+        isa: Isa,
+        geometry: &Geometry,
+        size: [usize; 2],
+        upsample: usize,
+        arithmetic: Arithmetic,
+    ) -> usize {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, size, upsample),
-            Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size),
-            Algorithm::UpsampleFold => transformed::worker_bytes::<UpsampleFold>(isa, geometry, size),
+            Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size, arithmetic),
+            Algorithm::UpsampleFold => {
+                transformed::worker_bytes::<UpsampleFold>(isa, geometry, size, arithmetic)
+            }
         }
     }
 
     /// Convolves `input` (blocked, `size` = its `[height, width]` before upsampling) into `output` (blocked).
     ///
     /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights they may
-    /// reach any other of the 4×4 tiles whose inputs hold them.
+    /// reach any other of the 4×4 tiles whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
     ///
     /// # Panics
     /// A length does not fit the geometry, `scratch` is not [`Convolution::scratch_len`] long, or the kernel does not
@@ -158,6 +195,7 @@ impl Convolution {
     pub fn run(
         &self,
         pool: &Pool,
+        arithmetic: Arithmetic,
         input: Tensor<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
@@ -174,7 +212,8 @@ impl Convolution {
         if let Residual::Tensor(residual) = epilogue.residual {
             assert_eq!(residual.groups(), output.groups());
         }
-        assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor));
+        assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
+        let layer = (geometry, arithmetic);
         let [top, _, left, _] = geometry.padding;
         let source = Source { input, size, prologue, factor, padding: [top, left] };
         let target = Target {
@@ -191,11 +230,11 @@ impl Convolution {
                 // The fold reads the picture as it was before upsampling.
                 let source = Source { factor: 1, ..source };
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<UpsampleFold>(self.isa, pool, geometry, weights, source, target, scratch);
+                transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, source, target, scratch);
             }
             Weights::Transformed(weights) => {
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<Winograd>(self.isa, pool, geometry, weights, source, target, scratch);
+                transformed::run::<Winograd>(self.isa, pool, layer, weights, source, target, scratch);
             }
         }
     }

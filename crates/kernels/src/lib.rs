@@ -12,6 +12,7 @@ mod direct;
 pub mod elementwise;
 mod epilogue;
 mod half;
+mod integers;
 mod isa;
 pub mod layout;
 mod math;

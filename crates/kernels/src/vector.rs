@@ -40,6 +40,12 @@ pub(crate) trait Vector: Copy + Halves {
     /// The CPU has the instruction set.
     unsafe fn minus(self, other: Self) -> Self;
 
+    /// `self · other`
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn times(self, other: Self) -> Self;
+
     /// `self + scalar · vector`, rounded once where the set has a fused instruction.
     ///
     /// # Safety
@@ -51,7 +57,7 @@ pub(crate) trait Vector: Copy + Halves {
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($register:ident, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident,
-     $fma:ident) => {
+     $mul:ident, $fma:ident) => {
         impl Vector for std::arch::x86_64::$register {
             const LANES: usize = $lanes;
 
@@ -88,6 +94,12 @@ macro_rules! x86_vector {
             }
 
             #[inline(always)]
+            unsafe fn times(self, other: Self) -> Self {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { std::arch::x86_64::$mul(self, other) }
+            }
+
+            #[inline(always)]
             unsafe fn add_scaled(self, scalar: f32, vector: Self) -> Self {
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
@@ -108,6 +120,7 @@ x86_vector!(
     _mm512_set1_ps,
     _mm512_add_ps,
     _mm512_sub_ps,
+    _mm512_mul_ps,
     _mm512_fmadd_ps
 );
 #[cfg(target_arch = "x86_64")]
@@ -119,12 +132,13 @@ x86_vector!(
     _mm256_set1_ps,
     _mm256_add_ps,
     _mm256_sub_ps,
+    _mm256_mul_ps,
     _mm256_fmadd_ps
 );
 
 /// The portable stand-in: the compiler finds the platform's registers.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; 16]);
+pub(crate) struct Portable(pub(crate) [f32; 16]);
 
 impl Vector for Portable {
     const LANES: usize = 16;
@@ -158,6 +172,14 @@ impl Vector for Portable {
     unsafe fn minus(mut self, other: Self) -> Self {
         for lane in 0..16 {
             self.0[lane] -= other.0[lane];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn times(mut self, other: Self) -> Self {
+        for lane in 0..16 {
+            self.0[lane] *= other.0[lane];
         }
         self
     }

@@ -175,7 +175,7 @@ fn what_does_not_fit_is_refused_by_name() {
 #[test]
 fn a_sample_is_drawn_around_the_mode_and_repeats_with_its_seed() {
     let autoencoder = embedded(2);
-    autoencoder.warm(Operation::Encode).unwrap();
+    autoencoder.warm(Operation::Encode, Precision::Exact).unwrap();
     let pixels = values(3 * 32 * 32, 8);
     let encode = |draw| {
         autoencoder

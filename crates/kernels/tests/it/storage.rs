@@ -2,7 +2,7 @@
 
 use crate::support::{blocked, each_tier, values};
 use remote_vae_kernels::attention::{self, attention};
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, add, map, upsample_nearest};
 use remote_vae_kernels::norm::{GroupNorm, apply, statistics};
 use remote_vae_kernels::{Activation, Isa, Pool, Storage, Tensor, TensorMut};
@@ -102,17 +102,22 @@ fn convolutions_read_and_write_halves() {
         let table = blocked(&values(inputs, 4), inputs, 1);
         each_tier(|isa, pool| {
             let convolution = Convolution::new(isa, geometry, &weight, Some(&weight[..outputs]));
-            for (norm, activation) in
-                [(false, Activation::None), (true, Activation::Silu), (true, Activation::None)]
-            {
+            for (norm, activation, arithmetic) in [
+                (false, Activation::None, Arithmetic::Float32),
+                (true, Activation::Silu, Arithmetic::Float32),
+                (true, Activation::None, Arithmetic::Float32),
+                (true, Activation::Silu, Arithmetic::Integer16),
+            ] {
                 let affine = norm.then_some((table.as_slice(), table.as_slice()));
                 let prologue = Prologue { affine, activation, upsample };
                 let run = |input: Tensor<'_>, residual: Residual<'_>, out: TensorMut<'_>| {
-                    let mut scratch = vec![0.0; Convolution::scratch_len(isa, &geometry, upsample)];
+                    let mut scratch =
+                        vec![0.0; Convolution::scratch_len(isa, &geometry, upsample, arithmetic)];
                     let epilogue = Epilogue { residual, activation: Activation::Relu };
-                    convolution.run(pool, input, size, prologue, epilogue, &mut scratch, out);
+                    convolution.run(pool, arithmetic, input, size, prologue, epilogue, &mut scratch, out);
                 };
-                let what = format!("{} {geometry:?} x{upsample} {activation:?}", isa.name());
+                let what =
+                    format!("{} {geometry:?} x{upsample} {activation:?} {}", isa.name(), arithmetic.name());
                 let operands = [input.clone(), residual.clone()];
                 check(&operands[..1], None, residual.groups, &what, |tensors, out| {
                     run(tensors[0], Residual::None, out);

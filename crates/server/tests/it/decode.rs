@@ -331,7 +331,8 @@ async fn the_same_request_gives_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_chooses_its_precision_and_the_answer_names_it() {
     let fast_by_default = ServerOptions { precision: Precision::Fast, ..options() };
-    let servers = [TestServer::start().await, TestServer::with(fast_by_default, vec![("default", kl())]).await];
+    let servers =
+        [TestServer::start().await, TestServer::with(fast_by_default, vec![("default", kl())]).await];
     let (body, _) = latents(&SHAPE, 12);
     let mut answers = Vec::new();
     for (server, default) in servers.iter().zip(["exact", "fast"]) {
