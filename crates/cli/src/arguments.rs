@@ -37,9 +37,9 @@ const MODEL_HELP: &str = "A diffusers directory, a .safetensors file, `embedded`
 /// How the work is computed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArguments {
-    /// Arithmetic: `exact` computes in 32-bit floating point throughout.
-    #[arg(long, value_enum, default_value_t = Precision::Exact)]
-    pub precision: Precision,
+    /// How numbers are kept and multiplied [default: exact; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub precision: Option<Precision>,
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -51,12 +51,28 @@ pub(crate) struct EngineArguments {
     pub isa: Option<String>,
 }
 
+impl EngineArguments {
+    /// The precision to compute in here.
+    pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
+        self.precision.unwrap_or(Precision::Exact).into()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     /// 32-bit floating point throughout.
     Exact,
-    /// 16-bit arithmetic inside convolutions (not built yet: refused).
+    /// 16 bits between steps: less memory, differences that no eye sees.
     Fast,
+}
+
+impl From<Precision> for remote_vae_engine::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Exact => Self::Exact,
+            Precision::Fast => Self::Fast,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

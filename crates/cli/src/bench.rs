@@ -58,15 +58,16 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     if !size.width.is_multiple_of(factor) || !size.height.is_multiple_of(factor) {
         bail!("--size {size}: both sides must be multiples of {factor}");
     }
+    let precision = options.engine.precision();
     let (op, shape, plan) = match options.op {
         BenchOperation::Decode => {
             let channels = autoencoder.model().latent_channels();
             let shape = [1, channels, size.height / factor, size.width / factor];
-            ("decode", shape, autoencoder.plan_decode(shape)?)
+            ("decode", shape, autoencoder.plan_decode(shape, precision)?)
         }
         BenchOperation::Encode => {
             let shape = [1, 3, size.height, size.width];
-            ("encode", shape, autoencoder.plan_encode(shape)?)
+            ("encode", shape, autoencoder.plan_encode(shape, precision)?)
         }
     };
     if let Some(total) = memory::total_bytes()
@@ -80,15 +81,15 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         let start = Instant::now();
         match options.op {
             BenchOperation::Decode => {
-                autoencoder.decode(input, shape, &Scaling::None, control)?;
+                autoencoder.decode(input, shape, &Scaling::None, precision, control)?;
             }
             BenchOperation::Encode => {
-                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, control)?;
+                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, precision, control)?;
             }
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode })?;
+    autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode }, precision)?;
     once(&local::control("first run, not counted"))?;
     let mut seconds = (1..=options.runs)
         .map(|run| once(&local::control(&format!("run {run} of {}", options.runs))))
@@ -111,7 +112,7 @@ fn report(
     Report {
         op,
         size: options.size.to_string(),
-        precision: "exact",
+        precision: options.engine.precision().name(),
         threads: autoencoder.engine().threads(),
         runs: sorted.len(),
         median_s: median,

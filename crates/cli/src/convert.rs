@@ -8,7 +8,7 @@ use remote_vae_engine::{Draw, Image};
 use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
-use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments, Precision};
+use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::local;
 use crate::tensors::{self, Tensor};
 
@@ -76,7 +76,8 @@ fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
-    Ok(autoencoder.decode(values, shape, &scaling(&options.place), &local::control("decoding"))?)
+    let precision = options.place.engine.precision();
+    Ok(autoencoder.decode(values, shape, &scaling(&options.place), precision, &local::control("decoding"))?)
 }
 
 /// Latents as `[batch, channels, height, width]`, from any form that the model takes.
@@ -97,8 +98,8 @@ fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Resul
     refuse_local_arguments(&options.place.engine)?;
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
-    let scaling = scaling(&options.place);
-    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision: None };
+    let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
+    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision };
     let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
     let shape = pixels.shape[..].try_into().map_err(|_| {
         anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)
@@ -115,13 +116,17 @@ fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client>
     Ok(client::blocking::Client::from_builder(builder)?)
 }
 
+/// The name to ask a server for; none leaves it to the server.
+fn remote_precision(engine: &EngineArguments) -> Option<String> {
+    engine.precision.map(|precision| remote_vae_engine::Precision::from(precision).name().to_owned())
+}
+
 /// With `--url` the server's engine does the work, so flags for ours would be ignored.
 fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
     let given = [
         ("--threads", engine.threads.is_some()),
         ("--isa", engine.isa.is_some()),
         ("--memory-budget", engine.memory_budget.is_some()),
-        ("--precision fast", engine.precision == Precision::Fast),
     ];
     match given.iter().find(|(_, given)| *given) {
         Some((flag, _)) => bail!("{flag} has no effect with --url, where the server computes"),
@@ -186,14 +191,21 @@ fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<us
     let pixels = remote_vae_media::to_model_range(&picture);
     let draw = options.seed.map_or(Draw::Mode, |seed| Draw::Sample { seed });
     let control = local::control("encoding");
-    let latents = autoencoder.encode(&pixels, shape, &scaling(&options.place), draw, &control)?;
+    let latents = autoencoder.encode(
+        &pixels,
+        shape,
+        &scaling(&options.place),
+        draw,
+        options.place.engine.precision(),
+        &control,
+    )?;
     Ok((latents.values, latents.shape.to_vec()))
 }
 
 fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<(Vec<f32>, Vec<usize>)> {
     refuse_local_arguments(&options.place.engine)?;
-    let request =
-        client::EncodeOptions { scaling: scaling(&options.place), seed: options.seed, precision: None };
+    let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
+    let request = client::EncodeOptions { scaling, seed: options.seed, precision };
     let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_engine::Autoencoder;
+use remote_vae_engine::{Autoencoder, Precision};
 use remote_vae_media::to_uint8_channel_last;
 use remote_vae_model::{Family, Normalisation, random};
 use remote_vae_wire::{Dtype, Scaling, TensorHeader, bytes_from_elements, elements_from_bytes};
@@ -68,7 +68,12 @@ struct Class {
 ///
 /// # Errors
 /// A slice differs, no class fits, or the file cannot be used.
-pub(crate) fn run(autoencoder: &Autoencoder, file: Option<&Path>, class: Option<&str>) -> Result<()> {
+pub(crate) fn run(
+    autoencoder: &Autoencoder,
+    precision: Precision,
+    file: Option<&Path>,
+    class: Option<&str>,
+) -> Result<()> {
     if file.is_none() && class.is_none() && autoencoder.model().label() == "embedded" {
         bail!("the embedded model has no published numbers; name a real one, such as --model sd-v1");
     }
@@ -85,7 +90,7 @@ pub(crate) fn run(autoencoder: &Autoencoder, file: Option<&Path>, class: Option<
     writeln!(output, "numbers    {}", file.source)?;
     let mut different = Vec::new();
     for class in &classes {
-        if compare(&mut output, autoencoder, &file, class)? > 0 {
+        if compare(&mut output, autoencoder, precision, &file, class)? > 0 {
             different.push(class.name.as_str());
         }
     }
@@ -147,9 +152,15 @@ fn choose<'a>(file: &'a File, autoencoder: &Autoencoder, name: Option<&str>) -> 
 }
 
 /// Draws, decodes and prints one class; gives the number of slices that differ.
-fn compare(output: &mut impl Write, autoencoder: &Autoencoder, file: &File, class: &Class) -> Result<usize> {
+fn compare(
+    output: &mut impl Write,
+    autoencoder: &Autoencoder,
+    precision: Precision,
+    file: &File,
+    class: &Class,
+) -> Result<usize> {
     let (latents, shape) = class.latents(autoencoder, file.seed)?;
-    let plan = autoencoder.plan_decode(shape)?;
+    let plan = autoencoder.plan_decode(shape, precision)?;
     if memory::total_bytes().is_some_and(|total| plan.peak_bytes as u64 > total) {
         bail!("{}: decoding needs {} MiB, more than this machine has", class.name, plan.peak_bytes >> 20);
     }
@@ -163,7 +174,7 @@ fn compare(output: &mut impl Write, autoencoder: &Autoencoder, file: &File, clas
     }
     let scaling = Scaling::Explicit { scale: class.scaling_factor, shift: class.shift_factor };
     let start = Instant::now();
-    let image = autoencoder.decode(latents, shape, &scaling, &local::control(&class.name))?;
+    let image = autoencoder.decode(latents, shape, &scaling, precision, &local::control(&class.name))?;
     let seconds = start.elapsed().as_secs_f64();
     let found = slices(&image.pixels, image.shape);
 

@@ -6,25 +6,30 @@
 
 mod arena;
 mod autoencoder;
+mod calibration;
 mod control;
 mod cpu;
 mod error;
 mod fusion;
 mod plan;
+mod precision;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
 pub use plan::{Plan, PlanSummary, Step};
+pub use precision::Precision;
+
+use std::sync::Arc;
 
 use remote_vae_model::{Graph, WeightSource};
 
 /// Something that runs graphs. The same suite of tests runs against every implementation.
 pub trait Engine: Send + Sync {
-    /// Device, instruction tier and precision, e.g. `cpu/avx512/exact`; answers of engines of one name are equal to
-    /// the byte.
-    fn name(&self) -> String;
+    /// Device, instruction tier and precision, e.g. `cpu/avx512/exact`; answers under one name are equal to the byte.
+    fn name(&self, precision: Precision) -> String;
 
     /// Instruction tier, e.g. `avx512`.
     fn isa(&self) -> &str;
@@ -36,7 +41,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The shape does not fit the graph.
-    fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError>;
+    fn plan(&self, graph: &Graph, input: [usize; 4], precision: Precision) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///
@@ -47,7 +52,18 @@ pub trait Engine: Send + Sync {
 
 /// A graph with its weights, ready to run.
 pub trait Program: Send + Sync {
-    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`).
+    /// Does what the first run in `precision` would have to do first: `fast` is compared with `exact` on a probe, to see
+    /// which layers need `f32`.
+    ///
+    /// # Errors
+    /// Memory is refused.
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError>;
+
+    /// What the comparison found, once it was made.
+    fn calibration(&self) -> Option<Arc<Calibration>>;
+
+    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`) in the
+    /// plan's precision.
     ///
     /// A sample's bytes do not depend on the number of threads or on the other samples of its batch.
     ///

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use remote_vae_kernels::Isa;
 use remote_vae_kernels::attention;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
-use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
+use remote_vae_kernels::layout::{BLOCK, blocks};
+use remote_vae_kernels::{Isa, Storage};
 use remote_vae_model::{Graph, Node, Operation};
 
-use crate::EngineError;
 use crate::arena::{Lifetime, Region, place};
 use crate::fusion::{Fused, FusedStep, Value, fuse};
+use crate::{EngineError, Precision};
 
 /// One step of a plan.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Plan {
     pub input: [usize; 4],
     /// `[batch, channels, height, width]`
     pub output: [usize; 4],
+    /// How numbers are kept and multiplied.
+    pub precision: Precision,
     /// In order; the same for each sample of the batch.
     pub steps: Vec<Step>,
     pub(crate) arena_len: usize,
@@ -79,6 +81,7 @@ impl Plan {
     pub(crate) fn new(
         graph: &Graph,
         input: [usize; 4],
+        precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Plan, EngineError> {
@@ -87,19 +90,20 @@ impl Plan {
         let sizes: Vec<[usize; 2]> = shapes.iter().map(|shape| [shape[2], shape[3]]).collect();
         let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
         let fused = fuse(graph);
-        let layout = Layout::new(graph, &fused, &sizes, isa);
+        let layout = Layout::new(graph, &fused, &sizes, precision, isa);
         let mut worker_bytes = 0;
         let steps: Vec<Step> = fused
             .into_iter()
             .zip(layout.places)
             .map(|(step, places)| {
-                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, isa));
+                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, precision, isa));
                 describe(graph, step, places, &sizes)
             })
             .collect();
         Ok(Plan {
             input,
             output: shapes[graph.output.0],
+            precision,
             steps,
             arena_len: layout.arena_len,
             input_place: layout.input,
@@ -170,11 +174,27 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
         .sum()
 }
 
-fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+/// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
+fn most(
+    precision: Precision,
+    geometry: Option<Geometry>,
+    need: impl Fn(&Geometry, Arithmetic) -> usize,
+) -> usize {
+    let Some(geometry) = geometry else { return 0 };
+    precision.arithmetics().iter().map(|arithmetic| need(&geometry, *arithmetic)).max().unwrap_or(0)
+}
+
+fn worker_scratch(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 2]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
         Fused::Convolution { node, source, .. } => {
-            geometry(graph, &graph.nodes[*node]).map_or(0, |geometry| {
-                Convolution::worker_bytes(isa, &geometry, sizes[*node], source.upsample, Arithmetic::Float32)
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::worker_bytes(isa, geometry, sizes[*node], source.upsample, arithmetic)
             })
         }
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
@@ -183,12 +203,19 @@ fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Is
 }
 
 /// `f32` that the step needs beside its tensors while it runs.
-fn scratch_len(graph: &Graph, step: &FusedStep, sizes: &[[usize; 2]], isa: Isa) -> usize {
+fn scratch_len(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 2]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
-        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| {
-                Convolution::scratch_len(isa, &geometry, source.upsample, Arithmetic::Float32)
-            }),
+        Fused::Convolution { node, source, .. } => {
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
+            })
+        }
         Fused::Attention { inputs } => {
             let [height, width] = sizes[inputs[0]];
             attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width)
@@ -242,10 +269,23 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(graph: &Graph, steps: &[FusedStep], sizes: &[[usize; 2]], isa: Isa) -> Layout {
+    fn new(
+        graph: &Graph,
+        steps: &[FusedStep],
+        sizes: &[[usize; 2]],
+        precision: Precision,
+        isa: Isa,
+    ) -> Layout {
         let last_reads = last_reads(graph, steps);
+        // What the outside hands over and takes is plain `f32`; so are tables.
+        let storage = |value: Value| match value {
+            Value::Node(node) if node != 0 && node != graph.output.0 => precision.storage(),
+            _ => Storage::Float32,
+        };
         let len = |value: Value| match value {
-            Value::Node(node) => blocked_len(graph.nodes[node].channels, sizes[node][0] * sizes[node][1]),
+            Value::Node(node) => {
+                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node][0] * sizes[node][1])
+            }
             Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
         };
         // Tensors that are written over one another share a buffer.
@@ -257,13 +297,14 @@ impl Layout {
                 let buffer = &mut buffers[buffer_of[&value]];
                 buffer.last = buffer.last.max(index);
             }
-            let scratch = scratch_len(graph, step, sizes, isa);
+            let scratch = scratch_len(graph, step, sizes, precision, isa);
             if scratch > 0 {
                 scratch_of[index] = Some(buffers.len());
                 buffers.push(Lifetime { len: scratch, first: index, last: index });
             }
-            let dies_here =
-                |value: &Value| last_reads.get(value) == Some(&index) && len(*value) == len(step.output);
+            let alike =
+                |value: Value| len(value) == len(step.output) && storage(value) == storage(step.output);
+            let dies_here = |value: &Value| last_reads.get(value) == Some(&index) && alike(*value);
             let buffer = match step.operation.may_overwrite().into_iter().find(dies_here) {
                 Some(value) => buffer_of[&value],
                 None => {
@@ -277,7 +318,7 @@ impl Layout {
         let result = buffer_of[&Value::Node(graph.output.0)];
         buffers[result].last = steps.len();
         let (regions, arena_len) = place(&buffers);
-        let region = |value: &Value| regions[buffer_of[value]];
+        let region = |value: &Value| Region { storage: storage(*value), ..regions[buffer_of[value]] };
         let places = steps
             .iter()
             .zip(scratch_of)

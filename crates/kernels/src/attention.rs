@@ -4,11 +4,12 @@
 
 use crate::buffer::{self, Buffer};
 use crate::isa::{Isa, dispatch};
-use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::layout::{BLOCK, blocks};
 use crate::math::exp;
-use crate::microkernel::{Rows, Tile};
+use crate::microkernel::{Generic, Rows, Tile};
 use crate::pool::Pool;
 use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels.
 const QUERIES: usize = 48;
@@ -43,22 +44,21 @@ fn packed_lens(isa: Isa, channels: usize, tokens: usize) -> [usize; 2] {
 pub fn attention(
     isa: Isa,
     pool: &Pool,
-    [query, key, value]: [&[f32]; 3],
+    [query, key, value]: [Tensor<'_>; 3],
     channels: usize,
     tokens: usize,
     scratch: &mut [f32],
-    output: &mut [f32],
+    output: TensorMut<'_>,
 ) {
-    let len = blocked_len(channels, tokens);
-    assert!(
-        tokens > 0 && [query, key, value].iter().all(|tensor| tensor.len() == len) && output.len() == len
-    );
+    let groups = blocks(channels) * tokens;
+    assert!(tokens > 0 && output.groups() == groups);
+    assert!([query, key, value].iter().all(|tensor| tensor.groups() == groups));
     let [keys_len, values_len] = packed_lens(isa, channels, tokens);
     let (keys, rest) = scratch.split_at_mut(keys_len);
     let values = &mut rest[..values_len];
     pack_keys(pool, key, channels, tokens, isa.lanes(), keys);
     pack_values(pool, value, channels, tokens, isa.lanes(), values);
-    let job = Job { query, keys, values, channels, tokens, output: SharedOutput::new(output) };
+    let job = Job { query, keys, values, channels, tokens, output: SharedTensor::new(output) };
     pool.run(
         tokens.div_ceil(QUERIES),
         || Scratch::new(isa, channels),
@@ -70,7 +70,7 @@ pub fn attention(
 }
 
 /// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
-fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+fn pack_keys(pool: &Pool, key: Tensor<'_>, channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
     let padded = blocks(channels) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
@@ -79,11 +79,20 @@ fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: us
         |(), group| {
             // SAFETY: each task owns one group of tokens.
             let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
-            for (channel, row) in out.chunks_exact_mut(lanes).enumerate() {
-                let plane = &key[channel / BLOCK * tokens * BLOCK..][..tokens * BLOCK];
-                for (lane, slot) in row.iter_mut().enumerate() {
+            for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
+                for lane in 0..lanes {
                     let token = group * lanes + lane;
-                    *slot = if token < tokens { plane[token * BLOCK + channel % BLOCK] } else { 0.0 };
+                    // SAFETY: the portable tier is always there.
+                    let pixel = unsafe {
+                        if token < tokens {
+                            key.group::<Generic>(block * tokens + token)
+                        } else {
+                            [0.0; BLOCK]
+                        }
+                    };
+                    for (row, value) in rows.chunks_exact_mut(lanes).zip(pixel) {
+                        row[lane] = value;
+                    }
                 }
             }
         },
@@ -91,7 +100,14 @@ fn pack_keys(pool: &Pool, key: &[f32], channels: usize, tokens: usize, lanes: us
 }
 
 /// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
-fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+fn pack_values(
+    pool: &Pool,
+    value: Tensor<'_>,
+    channels: usize,
+    tokens: usize,
+    lanes: usize,
+    packed: &mut [f32],
+) {
     let rows = tokens.div_ceil(BLOCK) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
@@ -102,9 +118,10 @@ fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes
             let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
             out.fill(0.0);
             for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
-                let plane = &value[block * tokens * BLOCK..][..tokens * BLOCK];
-                for (row, pixel) in out.chunks_exact_mut(lanes).zip(plane.chunks_exact(BLOCK)) {
-                    row[part * BLOCK..][..BLOCK].copy_from_slice(pixel);
+                for (token, row) in out.chunks_exact_mut(lanes).take(tokens).enumerate() {
+                    // SAFETY: the portable tier is always there.
+                    let pixel = unsafe { value.group::<Generic>(block * tokens + token) };
+                    row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
                 }
             }
         },
@@ -112,12 +129,12 @@ fn pack_values(pool: &Pool, value: &[f32], channels: usize, tokens: usize, lanes
 }
 
 struct Job<'a> {
-    query: &'a [f32],
+    query: Tensor<'a>,
     keys: &'a [f32],
     values: &'a [f32],
     channels: usize,
     tokens: usize,
-    output: SharedOutput<'a>,
+    output: SharedTensor<'a>,
 }
 
 struct Scratch {
@@ -152,11 +169,13 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
     let count = QUERIES.min(job.tokens - first);
     let temperature = 1.0 / (job.channels as f32).sqrt();
     for (block, plane) in scratch.queries.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
-        let source = &job.query[(block * job.tokens + first) * BLOCK..][..count * BLOCK];
-        plane[count * BLOCK..].fill(0.0);
-        for (slot, value) in plane.iter_mut().zip(source) {
-            *slot = value * temperature;
+        let (used, rest) = plane.split_at_mut(count * BLOCK);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.query.part(block * job.tokens + first, count).read::<T>(used) };
+        for value in used {
+            *value *= temperature;
         }
+        rest.fill(0.0);
     }
     scratch.result.fill(0.0);
     let mut maximum = [f32::NEG_INFINITY; QUERIES];
@@ -170,16 +189,17 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
         unsafe { mix::<T>(job, scratch, start, keys) };
     }
     for block in 0..blocks(job.channels) {
-        // SAFETY: each task owns the tokens of its queries.
-        let out = unsafe { job.output.part((block * job.tokens + first) * BLOCK, count * BLOCK) };
         let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
         let used = (job.channels - block * BLOCK).min(BLOCK);
-        for (query, pixel) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..BLOCK];
-            for (slot, value) in pixel.iter_mut().zip(&from[..used]) {
-                *slot = value / total[query];
-            }
-            pixel[used..].fill(0.0);
+        // SAFETY: the caller vouches for the CPU; each task owns the tokens of its queries.
+        unsafe {
+            job.output.replace::<T>(block * job.tokens + first, count, false, |query, mut pixel| {
+                let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
+                for (slot, value) in pixel.iter_mut().zip(from) {
+                    *slot = value / total[query];
+                }
+                pixel
+            });
         }
     }
 }

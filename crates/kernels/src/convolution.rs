@@ -6,10 +6,10 @@
 
 use crate::epilogue::Target;
 use crate::isa::Isa;
-use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::layout::{BLOCK, blocks};
 use crate::pool::Pool;
 use crate::prologue::Source;
-use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, panels};
 use crate::winograd::Winograd;
@@ -196,28 +196,28 @@ impl Convolution {
         &self,
         pool: &Pool,
         arithmetic: Arithmetic,
-        input: &[f32],
+        input: Tensor<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
-        output: &mut [f32],
+        output: TensorMut<'_>,
     ) {
         let geometry = self.geometry;
         let factor = prologue.upsample.max(1);
-        assert_eq!(input.len(), blocked_len(geometry.input_channels, size[0] * size[1]));
+        assert_eq!(input.groups(), blocks(geometry.input_channels) * size[0] * size[1]);
         let output_size =
             geometry.output_size(size.map(|side| side * factor)).expect("the kernel fits the input");
-        assert_eq!(output.len(), blocked_len(geometry.output_channels, output_size[0] * output_size[1]));
+        assert_eq!(output.groups(), blocks(geometry.output_channels) * output_size[0] * output_size[1]);
         if let Residual::Tensor(residual) = epilogue.residual {
-            assert_eq!(residual.len(), output.len());
+            assert_eq!(residual.groups(), output.groups());
         }
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let layer = (geometry, arithmetic);
         let [top, _, left, _] = geometry.padding;
         let source = Source { input, size, prologue, factor, padding: [top, left] };
         let target = Target {
-            output: SharedOutput::new(output),
+            output: SharedTensor::new(output),
             size: output_size,
             channels: geometry.output_channels,
             epilogue,

@@ -52,7 +52,9 @@ impl Isa {
         let mut tiers = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             if avx512 && is_x86_feature_detected!("avx512vnni") {
                 tiers.push(Isa(Tier::Avx512Vnni));
@@ -127,21 +129,21 @@ impl Isa {
 macro_rules! dispatch {
     ($isa:expr, $body:ident$(::<$extra:ident: $bound:ident>)?($($name:ident: $kind:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx512vnni$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
             unsafe { $body::<$crate::microkernel::Avx512Vnni$(, $extra)?>($($name),*) }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx512$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
             unsafe { $body::<$crate::microkernel::Avx512$(, $extra)?>($($name),*) }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx2$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.

@@ -4,7 +4,7 @@ use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::math::{multiply_add, silu};
 use crate::microkernel::Tile;
-use crate::shared::prefetch;
+use crate::tensor::Tensor;
 
 /// What happens to an input value on its way into the convolution, in this order: norm, activation, upsampling.
 #[derive(Clone, Copy, Default)]
@@ -20,7 +20,7 @@ pub struct Prologue<'a> {
 /// A blocked tensor with what is done to it while it is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
-    pub input: &'a [f32],
+    pub input: Tensor<'a>,
     /// Height and width before upsampling.
     pub size: [usize; 2],
     /// Norm and activation; upsampling as in `factor`.
@@ -34,8 +34,11 @@ pub(crate) struct Source<'a> {
 impl Source<'_> {
     /// Fills `out` (`[rows][columns][16]`) with one channel block of the window whose first pixel is `corner`, counted
     /// in the upsampled and padded picture.
+    ///
+    /// # Safety
+    /// The CPU has the tier.
     #[inline(always)]
-    pub(crate) fn gather<T: Tile>(
+    pub(crate) unsafe fn gather<T: Tile>(
         &self,
         block: usize,
         corner: [usize; 2],
@@ -45,14 +48,14 @@ impl Source<'_> {
         let [top, left] = self.padding;
         let factor = self.factor;
         let [height, width] = self.size;
-        let source_plane = &self.input[block * height * width * BLOCK..][..height * width * BLOCK];
+        let source_plane = self.input.part(block * height * width, height * width);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
             let y = corner[0] + row;
             if y < top || y - top >= height * factor {
                 out.fill(0.0);
                 continue;
             }
-            let source = &source_plane[(y - top) / factor * width * BLOCK..][..width * BLOCK];
+            let source = source_plane.part((y - top) / factor * width, width);
             // Columns `before..after` of the patch lie inside the picture.
             let x = corner[1];
             let before = left.saturating_sub(x).min(columns);
@@ -67,8 +70,17 @@ impl Source<'_> {
                 (of(scale), of(shift))
             });
             if factor == 1 {
-                let from = ((x + before).saturating_sub(left) * BLOCK).min(source.len());
-                let pixels = source[from..][..inside.len()].as_chunks::<BLOCK>().0;
+                let from = (x + before).saturating_sub(left).min(width);
+                let pixels = source.part(from, after - before);
+                let pixels = match pixels {
+                    Tensor::Float32(pixels) => pixels.as_chunks::<BLOCK>().0,
+                    Tensor::Half(..) => {
+                        // SAFETY: the caller vouches for the CPU.
+                        unsafe { pixels.read::<T>(inside) };
+                        self.change::<T>(affine, inside);
+                        continue;
+                    }
+                };
                 let inside = inside.as_chunks_mut::<BLOCK>().0;
                 match (affine, self.prologue.activation) {
                     (None, Activation::None) => inside.copy_from_slice(pixels),
@@ -94,7 +106,8 @@ impl Source<'_> {
             }
             for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
                 let from = (x + before + column - left) / factor;
-                pixel.copy_from_slice(&source[from * BLOCK..][..BLOCK]);
+                // SAFETY: the caller vouches for the CPU.
+                pixel.copy_from_slice(&unsafe { source.group::<T>(from) });
                 if let Some((scale, shift)) = affine {
                     for lane in 0..BLOCK {
                         pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
@@ -102,6 +115,24 @@ impl Source<'_> {
                 }
             }
             activate::<T>(self.prologue.activation, inside);
+        }
+    }
+
+    /// Norm and activation of pixels that stand where they are read from.
+    #[inline(always)]
+    fn change<T: Tile>(&self, affine: Option<([f32; BLOCK], [f32; BLOCK])>, pixels: &mut [f32]) {
+        let Some((scale, shift)) = affine else {
+            return activate::<T>(self.prologue.activation, pixels);
+        };
+        let silu_after = self.prologue.activation == Activation::Silu;
+        for pixel in pixels.as_chunks_mut::<BLOCK>().0 {
+            for lane in 0..BLOCK {
+                let value = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                pixel[lane] = if silu_after { silu::<T>(value) } else { value };
+            }
+        }
+        if !silu_after {
+            activate::<T>(self.prologue.activation, pixels);
         }
     }
 
@@ -115,8 +146,7 @@ impl Source<'_> {
         };
         let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
         for row in top..bottom {
-            let offset = ((block * height + row) * width + left) * BLOCK;
-            prefetch(&self.input[offset..][..(right - left) * BLOCK]);
+            self.input.prefetch((block * height + row) * width + left, right - left);
         }
     }
 }

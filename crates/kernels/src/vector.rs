@@ -1,10 +1,12 @@
 //! The few vector instructions that the micro-kernel is written in, once for each instruction set.
 
+use crate::half::Halves;
+
 /// A register of `f32` lanes.
 ///
 /// All functions are `unsafe` because an implementation may use instructions that only some CPUs have; they are
 /// `#[inline(always)]` so that they compile inside the caller's `#[target_feature]`, which they cannot carry themselves.
-pub(crate) trait Vector: Copy {
+pub(crate) trait Vector: Copy + Halves {
     /// Lanes of one register.
     const LANES: usize;
 

@@ -14,7 +14,7 @@ use crate::state::Shared;
 
 /// Checks the request and makes its job.
 pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, body, lease, accept, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, accept, .. } = job;
     let answer = negotiate(&parameters, accept.as_deref());
     if answer.answer == Answer::Mp4 {
         return Err(Refusal::bad_request(
@@ -33,7 +33,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     let pixels = check_size(shared, batch, side(height), side(width))?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
-    let plan = check_plan(shared, autoencoder.plan_decode(shape))?;
+    let plan = check_plan(shared, autoencoder.plan_decode(shape, precision))?;
     check_form(answer.answer, plan.output)?;
 
     let place = shared.reserve()?;
@@ -42,7 +42,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let (latents, shape) = autoencoder.model().latent_space.arrange(values, layout)?;
-        let image = autoencoder.decode(latents, shape, &scaling, control)?;
+        let image = autoencoder.decode(latents, shape, &scaling, precision, control)?;
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
     Ok(Prepared { place, work, answer: Form::Picture(answer), pixels, batch })

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use remote_vae_engine::Precision;
 use serde::Serialize;
 
 use crate::error::ServerError;
@@ -17,6 +18,8 @@ pub struct ServerOptions {
     pub host: String,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// Precision of requests that do not name one.
+    pub precision: Precision,
     /// What a request may ask for, and how many may wait.
     pub limits: Limits,
     /// Whether the default model's weights are loaded before the server calls itself ready.
@@ -46,6 +49,7 @@ impl Default for ServerOptions {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            precision: Precision::default(),
             limits: Limits::default(),
             warm_up: true,
             drain_timeout: Duration::from_secs(30),

@@ -27,7 +27,8 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(job: &Job<'_>, scratch: &m
             Arithmetic::Integer16 => block % SPLIT,
         };
         let window = &mut scratch.window[place * window_len..][..window_len];
-        job.source.gather::<T>(block, corner, columns, window);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.source.gather::<T>(block, corner, columns, window) };
         // SAFETY: the caller vouches for the CPU.
         unsafe {
             match job.grid.arithmetic {

@@ -169,13 +169,14 @@ impl Case {
         };
         let residual = match (self.residual, in_place) {
             (false, _) => Residual::None,
-            (true, false) => Residual::Tensor(&residual),
+            (true, false) => Residual::Tensor(residual.as_slice().into()),
             (true, true) => Residual::InPlace,
         };
         let epilogue = Epilogue { residual, activation: self.after };
         let mut scratch =
             vec![f32::NAN; Convolution::scratch_len(isa, &self.geometry, self.upsample, arithmetic)];
-        convolution.run(pool, arithmetic, &input, self.size, prologue, epilogue, &mut scratch, &mut output);
+        let (from, to) = (input.as_slice().into(), output.as_mut_slice().into());
+        convolution.run(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
         plain(&output, output_channels, height * width)
     }
 }

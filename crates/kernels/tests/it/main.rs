@@ -4,4 +4,5 @@ mod attention;
 mod convolution;
 mod elementwise;
 mod norm;
+mod storage;
 mod support;
