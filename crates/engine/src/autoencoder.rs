@@ -142,7 +142,11 @@ impl Autoencoder {
         }
     }
 
-    fn plan(&self, operation: Operation, shape: [usize; 4]) -> Result<Plan, EngineError> {
+    /// The steps of decoding latents or encoding pixels of `shape` (`[batch, channels, height, width]`), and their cost.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or the model lacks that half.
+    pub fn plan(&self, operation: Operation, shape: [usize; 4]) -> Result<Plan, EngineError> {
         if operation == Operation::Encode {
             let factor = self.model.spatial_factor();
             let [_, _, height, width] = shape;

@@ -53,6 +53,10 @@ impl Engine for CpuEngine {
         self.pool.threads()
     }
 
+    fn peak_flops_per_second(&self) -> f64 {
+        remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
+    }
+
     fn plan(&self, graph: &Graph, input: [usize; 4]) -> Result<Plan, EngineError> {
         Plan::new(graph, input, self.isa, self.pool.threads())
     }

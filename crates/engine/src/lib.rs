@@ -10,6 +10,7 @@ mod control;
 mod cpu;
 mod error;
 mod fusion;
+pub mod memory;
 mod plan;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
@@ -31,6 +32,10 @@ pub trait Engine: Send + Sync {
 
     /// Worker threads.
     fn threads(&self) -> usize;
+
+    /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
+    /// second.
+    fn peak_flops_per_second(&self) -> f64;
 
     /// How `graph` runs on an input `[batch, channels, height, width]`; allocates nothing of that size.
     ///
