@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// Describe models: architecture, latent channels, scaling, size.
     Models(ModelsOptions),
+    /// Print what decoding or encoding a size would cost, step by step, without doing it.
+    Plan(PlanOptions),
     /// Time decoding or encoding on this machine.
     Bench(BenchOptions),
     /// Check this machine and a model, or compare a model with the numbers that diffusers publishes.
@@ -264,6 +266,26 @@ pub(crate) enum BenchOperation {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PlanOptions {
+    #[arg(value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    /// Size of the picture in pixels.
+    #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
+    pub size: Size,
+    /// Pictures at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Plan the encoder [default: the decoder]
+    #[arg(long)]
+    pub encode: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
@@ -276,6 +298,9 @@ pub(crate) struct BenchOptions {
     /// Timed runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
+    /// Also print the time of each kind of layer, from the runs themselves.
+    #[arg(long)]
+    pub steps: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

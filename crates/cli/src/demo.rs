@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use remote_vae_client::{Client, DecodeOptions, EncodeOptions, Output, Source};
-use remote_vae_engine::{Autoencoder, Precision};
+use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_server::{ModelEntry, Server, ServerOptions};
 
 use crate::arguments::DemoOptions;
-use crate::{local, memory, serve};
+use crate::{local, serve};
 
 /// The photograph that comes with the program; source and licence stand beside it.
 const PHOTOGRAPH: &[u8] = include_bytes!("../assets/demo.png");
@@ -59,8 +59,8 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
         seconds(round_trip.decode)
     )?;
     writeln!(output, "quality   PSNR {psnr:.2} dB against the photograph")?;
-    if let Some(peak) = memory::peak_rss_mib() {
-        writeln!(output, "memory    {peak:.0} MiB at the peak, the whole process")?;
+    if let Some(peak) = memory::peak_resident_bytes() {
+        writeln!(output, "memory    {} MiB at the peak, the whole process", peak >> 20)?;
     }
     writeln!(output, "written   {}", options.output.join("demo-input.png").display())?;
     writeln!(output, "          {}", options.output.join("demo.png").display())?;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions, Precision};
+use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions, Precision, memory};
 use remote_vae_model::random;
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::arguments::DoctorOptions;
-use crate::{golden, local, memory};
+use crate::{golden, local};
 
 /// Between instruction tiers, for numbers of about one.
 const ACROSS_TIERS: f32 = 2e-5;
@@ -33,12 +33,12 @@ fn describe(autoencoder: &Autoencoder, precision: Precision) -> Result<()> {
     let (engine, model) = (autoencoder.engine(), autoencoder.model());
     let unknown = || "not known".to_owned();
     writeln!(output, "program    remote-vae {}", env!("CARGO_PKG_VERSION"))?;
-    writeln!(output, "processor  {}", memory::processor().unwrap_or_else(unknown))?;
+    writeln!(output, "processor  {}", processor().unwrap_or_else(unknown))?;
     writeln!(output, "engine     {}, {} threads", engine.name(precision), engine.threads())?;
     let gib = |bytes: Option<u64>| {
         bytes.map_or_else(unknown, |bytes| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64))
     };
-    writeln!(output, "memory     {}, {} free", gib(memory::total_bytes()), gib(memory::available_bytes()))?;
+    writeln!(output, "memory     {}, {} free", gib(memory::limit_bytes()), gib(memory::available_bytes()))?;
     writeln!(
         output,
         "model      {}: {}, {} latent channels",
@@ -47,6 +47,13 @@ fn describe(autoencoder: &Autoencoder, precision: Precision) -> Result<()> {
         model.latent_channels()
     )?;
     Ok(())
+}
+
+/// What the processor calls itself; `None` where the system does not tell.
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let (_, name) = text.lines().find(|line| line.starts_with("model name"))?.split_once(':')?;
+    Some(name.trim().to_owned())
 }
 
 /// Decodes small latents here and by the portable code, and times larger ones.

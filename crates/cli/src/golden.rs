@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_engine::{Autoencoder, Precision};
+use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_media::to_uint8_channel_last;
 use remote_vae_model::{Family, Normalisation, random};
 use remote_vae_wire::{Dtype, Scaling, TensorHeader, bytes_from_elements, elements_from_bytes};
 use serde::Deserialize;
 
-use crate::{local, memory};
+use crate::local;
 
 const PUBLISHED: &str = include_str!("../assets/published-slices.json");
 /// Sides of a slice.
@@ -161,7 +161,7 @@ fn compare(
 ) -> Result<usize> {
     let (latents, shape) = class.latents(autoencoder, file.seed)?;
     let plan = autoencoder.plan_decode(shape, precision)?;
-    if memory::total_bytes().is_some_and(|total| plan.peak_bytes as u64 > total) {
+    if memory::limit_bytes().is_some_and(|total| plan.peak_bytes as u64 > total) {
         bail!("{}: decoding needs {} MiB, more than this machine has", class.name, plan.peak_bytes >> 20);
     }
     let [_, channels, height, width] = plan.output;

@@ -150,7 +150,11 @@ impl Autoencoder {
         }
     }
 
-    fn plan(
+    /// The steps of decoding latents or encoding pixels of `shape` (`[batch, channels, height, width]`), and their cost.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or the model lacks that half.
+    pub fn plan(
         &self,
         operation: Operation,
         shape: [usize; 4],

@@ -54,6 +54,10 @@ impl Engine for CpuEngine {
         self.pool.threads()
     }
 
+    fn peak_flops_per_second(&self) -> f64 {
+        remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
+    }
+
     fn plan(&self, graph: &Graph, input: [usize; 4], precision: Precision) -> Result<Plan, EngineError> {
         Plan::new(graph, input, precision, self.isa, self.pool.threads())
     }

@@ -11,6 +11,7 @@ mod control;
 mod cpu;
 mod error;
 mod fusion;
+pub mod memory;
 mod plan;
 mod precision;
 
@@ -36,6 +37,10 @@ pub trait Engine: Send + Sync {
 
     /// Worker threads.
     fn threads(&self) -> usize;
+
+    /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
+    /// second.
+    fn peak_flops_per_second(&self) -> f64;
 
     /// How `graph` runs on an input `[batch, channels, height, width]`; allocates nothing of that size.
     ///

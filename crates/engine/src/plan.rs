@@ -28,6 +28,23 @@ pub struct Step {
     pub(crate) places: Places,
 }
 
+impl Step {
+    /// Bytes of its result as it lies in memory, channels padded.
+    pub fn output_bytes(&self) -> usize {
+        self.places.output.len * size_of::<f32>()
+    }
+
+    /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values.
+    pub fn scratch_bytes(&self) -> usize {
+        self.places.scratch.len * size_of::<f32>()
+    }
+
+    /// Bytes of the tensors it reads.
+    pub fn read_bytes(&self) -> usize {
+        self.places.reads.iter().map(|region| region.len * size_of::<f32>()).sum()
+    }
+}
+
 /// Where a step's operands lie.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
@@ -55,6 +72,7 @@ pub struct Plan {
     pub(crate) sizes: Vec<[usize; 2]>,
     pub(crate) channels: Vec<usize>,
     weight_bytes: usize,
+    load_bytes: usize,
     worker_bytes: usize,
 }
 
@@ -73,7 +91,11 @@ pub struct PlanSummary {
     pub weight_bytes: usize,
     /// Bytes of activations and of the workers' scratch while one sample runs.
     pub activation_bytes: usize,
-    /// Bytes at the peak: weights, activations, input and output.
+    /// Bytes beside the weights laid out so far while weights are read, at most: the largest one as it was read and in
+    /// its layout.
+    pub load_bytes: usize,
+    /// Bytes at the peak: weights, activations, input and output, or weights and what reading them takes. What the
+    /// process holds beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -111,6 +133,7 @@ impl Plan {
             sizes,
             channels,
             weight_bytes: weight_bytes(graph, isa),
+            load_bytes: load_bytes(graph, isa),
             worker_bytes: worker_bytes * threads,
         })
     }
@@ -130,7 +153,10 @@ impl Plan {
             steps: self.steps.len(),
             weight_bytes: self.weight_bytes,
             activation_bytes,
-            peak_bytes: activation_bytes + self.weight_bytes + bytes(self.input) + bytes(self.output),
+            load_bytes: self.load_bytes,
+            peak_bytes: self.weight_bytes
+                + bytes(self.input)
+                + self.load_bytes.max(activation_bytes + bytes(self.output)),
         }
     }
 }
@@ -172,6 +198,18 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
             _ => 0,
         })
         .sum()
+}
+
+/// What reading one weight takes beside its final layout: its values, and their layout before they are narrowed.
+fn load_bytes(graph: &Graph, isa: Isa) -> usize {
+    let of = |node: &Node| match (geometry(graph, node), &node.operation) {
+        (Some(geometry), Operation::Convolution { weight, .. }) => {
+            let values: usize = graph.weights[weight.0].shape.iter().product();
+            values * size_of::<f32>() + Convolution::weight_bytes(isa, &geometry, false)
+        }
+        _ => 0,
+    };
+    graph.nodes.iter().map(of).max().unwrap_or(0)
 }
 
 /// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.

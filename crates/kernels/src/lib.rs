@@ -18,6 +18,7 @@ pub mod layout;
 mod math;
 mod microkernel;
 pub mod norm;
+pub mod peak;
 mod pool;
 mod prologue;
 mod shared;

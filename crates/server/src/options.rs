@@ -7,7 +7,7 @@ use remote_vae_engine::Precision;
 use serde::Serialize;
 
 use crate::error::ServerError;
-use crate::memory;
+use remote_vae_engine::memory;
 
 const MIB: u64 = 1 << 20;
 
@@ -94,7 +94,8 @@ impl Default for Limits {
             max_pixels: 4096 * 4096,
             max_batch: 16,
             max_queue: 64,
-            max_plan_bytes: memory::default_plan_bytes(),
+            // The rest is for weights, bodies and answers.
+            max_plan_bytes: memory::limit_bytes().map(|bytes| bytes / 5 * 4),
             max_connections: 1024,
         }
     }
