@@ -9,8 +9,6 @@ use crate::LIMITS;
 use crate::video::frame;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
     #[test]
     fn frames_return_bit_for_bit(width in 1usize..70, height in 1usize..70, count in 1usize..5, fps in 1.0f64..60.0) {
         let mut animation = WebpAnimation::new(width, height, fps)?;

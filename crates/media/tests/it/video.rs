@@ -157,8 +157,6 @@ fn frames_come_in_the_order_in_which_they_are_shown() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
     #[test]
     fn any_size_returns(width in 1usize..90, height in 1usize..90, count in 1usize..4, fragmented: bool) {
         let layout = if fragmented { Mp4Layout::Fragmented } else { Mp4Layout::Indexed };
