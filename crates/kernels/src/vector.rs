@@ -46,6 +46,13 @@ pub(crate) trait Vector: Copy + Halves {
     /// The CPU has the instruction set.
     unsafe fn times(self, other: Self) -> Self;
 
+    /// The larger of `self` and `|other|` in each lane, as bits: what is not finite is larger than all numbers.
+    /// `self` has no negative lane.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn largest_magnitude(self, other: Self) -> Self;
+
     /// `self + scalar · vector`, rounded once where the set has a fused instruction.
     ///
     /// # Safety
@@ -53,11 +60,13 @@ pub(crate) trait Vector: Copy + Halves {
     unsafe fn add_scaled(self, scalar: f32, vector: Self) -> Self;
 }
 
-/// Implements [`Vector`] by intrinsics of one set.
+/// Implements [`Vector`] by intrinsics of one set; the last argument is the expression of
+/// [`Vector::largest_magnitude`].
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_vector {
     ($register:ident, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident,
-     $mul:ident, $fma:ident) => {
+     $mul:ident, $fma:ident,
+     |$most:ident, $other:ident| $largest_magnitude:expr) => {
         impl Vector for std::arch::x86_64::$register {
             const LANES: usize = $lanes;
 
@@ -100,6 +109,14 @@ macro_rules! x86_vector {
             }
 
             #[inline(always)]
+            unsafe fn largest_magnitude(self, other: Self) -> Self {
+                use std::arch::x86_64::*;
+                let ($most, $other) = (self, other);
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { $largest_magnitude }
+            }
+
+            #[inline(always)]
             unsafe fn add_scaled(self, scalar: f32, vector: Self) -> Self {
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
@@ -121,7 +138,11 @@ x86_vector!(
     _mm512_add_ps,
     _mm512_sub_ps,
     _mm512_mul_ps,
-    _mm512_fmadd_ps
+    _mm512_fmadd_ps,
+    |most, other| {
+        let magnitude = _mm512_and_si512(_mm512_castps_si512(other), _mm512_set1_epi32(i32::MAX));
+        _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most), magnitude))
+    }
 );
 #[cfg(target_arch = "x86_64")]
 x86_vector!(
@@ -133,7 +154,11 @@ x86_vector!(
     _mm256_add_ps,
     _mm256_sub_ps,
     _mm256_mul_ps,
-    _mm256_fmadd_ps
+    _mm256_fmadd_ps,
+    |most, other| {
+        let magnitude = _mm256_and_si256(_mm256_castps_si256(other), _mm256_set1_epi32(i32::MAX));
+        _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most), magnitude))
+    }
 );
 
 /// The portable stand-in: the compiler finds the platform's registers.
@@ -180,6 +205,15 @@ impl Vector for Portable {
     unsafe fn times(mut self, other: Self) -> Self {
         for lane in 0..16 {
             self.0[lane] *= other.0[lane];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn largest_magnitude(mut self, other: Self) -> Self {
+        for lane in 0..16 {
+            let magnitude = other.0[lane].to_bits() & 0x7fff_ffff;
+            self.0[lane] = f32::from_bits(self.0[lane].to_bits().max(magnitude));
         }
         self
     }

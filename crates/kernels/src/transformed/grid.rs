@@ -64,7 +64,12 @@ impl Grid {
         let tiles = size.map(|side| (side + W::SKIP).div_ceil(OUTPUTS));
         let input_blocks = blocks(geometry.input_channels);
         let words = input_blocks * words_per_block(arithmetic);
-        let tile_bytes = W::SOURCES * W::SOURCES * words * size_of::<f32>();
+        // The inputs of a split lie beside the transformed ones; those of one block do not count.
+        let window = match arithmetic {
+            Arithmetic::Float32 => 0,
+            Arithmetic::Integer16 => W::STEP * W::STEP * input_blocks.min(SPLIT) * BLOCK,
+        };
+        let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
         let most = (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1]);
         let mut best = ([1, 1], usize::MAX);
         for rows in 1..=most.min(tiles[0]) {

@@ -89,8 +89,10 @@ unsafe fn transform_split<T: Tile, W: Transform>(
             for point in 0..W::SOURCES * W::SOURCES {
                 let values = &scratch.tile_sources[point * SPLIT * BLOCK..][..count * BLOCK];
                 let out = &mut sources[point * job.grid.source_stride + start..];
-                scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] =
-                    integers::quantize_sources(values, out, T::PIXELS * PAIRS);
+                // SAFETY: the caller vouches for the CPU.
+                let factor =
+                    unsafe { integers::quantize_sources::<T::Vector>(values, out, T::PIXELS * PAIRS) };
+                scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] = factor;
             }
         }
     }

@@ -343,3 +343,111 @@ fn huge_and_tiny_values_are_neither_clipped_nor_lost() {
         });
     }
 }
+
+/// Root mean square of `found − expected` over that of `expected`.
+fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    let of = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let errors = of(&mut found.iter().zip(expected).map(|(found, expected)| f64::from(*found) - expected));
+    (errors / of(&mut expected.iter().copied())).sqrt()
+}
+
+/// About normal values: sums of four of [`values`].
+fn bell(len: usize, seed: u64) -> Vec<f32> {
+    values(4 * len, seed).chunks_exact(4).map(|four| four.iter().sum()).collect()
+}
+
+#[test]
+fn integers_err_by_less_than_a_thousandth_in_every_tier() {
+    for (channels, upsample) in [(24, 1), (24, 2), (300, 1), (300, 2)] {
+        let case = Case { upsample, bias: false, ..plain_case(channels, 20, [13, 22]) };
+        let mut data = case.data();
+        data.input = bell(data.input.len(), 7);
+        data.weight = bell(data.weight.len(), 8);
+        let expected = case.oracle(&data);
+        let mut first: Option<Vec<f64>> = None;
+        each_tier(|isa, pool| {
+            let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-3, "{} {channels} channels: {error:e}", isa.name());
+            assert!(error > 1e-5, "{} {channels} channels: {error:e}, not with integers", isa.name());
+            let first = first.get_or_insert_with(|| found.iter().map(|value| f64::from(*value)).collect());
+            let between = relative_error(&found, first);
+            assert!(between < 1e-3, "{} {channels} channels: {between:e} from the first tier", isa.name());
+        });
+    }
+}
+
+#[test]
+fn vector_neural_network_instructions_change_no_byte() {
+    let (Ok(with), Ok(without)) = (Isa::by_name("avx512vnni"), Isa::by_name("avx512")) else { return };
+    let pool = Pool::new(Some(2)).unwrap();
+    let winograd = Case { norm: true, before: Activation::Silu, ..plain_case(150, 40, [20, 37]) };
+    let fold = Case { upsample: 2, ..winograd.clone() };
+    let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
+    for case in [winograd, fold, direct] {
+        let data = case.data();
+        for arithmetic in ARITHMETICS {
+            let run = |isa| case.run(isa, &pool, arithmetic, &data, false);
+            assert!(run(with) == run(without), "{arithmetic:?} {:?}", case.geometry);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_transformed_ignores_the_arithmetic() {
+    let three = plain_case(40, 20, [9, 9]).geometry;
+    let pointwise = Geometry { kernel: [1, 1], padding: [0; 4], ..three };
+    for geometry in [pointwise, Geometry { stride: 2, ..three }] {
+        assert_eq!(geometry.arithmetic(Arithmetic::Integer16, 1), Arithmetic::Float32);
+        let case = Case { geometry, ..plain_case(40, 20, [9, 9]) };
+        let data = case.data();
+        each_tier(|isa, pool| {
+            let [floats, integers] =
+                ARITHMETICS.map(|arithmetic| case.run(isa, pool, arithmetic, &data, false));
+            assert!(floats == integers, "{} {geometry:?}", isa.name());
+        });
+    }
+    assert_eq!(three.arithmetic(Arithmetic::Integer16, 2), Arithmetic::Integer16);
+}
+
+/// Weights and inputs that all pull in one direction make the largest sums that their magnitudes allow; with as many
+/// bits as fit 16 they would leave 32 bits many times over.
+#[test]
+fn sums_of_one_sign_do_not_overflow() {
+    for (channels, upsample, of_inputs, of_weights) in
+        [(128, 1, 1.0, 1.0), (128, 2, -3e4, 1.0), (300, 1, -1.0, -1e20), (300, 2, 1.0, 1.0)]
+    {
+        let case = Case { upsample, bias: false, ..plain_case(channels, 20, [9, 14]) };
+        let mut data = case.data();
+        data.input.fill(of_inputs);
+        data.weight.fill(of_weights);
+        let expected = case.oracle(&data);
+        each_tier(|isa, pool| {
+            let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-3, "{} {channels} channels after {upsample}: {error:e}", isa.name());
+        });
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_spoils_its_own_channel() {
+    for upsample in [1, 2] {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let case = Case { upsample, ..plain_case(140, 20, [9, 9]) };
+            let good = case.data();
+            let mut bad = case.data();
+            // The kernel's centre, which covers every pixel.
+            bad.weight[3 * 140 * 9 + 130 * 9 + 4] = wrong;
+            let pixels: usize = case.output_size().iter().product();
+            each_tier_and_arithmetic(|isa, pool, arithmetic| {
+                let expected = case.run(isa, pool, arithmetic, &good, false);
+                let found = case.run(isa, pool, arithmetic, &bad, false);
+                for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let right = if index / pixels == 3 { !found.is_finite() } else { found == expected };
+                    assert!(right, "{} {arithmetic:?} {wrong} [{index}]: {found}", isa.name());
+                }
+            });
+        }
+    }
+}
