@@ -2,6 +2,7 @@
 
 use remote_vae_engine::{Autoencoder, Control, Precision};
 use remote_vae_media as media;
+use remote_vae_server::ServerOptions;
 use remote_vae_wire::{Dtype, Scaling, bytes_from_elements};
 use serde_json::json;
 
@@ -336,8 +337,8 @@ async fn a_request_chooses_its_precision_and_the_answer_names_it() {
     let (body, _) = latents(&SHAPE, 12);
     let mut answers = Vec::new();
     for (server, default) in servers.iter().zip(["exact", "fast"]) {
-        let info = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
-        assert_eq!(info["precisions"], serde_json::json!(["exact", "fast"]));
+        let info = crate::support::json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+        assert_eq!(info["precisions"], json!(["exact", "fast"]));
         assert_eq!(info["default_precision"], default);
         for (asked, expected) in [("", default), ("&precision=exact", "exact"), ("&precision=fast", "fast")] {
             let query = format!("output_type=pt{asked}&{}", tensor_query(&SHAPE, Dtype::Float16));
