@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// Describe models: architecture, latent channels, scaling, size.
     Models(ModelsOptions),
+    /// Print what decoding or encoding a size would cost, step by step, without doing it.
+    Plan(PlanOptions),
     /// Time decoding or encoding on this machine.
     Bench(BenchOptions),
     /// Check this machine and a model, or compare a model with the numbers that diffusers publishes.
@@ -37,26 +39,42 @@ const MODEL_HELP: &str = "A diffusers directory, a .safetensors file, `embedded`
 /// How the work is computed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArguments {
-    /// Arithmetic: `exact` computes in 32-bit floating point throughout.
-    #[arg(long, value_enum, default_value_t = Precision::Exact)]
-    pub precision: Precision,
+    /// How numbers are kept and multiplied [default: exact; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub precision: Option<Precision>,
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<String>,
-    /// Instruction tier: avx512, avx2 or generic [default: the best this processor has]
+    /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
+}
+
+impl EngineArguments {
+    /// The precision to compute in here.
+    pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
+        self.precision.unwrap_or(Precision::Exact).into()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     /// 32-bit floating point throughout.
     Exact,
-    /// 16-bit arithmetic inside convolutions (not built yet: refused).
+    /// 16 bits between steps: less memory, differences that no eye sees.
     Fast,
+}
+
+impl From<Precision> for remote_vae_engine::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Exact => Self::Exact,
+            Precision::Fast => Self::Fast,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -248,6 +266,26 @@ pub(crate) enum BenchOperation {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PlanOptions {
+    #[arg(value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
+    pub model: String,
+    /// Size of the picture in pixels.
+    #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
+    pub size: Size,
+    /// Pictures at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Plan the encoder [default: the decoder]
+    #[arg(long)]
+    pub encode: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BenchOptions {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
@@ -260,6 +298,9 @@ pub(crate) struct BenchOptions {
     /// Timed runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
+    /// Also print the time of each kind of layer, from the runs themselves.
+    #[arg(long)]
+    pub steps: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

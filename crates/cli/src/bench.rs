@@ -1,15 +1,16 @@
-//! `remote-vae bench`: times the engine on random input.
+//! `remote-vae bench`: times the engine on random input: whole runs, and each kind of layer inside the same runs.
 
 use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Control, Draw, PlanSummary};
+use remote_vae_engine::{Autoencoder, Control, Draw, Plan, memory};
 use remote_vae_wire::{Operation, Scaling};
 use serde::Serialize;
 
 use crate::arguments::{BenchOperation, BenchOptions};
-use crate::{local, memory};
+use crate::{local, plan};
 
 #[derive(Serialize)]
 struct Report {
@@ -26,8 +27,28 @@ struct Report {
     planned_peak_mib: f64,
     gflop: f64,
     gflop_per_s: f64,
+    /// What a register loop of multiply-adds reaches on this machine, in f32 on these threads.
+    peak_gflop_per_s: f64,
+    /// Of that peak, in percent; more than 100 where fewer multiplications are done than the definition has.
+    percent_of_peak: f64,
     isa: String,
     model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<Kernel>>,
+}
+
+/// Steps of one operation and shape, as one run did them.
+#[derive(Clone, Serialize)]
+struct Kernel {
+    operation: String,
+    /// `[channels, height, width]`
+    output: [usize; 3],
+    steps: usize,
+    /// All of them together, the median over runs.
+    ms: f64,
+    gflop: f64,
+    gflop_per_s: f64,
+    percent_of_peak: f64,
 }
 
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
@@ -45,85 +66,170 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     )?;
     writeln!(
         output,
-        "median {:.3} s (min {:.3}, max {:.3}, {} runs), {:.0} GFLOP at {:.0} GFLOP/s",
-        report.median_s, report.min_s, report.max_s, report.runs, report.gflop, report.gflop_per_s
+        "median {:.3} s (min {:.3}, max {:.3}, {} runs), {:.0} GFLOP at {:.0} GFLOP/s, {:.0} % of {:.0}",
+        report.median_s,
+        report.min_s,
+        report.max_s,
+        report.runs,
+        report.gflop,
+        report.gflop_per_s,
+        report.percent_of_peak,
+        report.peak_gflop_per_s,
     )?;
     let peak = report.peak_rss_mib.map_or("not known".to_owned(), |peak| format!("{peak:.0} MiB"));
     writeln!(output, "peak memory {peak}, planned {:.0} MiB", report.planned_peak_mib)?;
+    let kernels = report.kernels.as_deref().unwrap_or_default();
+    if !kernels.is_empty() {
+        writeln!(
+            output,
+            "\n{:28}  {:>16}  {:>5}  {:>9}  {:>8}  {:>7}  {:>6}",
+            "operation", "output", "steps", "ms", "GFLOP", "GFLOP/s", "% peak"
+        )?;
+    }
+    for kernel in kernels {
+        let [channels, height, width] = kernel.output;
+        writeln!(
+            output,
+            "{:28}  {:>16}  {:>5}  {:>9.2}  {:>8.2}  {:>7.0}  {:>6.0}",
+            kernel.operation,
+            format!("{channels}x{height}x{width}"),
+            kernel.steps,
+            kernel.ms,
+            kernel.gflop,
+            kernel.gflop_per_s,
+            kernel.percent_of_peak,
+        )?;
+    }
     Ok(())
 }
 
 fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> {
-    let (factor, size) = (autoencoder.model().spatial_factor(), options.size);
-    if !size.width.is_multiple_of(factor) || !size.height.is_multiple_of(factor) {
-        bail!("--size {size}: both sides must be multiples of {factor}");
-    }
-    let (op, shape, plan) = match options.op {
-        BenchOperation::Decode => {
-            let channels = autoencoder.model().latent_channels();
-            let shape = [1, channels, size.height / factor, size.width / factor];
-            ("decode", shape, autoencoder.plan_decode(shape)?)
-        }
-        BenchOperation::Encode => {
-            let shape = [1, 3, size.height, size.width];
-            ("encode", shape, autoencoder.plan_encode(shape)?)
-        }
+    let precision = options.engine.precision();
+    let operation = match options.op {
+        BenchOperation::Decode => Operation::Decode,
+        BenchOperation::Encode => Operation::Encode,
     };
-    if let Some(total) = memory::total_bytes()
-        && plan.peak_bytes as u64 > total
+    let shape = plan::shape(autoencoder, operation, options.size, 1)?;
+    let plan = autoencoder.plan(operation, shape, precision)?;
+    let need = plan.summary().peak_bytes;
+    if let Some(limit) = memory::limit_bytes()
+        && need as u64 > limit
     {
-        bail!("--size {size} needs {} MiB; this machine has {} MiB", plan.peak_bytes >> 20, total >> 20);
+        bail!("--size {} needs {} MiB; this process may use {} MiB", options.size, need >> 20, limit >> 20);
     }
+    let process = memory::resident_bytes().unwrap_or(0);
     let input = input(shape);
     let once = |control: &Control| -> Result<f64> {
-        let input = input.clone();
         let start = Instant::now();
-        match options.op {
-            BenchOperation::Decode => {
-                autoencoder.decode(input, shape, &Scaling::None, control)?;
+        match operation {
+            Operation::Decode => {
+                autoencoder.decode(input.clone(), shape, &Scaling::None, precision, control)?;
             }
-            BenchOperation::Encode => {
-                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, control)?;
+            Operation::Encode => {
+                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, precision, control)?;
             }
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    autoencoder.warm(if op == "decode" { Operation::Decode } else { Operation::Encode })?;
+    autoencoder.warm(operation, precision)?;
     once(&local::control("first run, not counted"))?;
-    let mut seconds = (1..=options.runs)
-        .map(|run| once(&local::control(&format!("run {run} of {}", options.runs))))
-        .collect::<Result<Vec<f64>>>()?;
-    seconds.sort_by(f64::total_cmp);
-    Ok(report(autoencoder, options, op, &plan, &seconds))
-}
-
-fn report(
-    autoencoder: &Autoencoder,
-    options: &BenchOptions,
-    op: &'static str,
-    plan: &PlanSummary,
-    sorted: &[f64],
-) -> Report {
-    let middle = sorted.len() / 2;
-    let median =
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-    let gflop = plan.flops as f64 / 1e9;
-    Report {
-        op,
+    let (mut seconds, mut steps) = (Vec::new(), Vec::new());
+    for run in 1..=options.runs {
+        if options.steps {
+            let watch = StepWatch::default();
+            seconds.push(once(&watch.control())?);
+            steps.push(watch.seconds());
+        } else {
+            seconds.push(once(&local::control(&format!("run {run} of {}", options.runs)))?);
+        }
+    }
+    let peak_rss = memory::peak_resident_bytes();
+    let peak = autoencoder.engine().peak_flops_per_second() / 1e9;
+    let median_s = median(&mut seconds);
+    let summary = plan.summary();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let gflop = summary.flops as f64 / 1e9;
+    Ok(Report {
+        op: if operation == Operation::Decode { "decode" } else { "encode" },
         size: options.size.to_string(),
-        precision: "exact",
+        precision: options.engine.precision().name(),
         threads: autoencoder.engine().threads(),
-        runs: sorted.len(),
-        median_s: median,
-        min_s: sorted[0],
-        max_s: sorted[sorted.len() - 1],
-        peak_rss_mib: memory::peak_rss_mib(),
-        planned_peak_mib: plan.peak_bytes as f64 / (1 << 20) as f64,
+        runs: seconds.len(),
+        median_s,
+        min_s: seconds[0],
+        max_s: seconds[seconds.len() - 1],
+        peak_rss_mib: peak_rss.map(mib),
+        planned_peak_mib: mib(process + need as u64),
         gflop,
-        gflop_per_s: gflop / median,
+        gflop_per_s: gflop / median_s,
+        peak_gflop_per_s: peak,
+        percent_of_peak: gflop / median_s / peak * 100.0,
         isa: autoencoder.engine().isa().to_owned(),
         model: autoencoder.model().label().to_owned(),
+        kernels: options.steps.then(|| kernels(&plan, &steps, peak)),
+    })
+}
+
+/// The middle value, or the mean of the two in the middle; sorts them.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+/// Notes when each step of a run ended. The first step's time has in it what comes before it: taking the activations'
+/// memory and reordering the input.
+#[derive(Default)]
+struct StepWatch {
+    ends: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl StepWatch {
+    /// A control for a run that starts now.
+    fn control(&self) -> Control {
+        let ends = Arc::clone(&self.ends);
+        let note = move || ends.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+        note();
+        Control::with_progress(move |_| note())
     }
+
+    /// Seconds of each step.
+    fn seconds(&self) -> Vec<f64> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+}
+
+/// Steps of one operation and output shape together, those that take longest first.
+fn kernels(plan: &Plan, runs: &[Vec<f64>], peak: f64) -> Vec<Kernel> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        let mut seconds: Vec<f64> = runs.iter().filter_map(|run| run.get(index).copied()).collect();
+        let (ms, gflop) = (median(&mut seconds) * 1e3, step.flops as f64 / 1e9);
+        let same = |kernel: &&mut Kernel| kernel.operation == step.operation && kernel.output == step.output;
+        match kernels.iter_mut().find(same) {
+            Some(kernel) => {
+                kernel.steps += 1;
+                kernel.ms += ms;
+                kernel.gflop += gflop;
+            }
+            None => kernels.push(Kernel {
+                operation: step.operation.clone(),
+                output: step.output,
+                steps: 1,
+                ms,
+                gflop,
+                gflop_per_s: 0.0,
+                percent_of_peak: 0.0,
+            }),
+        }
+    }
+    for kernel in &mut kernels {
+        kernel.gflop_per_s = kernel.gflop / (kernel.ms / 1e3);
+        kernel.percent_of_peak = kernel.gflop_per_s / peak * 100.0;
+    }
+    kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    kernels
 }
 
 /// Repeatable values in about -1..1 (a linear congruential generator's high bits).

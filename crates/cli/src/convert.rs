@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
 use remote_vae_engine::{Draw, Image};
-use remote_vae_model::LatentSpace;
+use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
-use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments, Precision};
+use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::local;
 use crate::tensors::{self, Tensor};
 
@@ -76,45 +76,30 @@ fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
-    Ok(autoencoder.decode(values, shape, &scaling(&options.place), &local::control("decoding"))?)
+    let precision = options.place.engine.precision();
+    Ok(autoencoder.decode(values, shape, &scaling(&options.place), precision, &local::control("decoding"))?)
 }
 
-/// Latents as `[batch, channels, height, width]`; `[channels, height, width]` and packed ones are accepted too.
+/// Latents as `[batch, channels, height, width]`, from any form that the model takes.
 fn four_dimensional(
     space: &LatentSpace,
     latents: &Tensor,
     size: Option<(usize, usize)>,
 ) -> Result<(Vec<f32>, [usize; 4])> {
-    let values = latents.values();
-    match (latents.shape[..].try_into(), &latents.shape[..], size) {
-        (Ok(_), _, Some(_)) => {
-            bail!("they have shape {:?}; --height and --width are for packed latents only", latents.shape)
-        }
-        (Ok(shape), _, None) => Ok((values, shape)),
-        (_, &[batch, tokens, token], Some((height, width))) => {
-            Ok(space.unpack(&values, [batch, tokens, token], height, width)?)
-        }
-        (_, &[channels, height, width], None) if channels == space.channels => {
-            Ok((values, [1, channels, height, width]))
-        }
-        (_, &[_, _, token], None) if token == space.token_size() => {
-            bail!("they have the packed shape {:?}; give --height and --width of the picture", latents.shape)
-        }
-        _ => bail!(
-            "they have shape {:?}; expected [batch, {channels}, height, width] or packed [batch, tokens, {}] with --height and --width",
-            latents.shape,
-            space.token_size(),
-            channels = space.channels,
-        ),
+    let layout =
+        space.layout(&latents.shape, size.map(|(height, _)| height), size.map(|(_, width)| width))?;
+    if size.is_some() && !matches!(layout, Layout::Tokens { .. }) {
+        bail!("they have shape {:?}; --height and --width are for packed latents only", latents.shape);
     }
+    Ok(space.arrange(latents.values(), layout)?)
 }
 
 fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<Image> {
     refuse_local_arguments(&options.place.engine)?;
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
-    let scaling = scaling(&options.place);
-    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision: None };
+    let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
+    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision };
     let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
     let shape = pixels.shape[..].try_into().map_err(|_| {
         anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)
@@ -131,13 +116,17 @@ fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client>
     Ok(client::blocking::Client::from_builder(builder)?)
 }
 
+/// The name to ask a server for; none leaves it to the server.
+fn remote_precision(engine: &EngineArguments) -> Option<String> {
+    engine.precision.map(|precision| remote_vae_engine::Precision::from(precision).name().to_owned())
+}
+
 /// With `--url` the server's engine does the work, so flags for ours would be ignored.
 fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
     let given = [
         ("--threads", engine.threads.is_some()),
         ("--isa", engine.isa.is_some()),
         ("--memory-budget", engine.memory_budget.is_some()),
-        ("--precision fast", engine.precision == Precision::Fast),
     ];
     match given.iter().find(|(_, given)| *given) {
         Some((flag, _)) => bail!("{flag} has no effect with --url, where the server computes"),
@@ -202,14 +191,21 @@ fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<us
     let pixels = remote_vae_media::to_model_range(&picture);
     let draw = options.seed.map_or(Draw::Mode, |seed| Draw::Sample { seed });
     let control = local::control("encoding");
-    let latents = autoencoder.encode(&pixels, shape, &scaling(&options.place), draw, &control)?;
+    let latents = autoencoder.encode(
+        &pixels,
+        shape,
+        &scaling(&options.place),
+        draw,
+        options.place.engine.precision(),
+        &control,
+    )?;
     Ok((latents.values, latents.shape.to_vec()))
 }
 
 fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<(Vec<f32>, Vec<usize>)> {
     refuse_local_arguments(&options.place.engine)?;
-    let request =
-        client::EncodeOptions { scaling: scaling(&options.place), seed: options.seed, precision: None };
+    let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
+    let request = client::EncodeOptions { scaling, seed: options.seed, precision };
     let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use remote_vae_client::{Client, DecodeOptions, EncodeOptions, Output, Source};
-use remote_vae_engine::Autoencoder;
+use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_server::{ModelEntry, Server, ServerOptions};
 
 use crate::arguments::DemoOptions;
-use crate::{local, memory, serve};
+use crate::{local, serve};
 
 /// The photograph that comes with the program; source and licence stand beside it.
 const PHOTOGRAPH: &[u8] = include_bytes!("../assets/demo.png");
@@ -33,7 +33,8 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
     write(&options.output.join("demo-input.png"), &input)?;
 
     let mut output = std::io::stdout();
-    let round_trip = serve::runtime()?.block_on(round_trip(Arc::clone(&autoencoder), input))?;
+    let precision = options.engine.precision();
+    let round_trip = serve::runtime()?.block_on(round_trip(Arc::clone(&autoencoder), precision, input))?;
     let decoded = remote_vae_media::decode_image(&round_trip.png, &local::PICTURE_LIMITS)?;
     let psnr = remote_vae_media::psnr(&picture.pixels, &decoded.pixels);
     write(&options.output.join("demo.png"), &round_trip.png)?;
@@ -41,7 +42,7 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
     let engine = autoencoder.engine();
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     writeln!(output, "server    {} with the model {}", round_trip.url, autoencoder.model().label())?;
-    writeln!(output, "engine    {}, {} threads", engine.name(), engine.threads())?;
+    writeln!(output, "engine    {}, {} threads", engine.name(precision), engine.threads())?;
     writeln!(
         output,
         "encode    {}x{} photograph -> latents {:?}, {}",
@@ -58,8 +59,8 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
         seconds(round_trip.decode)
     )?;
     writeln!(output, "quality   PSNR {psnr:.2} dB against the photograph")?;
-    if let Some(peak) = memory::peak_rss_mib() {
-        writeln!(output, "memory    {peak:.0} MiB at the peak, the whole process")?;
+    if let Some(peak) = memory::peak_resident_bytes() {
+        writeln!(output, "memory    {} MiB at the peak, the whole process", peak >> 20)?;
     }
     writeln!(output, "written   {}", options.output.join("demo-input.png").display())?;
     writeln!(output, "          {}", options.output.join("demo.png").display())?;
@@ -82,8 +83,12 @@ struct RoundTrip {
 }
 
 /// Serves the model on a free port, and sends the photograph there and back.
-async fn round_trip(autoencoder: Arc<Autoencoder>, photograph: Vec<u8>) -> Result<RoundTrip> {
-    let options = ServerOptions { port: 0, ..ServerOptions::default() };
+async fn round_trip(
+    autoencoder: Arc<Autoencoder>,
+    precision: Precision,
+    photograph: Vec<u8>,
+) -> Result<RoundTrip> {
+    let options = ServerOptions { port: 0, precision, ..ServerOptions::default() };
     let server = Server::bind(options, vec![ModelEntry { name: "demo".into(), autoencoder }]).await?;
     let (handle, url) = (server.shutdown_handle(), format!("http://{}", server.address()));
     let running = tokio::spawn(server.run());

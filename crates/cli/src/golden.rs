@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_engine::Autoencoder;
+use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_media::to_uint8_channel_last;
 use remote_vae_model::{Family, Normalisation, random};
 use remote_vae_wire::{Dtype, Scaling, TensorHeader, bytes_from_elements, elements_from_bytes};
 use serde::Deserialize;
 
-use crate::{local, memory};
+use crate::local;
 
 const PUBLISHED: &str = include_str!("../assets/published-slices.json");
 /// Sides of a slice.
@@ -68,7 +68,12 @@ struct Class {
 ///
 /// # Errors
 /// A slice differs, no class fits, or the file cannot be used.
-pub(crate) fn run(autoencoder: &Autoencoder, file: Option<&Path>, class: Option<&str>) -> Result<()> {
+pub(crate) fn run(
+    autoencoder: &Autoencoder,
+    precision: Precision,
+    file: Option<&Path>,
+    class: Option<&str>,
+) -> Result<()> {
     if file.is_none() && class.is_none() && autoencoder.model().label() == "embedded" {
         bail!("the embedded model has no published numbers; name a real one, such as --model sd-v1");
     }
@@ -85,7 +90,7 @@ pub(crate) fn run(autoencoder: &Autoencoder, file: Option<&Path>, class: Option<
     writeln!(output, "numbers    {}", file.source)?;
     let mut different = Vec::new();
     for class in &classes {
-        if compare(&mut output, autoencoder, &file, class)? > 0 {
+        if compare(&mut output, autoencoder, precision, &file, class)? > 0 {
             different.push(class.name.as_str());
         }
     }
@@ -107,7 +112,7 @@ fn explanation(autoencoder: &Autoencoder, classes: &[&Class]) -> String {
             "This is a tiny autoencoder. It imitates {models} and is expected to differ; only that\n\
              model itself gives these numbers."
         ),
-        Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo => format!(
+        Family::AutoencoderKl | Family::AutoencoderKlFlux2 | Family::AutoencoderKlHunyuanVideo => format!(
             "The numbers are those of {models}. Any other model differs, also one that was\n\
              trained further from it. If this is that model, it is damaged or computed wrongly here."
         ),
@@ -128,7 +133,7 @@ fn choose<'a>(file: &'a File, autoencoder: &Autoencoder, name: Option<&str>) -> 
     let scaling_factor = match &autoencoder.model().latent_space.normalisation {
         Normalisation::Identity { family } => family.map(|factors| factors.scaling_factor),
         Normalisation::Scalar { scaling_factor, .. } => Some(*scaling_factor),
-        Normalisation::PerChannel { .. } => None,
+        Normalisation::PerChannel { .. } | Normalisation::PerPatchElement { .. } => None,
     };
     let fits = |class: &&Class| {
         class.channels() == Some(channels)
@@ -147,10 +152,16 @@ fn choose<'a>(file: &'a File, autoencoder: &Autoencoder, name: Option<&str>) -> 
 }
 
 /// Draws, decodes and prints one class; gives the number of slices that differ.
-fn compare(output: &mut impl Write, autoencoder: &Autoencoder, file: &File, class: &Class) -> Result<usize> {
+fn compare(
+    output: &mut impl Write,
+    autoencoder: &Autoencoder,
+    precision: Precision,
+    file: &File,
+    class: &Class,
+) -> Result<usize> {
     let (latents, shape) = class.latents(autoencoder, file.seed)?;
-    let plan = autoencoder.plan_decode(shape)?;
-    if memory::total_bytes().is_some_and(|total| plan.peak_bytes as u64 > total) {
+    let plan = autoencoder.plan_decode(shape, precision)?;
+    if memory::limit_bytes().is_some_and(|total| plan.peak_bytes as u64 > total) {
         bail!("{}: decoding needs {} MiB, more than this machine has", class.name, plan.peak_bytes >> 20);
     }
     let [_, channels, height, width] = plan.output;
@@ -163,7 +174,7 @@ fn compare(output: &mut impl Write, autoencoder: &Autoencoder, file: &File, clas
     }
     let scaling = Scaling::Explicit { scale: class.scaling_factor, shift: class.shift_factor };
     let start = Instant::now();
-    let image = autoencoder.decode(latents, shape, &scaling, &local::control(&class.name))?;
+    let image = autoencoder.decode(latents, shape, &scaling, precision, &local::control(&class.name))?;
     let seconds = start.elapsed().as_secs_f64();
     let found = slices(&image.pixels, image.shape);
 
@@ -239,14 +250,9 @@ impl Class {
         }
         let drawn = random::normal_of(seed, count, dtype);
         let values = drawn.with_context(|| format!("{}: nothing is drawn as {dtype}", self.name))?;
-        match (&self.shape[..], self.height, self.width) {
-            (&[batch, channels, height, width], _, _) => Ok((values, [batch, channels, height, width])),
-            (&[batch, tokens, size], Some(height), Some(width)) => {
-                let space = &autoencoder.model().latent_space;
-                Ok(space.unpack(&values, [batch, tokens, size], height, width)?)
-            }
-            _ => bail!("{}: packed latents need `height` and `width`", self.name),
-        }
+        let space = &autoencoder.model().latent_space;
+        let layout = space.layout(&self.shape, self.height, self.width).with_context(|| self.name.clone())?;
+        Ok(space.arrange(values, layout)?)
     }
 }
 

@@ -8,16 +8,13 @@ use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
 use remote_vae_model::Model;
 
-use crate::arguments::{EngineArguments, Precision};
+use crate::arguments::EngineArguments;
 
 /// What a picture file on this machine may ask for: the user's own, so only a guard against a damaged one.
 pub(crate) const PICTURE_LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 28, max_bytes: 1 << 31 };
 
 /// The engine that the arguments ask for; what is not built yet is refused.
 pub(crate) fn engine(arguments: &EngineArguments) -> Result<Arc<dyn Engine>> {
-    if arguments.precision == Precision::Fast {
-        bail!("--precision fast is not built yet; use --precision exact");
-    }
     if let Some(budget) = &arguments.memory_budget {
         bail!("--memory-budget {budget} is not built yet; leave it out");
     }

@@ -8,8 +8,8 @@ mod demo;
 mod doctor;
 mod golden;
 mod local;
-mod memory;
 mod models;
+mod plan;
 mod serve;
 mod tensors;
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Encode(options) => convert::encode(options),
         Command::Demo(options) => demo::run(options),
         Command::Models(options) => models::run(options),
+        Command::Plan(options) => plan::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Doctor(options) => doctor::run(options),
     };

@@ -48,7 +48,7 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
     }
     writeln!(
         output,
-        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground) and AutoencoderTiny (TAESD family)."
+        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground), AutoencoderKLFlux2 (FLUX.2) and AutoencoderTiny (TAESD family)."
     )?;
     writeln!(output, "Use any of them with: remote-vae serve --model NAME=SOURCE")?;
     aliases(&mut output)?;
@@ -64,7 +64,11 @@ fn aliases(output: &mut impl Write) -> Result<()> {
         "\nAliases of repositories of the hub (SOURCE is also owner/name[:folder][@revision]):"
     )?;
     for (alias, names) in ALIASES.iter().zip(&names) {
-        let token = if alias.token { ", needs HF_TOKEN" } else { "" };
+        let token = match alias.token {
+            Some(true) => ", needs HF_TOKEN",
+            Some(false) => "",
+            None => ", may need HF_TOKEN",
+        };
         writeln!(output, "  {names}")?;
         writeln!(
             output,
@@ -76,6 +80,13 @@ fn aliases(output: &mut impl Write) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The smallest and the largest value.
+fn range(values: &[f64]) -> String {
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{smallest:.3} to {largest:.3}")
 }
 
 fn space(scaling: &Normalisation) -> String {
@@ -93,6 +104,12 @@ fn space(scaling: &Normalisation) -> String {
         Normalisation::Scalar { scaling_factor, shift_factor: Some(shift) } => {
             format!("model = latents / {scaling_factor} + {shift}")
         }
+        Normalisation::PerPatchElement { mean, std } => format!(
+            "model = latents * std + mean, for each of the {} elements of a 2x2 patch (std {}, mean {})",
+            mean.len(),
+            range(std),
+            range(mean)
+        ),
         Normalisation::PerChannel { mean, std, scaling_factor } => {
             format!("model = latents * {std:?} / {scaling_factor} + {mean:?}")
         }

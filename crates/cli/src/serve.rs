@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use remote_vae_engine::Autoencoder;
+use remote_vae_engine::{Autoencoder, Precision};
 use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions};
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +44,7 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
     ServerOptions {
         host: options.host.clone(),
         port: options.port,
+        precision: options.engine.precision(),
         limits,
         drain_timeout: Duration::from_secs(options.drain_timeout),
         request_timeout: options.request_timeout.map(seconds),
@@ -59,7 +60,7 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
 
 async fn serve(options: ServerOptions, models: Vec<ModelEntry>) -> Result<()> {
     let signals = Signals::new()?;
-    let served: Vec<String> = models.iter().map(summary).collect();
+    let served: Vec<String> = models.iter().map(|model| summary(model, options.precision)).collect();
     let server = Server::bind(options, models).await?;
     // Scripts read this line; everything else goes to standard error.
     let mut output = std::io::stdout();
@@ -75,7 +76,7 @@ async fn serve(options: ServerOptions, models: Vec<ModelEntry>) -> Result<()> {
 }
 
 /// A line on one model: where it answers, what it is and what computes it.
-fn summary(entry: &ModelEntry) -> String {
+fn summary(entry: &ModelEntry, precision: Precision) -> String {
     let (model, engine) = (entry.autoencoder.model(), entry.autoencoder.engine());
     format!(
         "/{}: {} ({}, {} latent channels) on {}, {} threads",
@@ -83,7 +84,7 @@ fn summary(entry: &ModelEntry) -> String {
         model.label(),
         model.family.name(),
         model.latent_channels(),
-        engine.name(),
+        engine.name(precision),
         engine.threads(),
     )
 }

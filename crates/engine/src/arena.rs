@@ -1,10 +1,14 @@
 //! One block of memory for all intermediates of a run: each gets a place by its size and lifetime.
 
+use remote_vae_kernels::{Storage, Tensor, TensorMut};
+
 /// A place in the arena, in `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Region {
     pub offset: usize,
     pub len: usize,
+    /// How the values that lie there are stored.
+    pub storage: Storage,
 }
 
 impl Region {
@@ -47,7 +51,7 @@ pub(crate) fn place(tensors: &[Lifetime]) -> (Vec<Region>, usize) {
             }
             offset = offset.max(region.end().next_multiple_of(ALIGNMENT));
         }
-        regions[index] = Region { offset, len: tensor.len };
+        regions[index] = Region { offset, len: tensor.len, storage: Storage::Float32 };
         total = total.max(offset + tensor.len);
         placed.push(index);
     }
@@ -87,6 +91,16 @@ impl<'a> Views<'a> {
     /// Lends `region` for reading.
     pub(crate) fn read(&self, region: Region) -> &[f32] {
         self.parts[self.index(region)].1
+    }
+
+    /// As [`Views::take`], as the tensor that lies there.
+    pub(crate) fn take_tensor(&mut self, region: Region) -> TensorMut<'a> {
+        TensorMut::new(region.storage, self.take(region))
+    }
+
+    /// As [`Views::read`], as the tensor that lies there.
+    pub(crate) fn tensor(&self, region: Region) -> Tensor<'_> {
+        Tensor::new(region.storage, self.read(region))
     }
 
     fn index(&self, region: Region) -> usize {
@@ -131,7 +145,10 @@ mod tests {
     #[test]
     fn views_read_and_write_side_by_side() {
         let mut arena: Vec<f32> = (0..10).map(|i| i as f32).collect();
-        let (a, b) = (Region { offset: 6, len: 2 }, Region { offset: 1, len: 3 });
+        let (a, b) = (
+            Region { offset: 6, len: 2, ..Region::default() },
+            Region { offset: 1, len: 3, ..Region::default() },
+        );
         let mut views = Views::new(&mut arena, vec![a, b, a]);
         let out = views.take(b);
         out[0] = views.read(a)[1];

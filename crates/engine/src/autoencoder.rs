@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use remote_vae_model::{Graph, Model, ModelError};
 use remote_vae_wire::{Operation, Scaling};
 
-use crate::{Control, Engine, EngineError, Plan, PlanSummary, Program};
+use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
 
 /// Pixels as a decoder gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,31 +64,37 @@ impl Autoencoder {
         &*self.engine
     }
 
-    /// Reads the weights of one half now.
+    /// Reads the weights of one half and prepares `precision` now.
     ///
     /// # Errors
-    /// The checkpoint lacks that half, or reading fails.
-    pub fn warm(&self, operation: Operation) -> Result<(), EngineError> {
-        self.program(operation).map(|_| ())
+    /// The checkpoint lacks that half, reading fails, or memory is refused.
+    pub fn warm(&self, operation: Operation, precision: Precision) -> Result<(), EngineError> {
+        self.program(operation)?.prepare(precision)
     }
 
-    /// What decoding latents `[batch, channels, height, width]` costs.
+    /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
+    pub fn calibration(&self, operation: Operation) -> Option<Arc<Calibration>> {
+        let half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
+        half.as_ref()?.calibration()
+    }
+
+    /// What decoding latents `[batch, channels, height, width]` in `precision` costs.
     ///
     /// # Errors
     /// The shape does not fit the model, or there is no decoder.
-    pub fn plan_decode(&self, latents: [usize; 4]) -> Result<PlanSummary, EngineError> {
-        Ok(self.plan(Operation::Decode, latents)?.summary())
+    pub fn plan_decode(&self, latents: [usize; 4], precision: Precision) -> Result<PlanSummary, EngineError> {
+        Ok(self.plan(Operation::Decode, latents, precision)?.summary())
     }
 
-    /// What encoding pixels `[batch, channels, height, width]` costs.
+    /// What encoding pixels `[batch, channels, height, width]` in `precision` costs.
     ///
     /// # Errors
     /// The shape does not fit the model, or there is no encoder.
-    pub fn plan_encode(&self, pixels: [usize; 4]) -> Result<PlanSummary, EngineError> {
-        Ok(self.plan(Operation::Encode, pixels)?.summary())
+    pub fn plan_encode(&self, pixels: [usize; 4], precision: Precision) -> Result<PlanSummary, EngineError> {
+        Ok(self.plan(Operation::Encode, pixels, precision)?.summary())
     }
 
-    /// Decodes `latents` (`[batch, channels, height, width]`, in the space that `scaling` names).
+    /// Decodes `latents` (`[batch, channels, height, width]`, in the space that `scaling` names) in `precision`.
     ///
     /// # Errors
     /// Shape or scaling do not fit the model, memory is refused, or the run was cancelled.
@@ -97,9 +103,10 @@ impl Autoencoder {
         mut latents: Vec<f32>,
         shape: [usize; 4],
         scaling: &Scaling,
+        precision: Precision,
         control: &Control,
     ) -> Result<Image, EngineError> {
-        let plan = self.plan(Operation::Decode, shape)?;
+        let plan = self.plan(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
         let pixels = self.program(Operation::Decode)?.run(&plan, &latents, control)?;
@@ -117,9 +124,10 @@ impl Autoencoder {
         shape: [usize; 4],
         scaling: &Scaling,
         draw: Draw,
+        precision: Precision,
         control: &Control,
     ) -> Result<Latents, EngineError> {
-        let plan = self.plan(Operation::Encode, shape)?;
+        let plan = self.plan(Operation::Encode, shape, precision)?;
         check_length(pixels, shape)?;
         let moments = self.program(Operation::Encode)?.run(&plan, pixels, control)?;
         let (mut values, shape) = self.draw(moments, plan.output, draw)?;
@@ -142,7 +150,16 @@ impl Autoencoder {
         }
     }
 
-    fn plan(&self, operation: Operation, shape: [usize; 4]) -> Result<Plan, EngineError> {
+    /// The steps of decoding latents or encoding pixels of `shape` (`[batch, channels, height, width]`), and their cost.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or the model lacks that half.
+    pub fn plan(
+        &self,
+        operation: Operation,
+        shape: [usize; 4],
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
         if operation == Operation::Encode {
             let factor = self.model.spatial_factor();
             let [_, _, height, width] = shape;
@@ -150,7 +167,7 @@ impl Autoencoder {
                 return Err(EngineError::ImageSides { height, width, factor });
             }
         }
-        self.engine.plan(self.graph(operation)?, shape)
+        self.engine.plan(self.graph(operation)?, shape, precision)
     }
 
     pub(crate) fn graph(&self, operation: Operation) -> Result<&Graph, EngineError> {
@@ -160,13 +177,16 @@ impl Autoencoder {
         })
     }
 
-    pub(crate) fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
-        let graph = self.graph(operation)?;
-        let half = match operation {
+    fn half(&self, operation: Operation) -> &Half {
+        match operation {
             Operation::Decode => &self.decoder,
             Operation::Encode => &self.encoder,
-        };
-        let mut half = half.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
+        let graph = self.graph(operation)?;
+        let mut half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*half {
             return Ok(Arc::clone(program));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::windows::{self, Part, Scale};
-use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Windows};
+use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Windows};
 
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,7 @@ impl Autoencoder {
     /// # Errors
     /// The shape does not fit the model, or there is no decoder.
     pub fn clip_pixels(&self, latents: [usize; 5]) -> Result<[usize; 5], EngineError> {
-        let plan = self.plan_part(Operation::Decode, latents)?;
+        let plan = self.plan_part(Operation::Decode, latents, Precision::Exact)?;
         let [batch, channels, height, width] = plan.output;
         Ok([batch, channels, plan.frames[1], height, width])
     }
@@ -38,16 +38,22 @@ impl Autoencoder {
         &self,
         latents: [usize; 5],
         windows: Windows,
+        precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_windows(Operation::Decode, latents, windows)
+        self.plan_windows(Operation::Decode, latents, windows, precision)
     }
 
     /// What encoding pixels `[batch, channels, frames, height, width]` costs.
     ///
     /// # Errors
     /// The shape does not fit the model, or there is no encoder.
-    pub fn plan_encode_clip(&self, pixels: [usize; 5], windows: Windows) -> Result<PlanSummary, EngineError> {
-        self.plan_windows(Operation::Encode, pixels, windows)
+    pub fn plan_encode_clip(
+        &self,
+        pixels: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> Result<PlanSummary, EngineError> {
+        self.plan_windows(Operation::Encode, pixels, windows, precision)
     }
 
     /// Decodes `latents` (`[batch, channels, frames, height, width]`, in the space that `scaling` names). A sample's
@@ -61,13 +67,19 @@ impl Autoencoder {
         shape: [usize; 5],
         scaling: &Scaling,
         windows: Windows,
+        precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        self.plan_part(Operation::Decode, shape)?;
+        self.plan_part(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, flat(shape), scaling)?;
-        let Part { values, shape } =
-            self.run_windows(Operation::Decode, Part { values: latents, shape }, windows, control)?;
+        let Part { values, shape } = self.run_windows(
+            Operation::Decode,
+            Part { values: latents, shape },
+            windows,
+            precision,
+            control,
+        )?;
         Ok(Clip { values, shape })
     }
 
@@ -75,6 +87,7 @@ impl Autoencoder {
     ///
     /// # Errors
     /// A side or the frames do not fit the model's factors, memory is refused, or the run was cancelled.
+    #[allow(clippy::too_many_arguments)] // what to encode, how, and into which space
     pub fn encode_clip(
         &self,
         pixels: Vec<f32>,
@@ -82,12 +95,13 @@ impl Autoencoder {
         scaling: &Scaling,
         draw: Draw,
         windows: Windows,
+        precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        self.plan_part(Operation::Encode, shape)?;
+        self.plan_part(Operation::Encode, shape, precision)?;
         check_length(&pixels, shape)?;
         let moments =
-            self.run_windows(Operation::Encode, Part { values: pixels, shape }, windows, control)?;
+            self.run_windows(Operation::Encode, Part { values: pixels, shape }, windows, precision, control)?;
         let [_, _, frames, height, width] = moments.shape;
         let (mut values, drawn) = self.draw(moments.values, flat(moments.shape), draw)?;
         self.model.latent_space.from_model(&mut values, drawn, scaling)?;
@@ -99,6 +113,7 @@ impl Autoencoder {
         operation: Operation,
         input: Part,
         windows: Windows,
+        precision: Precision,
         control: &Control,
     ) -> Result<Part, EngineError> {
         let program = self.program(operation)?;
@@ -107,7 +122,8 @@ impl Autoencoder {
             let plan = match plans.get(&part.shape) {
                 Some(plan) => Arc::clone(plan),
                 None => {
-                    let plan = Arc::new(self.engine.plan_clip(self.graph(operation)?, part.shape)?);
+                    let plan =
+                        Arc::new(self.engine.plan_clip(self.graph(operation)?, part.shape, precision)?);
                     plans.insert(part.shape, Arc::clone(&plan));
                     plan
                 }
@@ -123,28 +139,35 @@ impl Autoencoder {
         operation: Operation,
         shape: [usize; 5],
         windows: Windows,
+        precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        let whole = self.plan_part(operation, shape)?.summary();
+        let whole = self.plan_part(operation, shape, precision)?.summary();
         let parts = windows::parts(shape, windows, self.scale(operation));
         if parts.len() == 1 {
             return Ok(whole);
         }
         let mut summary = PlanSummary { flops: 0, steps: 0, activation_bytes: 0, ..whole };
-        let tensors = whole.peak_bytes - whole.activation_bytes - whole.weight_bytes;
+        let tensors = tensor_bytes(&whole);
         for (part, count) in parts {
-            let plan = self.engine.plan_clip(self.graph(operation)?, part)?.summary();
+            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?.summary();
             summary.flops = summary.flops.saturating_add(plan.flops.saturating_mul(count as u64));
             summary.steps += plan.steps * count;
             // The part's own input and output come and go with it.
-            let bytes = plan.peak_bytes - plan.weight_bytes;
+            let bytes = plan.activation_bytes + tensor_bytes(&plan);
             summary.activation_bytes = summary.activation_bytes.max(bytes);
         }
         // All parts with what they overlap, and the whole put together of them.
-        summary.peak_bytes = summary.activation_bytes + whole.weight_bytes + tensors.saturating_mul(3);
+        let running = summary.activation_bytes.saturating_add(tensors.saturating_mul(3));
+        summary.peak_bytes = whole.weight_bytes.saturating_add(running.max(whole.load_bytes + tensors));
         Ok(summary)
     }
 
-    fn plan_part(&self, operation: Operation, shape: [usize; 5]) -> Result<Plan, EngineError> {
+    fn plan_part(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
         let [_, _, frames, height, width] = shape;
         let temporal = self.model.temporal_factor();
         if temporal.is_none() && frames != 1 {
@@ -159,7 +182,7 @@ impl Autoencoder {
                 return Err(EngineError::ClipFrames { frames, factor: time });
             }
         }
-        self.engine.plan_clip(self.graph(operation)?, shape)
+        self.engine.plan_clip(self.graph(operation)?, shape, precision)
     }
 
     fn scale(&self, operation: Operation) -> Scale {
@@ -169,6 +192,12 @@ impl Autoencoder {
             Operation::Encode => Scale::Encode { space, time },
         }
     }
+}
+
+/// Bytes of input and output.
+fn tensor_bytes(summary: &PlanSummary) -> usize {
+    let [input, output] = [summary.input, summary.output].map(|shape| shape.iter().product::<usize>());
+    (input * summary.frames[0] + output * summary.frames[1]) * size_of::<f32>()
 }
 
 /// Frames as further rows: what is done to each value of a channel does not know the difference.

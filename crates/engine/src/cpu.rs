@@ -1,27 +1,30 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
 use remote_vae_kernels::attention::clip_attention;
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Prologue, Residual};
+use remote_vae_kernels::clip::Clip;
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{self, GroupNorm};
-use remote_vae_kernels::{Activation, Buffer, Isa, Pool, elementwise};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
+use crate::calibration::Calibration;
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, Program, Progress, frames};
+use crate::{Control, Engine, EngineError, Precision, Program, Progress, frames};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
     /// Worker threads; `None` takes one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// Instruction tier by name (`avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
+    /// Instruction tier by name (`avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
     pub isa: Option<String>,
 }
 
-/// Runs graphs in `f32` on the processor.
+/// Runs graphs on the processor.
 pub struct CpuEngine {
     pool: Arc<Pool>,
     isa: Isa,
@@ -40,8 +43,8 @@ impl CpuEngine {
 }
 
 impl Engine for CpuEngine {
-    fn name(&self) -> String {
-        format!("cpu/{}/exact", self.isa.name())
+    fn name(&self, precision: Precision) -> String {
+        format!("cpu/{}/{}", self.isa.name(), precision.name())
     }
 
     fn isa(&self) -> &str {
@@ -52,8 +55,12 @@ impl Engine for CpuEngine {
         self.pool.threads()
     }
 
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5]) -> Result<Plan, EngineError> {
-        Plan::new(graph, input, self.isa, self.pool.threads())
+    fn peak_flops_per_second(&self) -> f64 {
+        remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
+    }
+
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
+        Plan::new(graph, input, precision, self.isa, self.pool.threads())
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -62,6 +69,8 @@ impl Engine for CpuEngine {
             pool: Arc::clone(&self.pool),
             isa: self.isa,
             layers: layers.collect::<Result<_, _>>()?,
+            graph: graph.clone(),
+            calibration: Mutex::default(),
         }))
     }
 }
@@ -107,15 +116,56 @@ enum Layer {
     Weightless,
 }
 
-struct CpuProgram {
-    pool: Arc<Pool>,
-    isa: Isa,
+pub(crate) struct CpuProgram {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) isa: Isa,
+    pub(crate) graph: Graph,
     /// One for each graph node.
     layers: Vec<Layer>,
+    /// Made when `fast` is first used.
+    calibration: Mutex<Option<Arc<Calibration>>>,
 }
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
+        let calibration = match plan.precision {
+            Precision::Exact => None,
+            Precision::Fast => Some(self.calibrated()?),
+        };
+        self.run_calibrated(plan, calibration.as_deref(), input, control)
+    }
+
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
+        if precision == Precision::Fast {
+            self.calibrated()?;
+        }
+        Ok(())
+    }
+
+    fn calibration(&self) -> Option<Arc<Calibration>> {
+        self.calibration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl CpuProgram {
+    fn calibrated(&self) -> Result<Arc<Calibration>, EngineError> {
+        let mut calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*calibration {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(Calibration::new(self)?);
+        *calibration = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// As [`Program::run`]; without a calibration every layer computes in `f32`.
+    pub(crate) fn run_calibrated(
+        &self,
+        plan: &Plan,
+        calibration: Option<&Calibration>,
+        input: &[f32],
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
         let [frames, output_frames] = plan.frames;
         let expected = batch * channels * frames * height * width;
@@ -139,7 +189,7 @@ impl Program for CpuProgram {
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 control.check()?;
-                self.step(plan, step, &mut arena);
+                self.step(plan, step, calibration, &mut arena);
                 progress.step += 1;
                 progress.done_flops += step.flops;
                 control.report(progress);
@@ -151,7 +201,7 @@ impl Program for CpuProgram {
     }
 }
 
-fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
+pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
     &mut arena[region.offset..][..region.len]
 }
 
@@ -166,91 +216,137 @@ pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
 }
 
 impl CpuProgram {
-    fn step(&self, plan: &Plan, step: &Step, arena: &mut [f32]) {
+    /// What the convolution of `step` reads.
+    pub(crate) fn operands<'a>(&'a self, plan: &Plan, step: &Step, views: &'a Views<'_>) -> Operands<'a> {
+        let (Fused::Convolution { node, source, .. }, reads) = (&step.fused, &step.places.reads) else {
+            unreachable!("only convolutions have these operands")
+        };
+        let Layer::Convolution { convolution, time } = &self.layers[*node] else {
+            unreachable!("the plan belongs to another graph")
+        };
+        let Some(geometry) = geometry(&self.graph, &self.graph.nodes[*node]) else {
+            unreachable!("convolution nodes have a geometry")
+        };
+        let affine = source.norm.map(|_| halves(views.read(reads[1])));
+        let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
+        let [frames, height, width] = plan.sizes[source.base];
+        let clip = frames::clip(frames, source.doubles_frames, time);
+        let (input, size) = (views.tensor(reads[0]), [height, width]);
+        Operands { isa: self.isa, geometry, convolution, input, clip, size, prologue }
+    }
+
+    pub(crate) fn step(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        calibration: Option<&Calibration>,
+        arena: &mut [f32],
+    ) {
         let (pool, isa) = (&*self.pool, self.isa);
         let places = &step.places;
         let mut regions = places.reads.clone();
         regions.extend([places.output, places.scratch]);
         let mut views = Views::new(arena, regions);
-        let output = views.take(places.output);
+        let in_place = |region: Region| region == places.output;
+        let elsewhere = |region: Region| (!in_place(region)).then_some(region);
         let pixels = |node: usize| plan.sizes[node][1] * plan.sizes[node][2];
         let frames = |node: usize| plan.sizes[node][0];
-        let picture = |node: usize| [plan.sizes[node][1], plan.sizes[node][2]];
+        let frame_groups = |node: usize| blocks(plan.channels[node]) * pixels(node);
         match &step.fused {
-            Fused::Convolution { node, source, residual, activation } => {
-                let Layer::Convolution { convolution, time } = &self.layers[*node] else {
-                    unreachable!("the plan belongs to another graph")
-                };
-                let in_place = |region: Region| region == places.output;
+            Fused::Convolution { node, residual, activation, .. } => {
                 let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
-                let mut reads = places.reads.iter().copied();
-                let input = views.read(reads.next().unwrap_or_default());
-                let affine = source.norm.and_then(|_| reads.next()).map(|table| halves(views.read(table)));
-                let residual = match residual.and_then(|_| reads.next()) {
+                let output = views.take_tensor(places.output);
+                let operands = self.operands(plan, step, &views);
+                let residual = match residual.and_then(|_| places.reads.last().copied()) {
                     None => Residual::None,
                     Some(region) if in_place(region) => Residual::InPlace,
-                    Some(region) => Residual::Tensor(views.read(region)),
+                    Some(region) => Residual::Tensor(views.tensor(region)),
                 };
-                let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
                 let epilogue = Epilogue { residual, activation: *activation };
-                let clip = frames::clip(frames(source.base), source.doubles_frames, time);
-                let size = picture(source.base);
-                convolution.run_clip(pool, input, clip, size, prologue, epilogue, scratch, output);
+                let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
+                operands.run(pool, arithmetic, epilogue, scratch, output);
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
                     unreachable!("the plan belongs to another graph")
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
-                let (scale, shift) = output.split_at_mut(output.len() / 2);
-                let (values, shape) = (views.read(places.reads[0]), [frames(*input), pixels(*input)]);
+                let (scale, shift) = views.take(places.output).split_at_mut(places.output.len / 2);
+                let (values, shape) = (views.tensor(places.reads[0]), [frames(*input), pixels(*input)]);
                 norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
             }
             Fused::NormApply { input, .. } => {
+                let output = views.take_tensor(places.output);
                 let table = halves(views.read(places.reads[1]));
-                let values = views.read(places.reads[0]);
-                let frame_len = output.len() / frames(*input);
-                for (from, to) in values.chunks_exact(frame_len).zip(output.chunks_exact_mut(frame_len)) {
-                    norm::apply(isa, pool, from, pixels(*input), table, Activation::None, to);
+                let values = views.tensor(places.reads[0]);
+                let len = frame_groups(*input);
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
                 }
             }
             Fused::Attention { inputs } => {
-                let scratch = views.take(places.scratch);
-                let [query, key, value] = [0, 1, 2].map(|index| views.read(places.reads[index]));
+                let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
+                let [query, key, value] = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
                 let channels = plan.channels[inputs[0]];
                 let shape = [frames(inputs[0]), pixels(inputs[0])];
                 clip_attention(isa, pool, [query, key, value], channels, shape, scratch, output);
             }
             Fused::Map { map, input } => {
-                if places.reads[0] != places.output {
-                    output.copy_from_slice(views.read(places.reads[0]));
-                }
-                let frame_len = output.len() / frames(*input);
-                for frame in output.chunks_exact_mut(frame_len) {
-                    elementwise::map(isa, pool, *map, plan.channels[*input], pixels(*input), frame);
+                let output = views.take_tensor(places.output);
+                let values = elsewhere(places.reads[0]).map(|region| views.tensor(region));
+                let (shape, len) = ([plan.channels[*input], pixels(*input)], frame_groups(*input));
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.map(|values| values.part(frame * len, len));
+                    elementwise::map(isa, pool, *map, shape, values, output);
                 }
             }
             Fused::Upsample { factor, doubles_frames, input } => {
-                let values = views.read(places.reads[0]);
-                let frame_len = values.len() / frames(*input);
-                for (index, to) in output.chunks_exact_mut(frame_len * factor * factor).enumerate() {
-                    let from = if *doubles_frames { index.div_ceil(2) } else { index };
-                    let from = &values[from * frame_len..][..frame_len];
-                    elementwise::upsample_nearest(pool, from, picture(*input), *factor, to);
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(places.reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                for (frame, output) in output.parts(len * factor * factor).into_iter().enumerate() {
+                    let from = if *doubles_frames { frame.div_ceil(2) } else { frame };
+                    let values = values.part(from * len, len);
+                    elementwise::upsample_nearest(isa, pool, values, [height, width], *factor, output);
                 }
             }
             Fused::Add { .. } => {
+                let output = views.take_tensor(places.output);
                 let [first, second] = [places.reads[0], places.reads[1]];
-                if second == places.output {
-                    elementwise::add(pool, views.read(first), output);
-                } else {
-                    if first != places.output {
-                        output.copy_from_slice(views.read(first));
-                    }
-                    elementwise::add(pool, views.read(second), output);
-                }
+                let (first, second) = if in_place(second) { (second, first) } else { (first, second) };
+                let first = elsewhere(first).map(|region| views.tensor(region));
+                elementwise::add(isa, pool, first, views.tensor(second), output);
             }
         }
+    }
+}
+
+/// What a convolution reads, beside a residual.
+pub(crate) struct Operands<'a> {
+    isa: Isa,
+    pub(crate) geometry: Geometry,
+    convolution: &'a Convolution,
+    input: Tensor<'a>,
+    clip: Clip,
+    size: [usize; 2],
+    prologue: Prologue<'a>,
+}
+
+impl Operands<'_> {
+    /// Computes into `output`; `scratch` may be longer than needed.
+    pub(crate) fn run(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
+        let Operands { convolution, input, clip, size, prologue, .. } = *self;
+        let scratch =
+            &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
+        convolution.run_clip(pool, arithmetic, input, clip, size, prologue, epilogue, scratch, output);
     }
 }
 

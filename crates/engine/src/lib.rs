@@ -7,29 +7,35 @@
 mod arena;
 mod autoencoder;
 mod autoencoder_video;
+mod calibration;
 mod control;
 mod cpu;
 mod error;
 mod frames;
 mod fusion;
+pub mod memory;
 mod plan;
+mod precision;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
 pub use autoencoder_video::Clip;
+pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
 pub use plan::{Plan, PlanSummary, Step};
+pub use precision::Precision;
 pub use windows::Windows;
+
+use std::sync::Arc;
 
 use remote_vae_model::{Graph, WeightSource};
 
 /// Something that runs graphs. The same suite of tests runs against every implementation.
 pub trait Engine: Send + Sync {
-    /// Device, instruction tier and precision, e.g. `cpu/avx512/exact`; answers of engines of one name are equal to
-    /// the byte.
-    fn name(&self) -> String;
+    /// Device, instruction tier and precision, e.g. `cpu/avx512/exact`; answers under one name are equal to the byte.
+    fn name(&self, precision: Precision) -> String;
 
     /// Instruction tier, e.g. `avx512`.
     fn isa(&self) -> &str;
@@ -37,19 +43,28 @@ pub trait Engine: Send + Sync {
     /// Worker threads.
     fn threads(&self) -> usize;
 
+    /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
+    /// second.
+    fn peak_flops_per_second(&self) -> f64;
+
     /// How `graph` runs on pictures `[batch, channels, height, width]`; allocates nothing of that size.
     ///
     /// # Errors
     /// The shape does not fit the graph.
-    fn plan(&self, graph: &Graph, [batch, channels, height, width]: [usize; 4]) -> Result<Plan, EngineError> {
-        self.plan_clip(graph, [batch, channels, 1, height, width])
+    fn plan(
+        &self,
+        graph: &Graph,
+        [batch, channels, height, width]: [usize; 4],
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        self.plan_clip(graph, [batch, channels, 1, height, width], precision)
     }
 
     /// How `graph` runs on clips `[batch, channels, frames, height, width]`; allocates nothing of that size.
     ///
     /// # Errors
     /// The shape does not fit the graph.
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5]) -> Result<Plan, EngineError>;
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///
@@ -60,8 +75,18 @@ pub trait Engine: Send + Sync {
 
 /// A graph with its weights, ready to run.
 pub trait Program: Send + Sync {
-    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, frames,
-    /// height, width]`).
+    /// Does what the first run in `precision` would have to do first: `fast` is compared with `exact` on a probe, to see
+    /// which layers need `f32`.
+    ///
+    /// # Errors
+    /// Memory is refused.
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError>;
+
+    /// What the comparison found, once it was made.
+    fn calibration(&self) -> Option<Arc<Calibration>>;
+
+    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, frames, height, width]`)
+    /// in the plan's precision.
     ///
     /// A sample's bytes do not depend on the number of threads or on the other samples of its batch.
     ///

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use remote_vae_kernels::Isa;
 use remote_vae_kernels::attention;
-use remote_vae_kernels::convolution::{Convolution, Geometry};
-use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
+use remote_vae_kernels::layout::{BLOCK, blocks};
+use remote_vae_kernels::{Isa, Storage};
 use remote_vae_model::{Graph, Node, Operation};
 
-use crate::EngineError;
 use crate::arena::{Lifetime, Region, place};
 use crate::fusion::{Fused, FusedStep, Value, fuse};
+use crate::{EngineError, Precision};
 
 /// One step of a plan.
 #[derive(Clone, Debug)]
@@ -26,6 +26,23 @@ pub struct Step {
     pub flops: u64,
     pub(crate) fused: Fused,
     pub(crate) places: Places,
+}
+
+impl Step {
+    /// Bytes of its result as it lies in memory, channels padded.
+    pub fn output_bytes(&self) -> usize {
+        self.places.output.len * size_of::<f32>()
+    }
+
+    /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values.
+    pub fn scratch_bytes(&self) -> usize {
+        self.places.scratch.len * size_of::<f32>()
+    }
+
+    /// Bytes of the tensors it reads.
+    pub fn read_bytes(&self) -> usize {
+        self.places.reads.iter().map(|region| region.len * size_of::<f32>()).sum()
+    }
 }
 
 /// Where a step's operands lie.
@@ -46,6 +63,8 @@ pub struct Plan {
     pub output: [usize; 4],
     /// Frames of input and output; both 1 for pictures.
     pub frames: [usize; 2],
+    /// How numbers are kept and multiplied.
+    pub precision: Precision,
     /// In order; the same for each sample of the batch.
     pub steps: Vec<Step>,
     pub(crate) arena_len: usize,
@@ -55,6 +74,7 @@ pub struct Plan {
     pub(crate) sizes: Vec<[usize; 3]>,
     pub(crate) channels: Vec<usize>,
     weight_bytes: usize,
+    load_bytes: usize,
     worker_bytes: usize,
 }
 
@@ -75,7 +95,11 @@ pub struct PlanSummary {
     pub weight_bytes: usize,
     /// Bytes of activations and of the workers' scratch while one sample runs.
     pub activation_bytes: usize,
-    /// Bytes at the peak: weights, activations, input and output.
+    /// Bytes beside the weights laid out so far while weights are read, at most: the largest one as it was read and in
+    /// its layout.
+    pub load_bytes: usize,
+    /// Bytes at the peak: weights, activations, input and output, or weights and what reading them takes. What the
+    /// process holds beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -83,6 +107,7 @@ impl Plan {
     pub(crate) fn new(
         graph: &Graph,
         input: [usize; 5],
+        precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Plan, EngineError> {
@@ -93,13 +118,13 @@ impl Plan {
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
         let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
         let fused = fuse(graph);
-        let layout = Layout::new(graph, &fused, &sizes, isa);
+        let layout = Layout::new(graph, &fused, &sizes, precision, isa);
         let mut worker_bytes = 0;
         let steps: Vec<Step> = fused
             .into_iter()
             .zip(layout.places)
             .map(|(step, places)| {
-                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, isa));
+                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, precision, isa));
                 describe(graph, step, places, &sizes)
             })
             .collect();
@@ -107,6 +132,7 @@ impl Plan {
             input: picture(input),
             output: picture(output),
             frames: [input[2], output[2]],
+            precision,
             steps,
             arena_len: layout.arena_len,
             input_place: layout.input,
@@ -114,6 +140,7 @@ impl Plan {
             sizes,
             channels,
             weight_bytes: weight_bytes(graph, isa),
+            load_bytes: load_bytes(graph, isa),
             worker_bytes: worker_bytes * threads,
         })
     }
@@ -135,10 +162,10 @@ impl Plan {
             steps: self.steps.len(),
             weight_bytes: self.weight_bytes,
             activation_bytes,
-            peak_bytes: activation_bytes
-                + self.weight_bytes
+            load_bytes: self.load_bytes,
+            peak_bytes: self.weight_bytes
                 + bytes(self.input, self.frames[0])
-                + bytes(self.output, self.frames[1]),
+                + self.load_bytes.max(activation_bytes + bytes(self.output, self.frames[1])),
         }
     }
 }
@@ -187,12 +214,49 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
         .sum()
 }
 
-fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 3]], isa: Isa) -> usize {
+/// What reading one weight takes beside its final layout: its values as stored and as laid out by frames, and their
+/// layout before they are narrowed.
+fn load_bytes(graph: &Graph, isa: Isa) -> usize {
+    let of = |node: &Node| match (geometry(graph, node), &node.operation) {
+        (Some(geometry), Operation::Convolution { weight, time, .. }) => {
+            let values: usize = graph.weights[weight.0].shape.iter().product();
+            let by_frames = match time.taps {
+                1 => 0,
+                _ => {
+                    geometry.output_channels
+                        * geometry.input_channels
+                        * geometry.kernel.iter().product::<usize>()
+                }
+            };
+            (values + by_frames) * size_of::<f32>() + Convolution::weight_bytes(isa, &geometry, false)
+        }
+        _ => 0,
+    };
+    graph.nodes.iter().map(of).max().unwrap_or(0)
+}
+
+/// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
+fn most(
+    precision: Precision,
+    geometry: Option<Geometry>,
+    need: impl Fn(&Geometry, Arithmetic) -> usize,
+) -> usize {
+    let Some(geometry) = geometry else { return 0 };
+    precision.arithmetics().iter().map(|arithmetic| need(&geometry, *arithmetic)).max().unwrap_or(0)
+}
+
+fn worker_scratch(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 3]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
         Fused::Convolution { node, source, .. } => {
             let [_, height, width] = sizes[*node];
-            geometry(graph, &graph.nodes[*node]).map_or(0, |geometry| {
-                Convolution::worker_bytes(isa, &geometry, [height, width], source.upsample)
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::worker_bytes(isa, geometry, [height, width], source.upsample, arithmetic)
             })
         }
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
@@ -201,10 +265,19 @@ fn worker_scratch(graph: &Graph, step: &FusedStep, sizes: &[[usize; 3]], isa: Is
 }
 
 /// `f32` that the step needs beside its tensors while it runs.
-fn scratch_len(graph: &Graph, step: &FusedStep, sizes: &[[usize; 3]], isa: Isa) -> usize {
+fn scratch_len(
+    graph: &Graph,
+    step: &FusedStep,
+    sizes: &[[usize; 3]],
+    precision: Precision,
+    isa: Isa,
+) -> usize {
     match &step.operation {
-        Fused::Convolution { node, source, .. } => geometry(graph, &graph.nodes[*node])
-            .map_or(0, |geometry| Convolution::scratch_len(isa, &geometry, source.upsample)),
+        Fused::Convolution { node, source, .. } => {
+            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+                Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
+            })
+        }
         Fused::Attention { inputs } => {
             let [frames, height, width] = sizes[inputs[0]];
             attention::scratch_len(isa, graph.nodes[inputs[0]].channels, frames * height * width)
@@ -271,12 +344,22 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(graph: &Graph, steps: &[FusedStep], sizes: &[[usize; 3]], isa: Isa) -> Layout {
+    fn new(
+        graph: &Graph,
+        steps: &[FusedStep],
+        sizes: &[[usize; 3]],
+        precision: Precision,
+        isa: Isa,
+    ) -> Layout {
         let last_reads = last_reads(graph, steps);
+        // What the outside hands over and takes is plain `f32`; so are tables.
+        let storage = |value: Value| match value {
+            Value::Node(node) if node != 0 && node != graph.output.0 => precision.storage(),
+            _ => Storage::Float32,
+        };
         let len = |value: Value| match value {
             Value::Node(node) => {
-                let [frames, height, width] = sizes[node];
-                frames * blocked_len(graph.nodes[node].channels, height * width)
+                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node].iter().product::<usize>())
             }
             Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
         };
@@ -289,13 +372,14 @@ impl Layout {
                 let buffer = &mut buffers[buffer_of[&value]];
                 buffer.last = buffer.last.max(index);
             }
-            let scratch = scratch_len(graph, step, sizes, isa);
+            let scratch = scratch_len(graph, step, sizes, precision, isa);
             if scratch > 0 {
                 scratch_of[index] = Some(buffers.len());
                 buffers.push(Lifetime { len: scratch, first: index, last: index });
             }
-            let dies_here =
-                |value: &Value| last_reads.get(value) == Some(&index) && len(*value) == len(step.output);
+            let alike =
+                |value: Value| len(value) == len(step.output) && storage(value) == storage(step.output);
+            let dies_here = |value: &Value| last_reads.get(value) == Some(&index) && alike(*value);
             let buffer = match step.operation.may_overwrite().into_iter().find(dies_here) {
                 Some(value) => buffer_of[&value],
                 None => {
@@ -309,7 +393,7 @@ impl Layout {
         let result = buffer_of[&Value::Node(graph.output.0)];
         buffers[result].last = steps.len();
         let (regions, arena_len) = place(&buffers);
-        let region = |value: &Value| regions[buffer_of[value]];
+        let region = |value: &Value| Region { storage: storage(*value), ..regions[buffer_of[value]] };
         let places = steps
             .iter()
             .zip(scratch_of)

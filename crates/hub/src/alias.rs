@@ -1,5 +1,7 @@
 //! Short names for the repositories that most people want, with what has to be known of them before a file is read.
 
+use remote_vae_model::Family;
+
 use crate::source::Repository;
 use crate::space::Space;
 
@@ -18,12 +20,13 @@ pub struct Alias {
     pub revision: Option<&'static str>,
     /// The latent space.
     pub space: Space,
-    /// Whether it is an `AutoencoderTiny` (else an `AutoencoderKL`).
-    pub tiny: bool,
+    /// Its architecture.
+    pub family: Family,
     /// The licence of the weights.
     pub licence: &'static str,
-    /// Whether the repository gives its files only to accounts that have accepted the licence.
-    pub token: bool,
+    /// Whether the repository gives its files only to accounts that have accepted the licence; `None` where that has not
+    /// been checked.
+    pub token: Option<bool>,
 }
 
 const fn alias(name: &'static str, repository: &'static str, space: Space, licence: &'static str) -> Alias {
@@ -34,14 +37,24 @@ const fn alias(name: &'static str, repository: &'static str, space: Space, licen
         folder: None,
         revision: None,
         space,
-        tiny: false,
+        family: Family::AutoencoderKl,
         licence,
-        token: false,
+        token: Some(false),
     }
 }
 
 const fn tiny(name: &'static str, repository: &'static str, space: Space) -> Alias {
-    Alias { tiny: true, ..alias(name, repository, space, "MIT") }
+    Alias { family: Family::AutoencoderTiny, ..alias(name, repository, space, "MIT") }
+}
+
+/// FLUX.2's repositories; their licences and terms have not been checked.
+const fn flux2(name: &'static str, repository: &'static str) -> Alias {
+    Alias {
+        folder: Some("vae"),
+        family: Family::AutoencoderKlFlux2,
+        token: None,
+        ..alias(name, repository, Space::Flux2, "unknown")
+    }
 }
 
 /// Every alias.
@@ -55,19 +68,19 @@ pub const ALIASES: &[Alias] = &[
         ..alias("sd-vae-ft-ema", "stabilityai/sd-vae-ft-ema", Space::Sd, "MIT")
     },
     Alias {
-        others: &["sdxl-vae-fp16-fix", "pixart-sigma", "hunyuandit", "auraflow", "omnigen"],
+        others: &["sdxl-vae-fp16-fix", "pixart-sigma", "hunyuandit", "kolors", "auraflow", "omnigen"],
         ..alias("sdxl", "madebyollin/sdxl-vae-fp16-fix", Space::Sdxl, "MIT")
     },
     alias("sdxl-vae", "stabilityai/sdxl-vae", Space::Sdxl, "MIT"),
     Alias {
         others: &["flux1", "flux-schnell"],
         folder: Some("vae"),
-        token: true,
+        token: Some(true),
         ..alias("flux", "black-forest-labs/FLUX.1-schnell", Space::Flux, "Apache-2.0")
     },
     Alias {
         folder: Some("vae"),
-        token: true,
+        token: Some(true),
         ..alias("flux-dev", "black-forest-labs/FLUX.1-dev", Space::Flux, "FLUX.1 [dev] Non-Commercial")
     },
     Alias {
@@ -78,7 +91,7 @@ pub const ALIASES: &[Alias] = &[
     Alias {
         others: &["sd3-medium"],
         folder: Some("vae"),
-        token: true,
+        token: Some(true),
         ..alias(
             "sd3",
             "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -89,7 +102,7 @@ pub const ALIASES: &[Alias] = &[
     Alias {
         others: &["sd3.5", "sd35-medium", "sd3.5-medium"],
         folder: Some("vae"),
-        token: true,
+        token: Some(true),
         ..alias("sd35", "stabilityai/stable-diffusion-3.5-medium", Space::Sd3, "Stability AI Community")
     },
     Alias {
@@ -102,6 +115,15 @@ pub const ALIASES: &[Alias] = &[
             "Playground v2.5 Community",
         )
     },
+    Alias {
+        others: &["flux2-dev", "flux.2", "flux.2-dev"],
+        ..flux2("flux2", "black-forest-labs/FLUX.2-dev")
+    },
+    Alias {
+        others: &["flux2-klein-4b", "flux.2-klein-4b"],
+        ..flux2("flux2-klein", "black-forest-labs/FLUX.2-klein-4B")
+    },
+    Alias { folder: None, ..flux2("flux2-small-decoder", "black-forest-labs/FLUX.2-small-decoder") },
     tiny("taesd", "madebyollin/taesd", Space::Sd),
     tiny("taesdxl", "madebyollin/taesdxl", Space::Sdxl),
     tiny("taesd3", "madebyollin/taesd3", Space::Sd3),
@@ -131,7 +153,7 @@ impl Alias {
 
     /// The class of the autoencoder, as diffusers names it.
     pub fn architecture(&self) -> &'static str {
-        if self.tiny { "AutoencoderTiny" } else { "AutoencoderKL" }
+        self.family.name()
     }
 }
 
@@ -182,9 +204,9 @@ pub fn alias_table() -> String {
     );
     for alias in ALIASES {
         let also: Vec<String> = alias.others.iter().map(|name| format!("`{name}`")).collect();
-        let factors = match (alias.tiny, alias.space.summary()) {
-            (false, factors) => factors,
-            (true, factors) => format!("none (undoes {factors})"),
+        let factors = match (alias.family, alias.space.summary()) {
+            (Family::AutoencoderTiny, factors) => format!("none (undoes {factors})"),
+            (_, factors) => factors,
         };
         table += &format!(
             "| `{}` | {} | `{}` | {} | {} | {factors} | {} | {} |\n",
@@ -194,7 +216,7 @@ pub fn alias_table() -> String {
             alias.architecture(),
             alias.space.channels(),
             alias.licence,
-            if alias.token { "yes" } else { "no" },
+            alias.token.map_or("unknown", |token| if token { "yes" } else { "no" }),
         );
     }
     table

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use remote_vae_model::Model;
+use remote_vae_model::{Family, Model};
 
 use crate::HubError;
 use crate::alias::{self, Alias};
@@ -100,7 +100,7 @@ impl Source {
                 let files = Hub::new(settings.clone()).fetch(&alias.repository(revision.as_deref()))?;
                 let mut model = files.open()?;
                 // A config that states its factors is right about this very file.
-                if alias.tiny || !files.config_states_scaling() {
+                if alias.family == Family::AutoencoderTiny || !files.config_states_scaling() {
                     alias.space.apply(&mut model)?;
                 }
                 model

@@ -18,6 +18,8 @@ pub enum Space {
     Sd3,
     /// FLUX.1, and those that use its autoencoder (Z-Image, Chroma, Lumina 2, HiDream).
     Flux,
+    /// FLUX.2: the statistics are in each checkpoint.
+    Flux2,
     /// Playground v2.5: the autoencoder of SDXL with a mean and a standard deviation for each channel.
     Playground,
 }
@@ -28,7 +30,8 @@ const PLAYGROUND_FACTOR: f64 = 0.5;
 
 impl Space {
     /// All of them.
-    pub const ALL: [Space; 5] = [Space::Sd, Space::Sdxl, Space::Sd3, Space::Flux, Space::Playground];
+    pub const ALL: [Space; 6] =
+        [Space::Sd, Space::Sdxl, Space::Sd3, Space::Flux, Space::Flux2, Space::Playground];
 
     /// The name that is typed.
     pub fn name(self) -> &'static str {
@@ -37,6 +40,7 @@ impl Space {
             Space::Sdxl => "sdxl",
             Space::Sd3 => "sd3",
             Space::Flux => "flux",
+            Space::Flux2 => "flux2",
             Space::Playground => "playground",
         }
     }
@@ -46,10 +50,11 @@ impl Space {
         match self {
             Space::Sd | Space::Sdxl | Space::Playground => 4,
             Space::Sd3 | Space::Flux => 16,
+            Space::Flux2 => 32,
         }
     }
 
-    /// Its scalar factors; `None` for the one that has a mean and a deviation per channel.
+    /// Its scalar factors; `None` for those that have a mean and a deviation per channel or element.
     pub fn factors(self) -> Option<Factors> {
         let factors = |scaling_factor, shift_factor| Some(Factors { scaling_factor, shift_factor });
         match self {
@@ -57,13 +62,14 @@ impl Space {
             Space::Sdxl => factors(0.13025, None),
             Space::Sd3 => factors(1.5305, Some(0.0609)),
             Space::Flux => factors(0.3611, Some(0.1159)),
-            Space::Playground => None,
+            Space::Flux2 | Space::Playground => None,
         }
     }
 
     /// The factors for people, e.g. `0.3611 / 0.1159`.
     pub fn summary(self) -> String {
         match self.factors() {
+            None if self == Space::Flux2 => "mean and deviation per element of a patch".to_owned(),
             None => format!("{PLAYGROUND_FACTOR}, mean and deviation per channel"),
             Some(Factors { scaling_factor, shift_factor: None }) => scaling_factor.to_string(),
             Some(Factors { scaling_factor, shift_factor: Some(shift) }) => {
@@ -75,6 +81,10 @@ impl Space {
     /// How its latents become those of an autoencoder of this architecture; `None` where there is no such.
     fn normalisation(self, architecture: Family) -> Option<Normalisation> {
         match (architecture, self.factors()) {
+            // The tiny model takes the diffusion model's latents; the statistics of the full one are not at hand.
+            (Family::AutoencoderTiny, None) if self == Space::Flux2 => {
+                Some(Normalisation::Identity { family: None })
+            }
             (Family::AutoencoderTiny, factors) => {
                 factors.map(|family| Normalisation::Identity { family: Some(family) })
             }
@@ -82,6 +92,8 @@ impl Space {
                 Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo,
                 Some(Factors { scaling_factor, shift_factor }),
             ) => Some(Normalisation::Scalar { scaling_factor, shift_factor }),
+            (Family::AutoencoderKlFlux2, _) => None,
+            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) if self == Space::Flux2 => None,
             (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) => {
                 Some(Normalisation::PerChannel {
                     mean: PLAYGROUND_MEAN.to_vec(),
@@ -103,9 +115,12 @@ impl Space {
             let found = model.latent_channels();
             return Err(misfit(format!("it has {} channels, the model has {found}", self.channels())));
         }
+        if self == Space::Flux2 && model.family == Family::AutoencoderKlFlux2 {
+            return Ok(());
+        }
         model.latent_space.normalisation = self
             .normalisation(model.family)
-            .ok_or_else(|| misfit("no tiny model is made for it".to_owned()))?;
+            .ok_or_else(|| misfit(format!("no {} lives in it", model.family.name())))?;
         Ok(())
     }
 }
@@ -140,7 +155,7 @@ mod tests {
             assert_eq!(space.name().parse::<Space>().unwrap(), space);
         }
         let message = "wan".parse::<Space>().unwrap_err().to_string();
-        assert!(message.contains("`sd`, `sdxl`, `sd3`, `flux`, `playground`"), "{message}");
+        assert!(message.contains("`sd`, `sdxl`, `sd3`, `flux`, `flux2`, `playground`"), "{message}");
     }
 
     #[test]

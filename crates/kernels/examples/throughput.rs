@@ -1,11 +1,13 @@
 //! Times one 3×3 convolution as a decoder runs it (norm, SiLU, convolution, residual):
-//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS]]]`.
+//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE]]]]]`.
 //!
-//! SIZE is the input's side. The rate counts the multiplications of the definition, whatever the algorithm does.
+//! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`. The rate counts the
+//! multiplications of the definition, whatever the algorithm does.
 
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::elementwise::{Map, map};
 use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
-use remote_vae_kernels::{Activation, Buffer, Isa, Pool};
+use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Storage, Tensor, TensorMut};
 use std::time::Instant;
 
 fn main() {
@@ -15,23 +17,39 @@ fn main() {
     let (input_channels, output_channels, size) = (number(1, 128), number(2, 128), number(3, 256));
     let upsample = number(4, 1);
     let isa = arguments.get(5).map_or_else(Isa::detect, |name| Isa::by_name(name).expect("tier"));
+    let arithmetic = match arguments.get(7).map(String::as_str) {
+        None | Some("float32") => Arithmetic::Float32,
+        Some("integer16") => Arithmetic::Integer16,
+        Some(other) => panic!("arithmetic {other:?} is neither float32 nor integer16"),
+    };
     let geometry = Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
     let pool = Pool::new(None).expect("threads");
     let weight: Vec<f32> =
         (0..output_channels * input_channels * 9).map(|i| (i % 17) as f32 * 0.003).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
     let side = size * upsample;
-    let input: Vec<f32> =
+    let values: Vec<f32> =
         (0..blocked_len(input_channels, size * size)).map(|i| (i % 23) as f32 * 0.1 - 1.0).collect();
+    let storage = match arguments.get(8).map(String::as_str) {
+        Some("half") => Storage::Half,
+        _ => Storage::Float32,
+    };
+    let groups = values.len() / BLOCK;
+    let mut input = vec![0.0; storage.len(groups)];
+    let stored = TensorMut::new(storage, &mut input);
+    let same = Map::Activation(Activation::None);
+    map(isa, &pool, same, [input_channels, size * size], Some(values.as_slice().into()), stored);
     let table = vec![0.7; blocks(input_channels) * BLOCK];
-    let mut output = Buffer::zeroed(blocked_len(output_channels, side * side)).expect("memory");
-    let mut scratch = Buffer::zeroed(Convolution::scratch_len(isa, &geometry, upsample)).expect("memory");
+    let mut output = Buffer::zeroed(storage.len(blocks(output_channels) * side * side)).expect("memory");
+    let scratch_len = Convolution::scratch_len(isa, &geometry, upsample, arithmetic);
+    let mut scratch = Buffer::zeroed(scratch_len).expect("memory");
     let prologue = Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample };
     let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
     let mut times: Vec<f64> = (0..number(6, 7))
         .map(|_| {
             let start = Instant::now();
-            convolution.run(&pool, &input, [size; 2], prologue, epilogue, &mut scratch, &mut output);
+            let (input, output) = (Tensor::new(storage, &input), TensorMut::new(storage, &mut output));
+            convolution.run(&pool, arithmetic, input, [size; 2], prologue, epilogue, &mut scratch, output);
             start.elapsed().as_secs_f64()
         })
         .collect();
@@ -39,9 +57,10 @@ fn main() {
     let flops = 2.0 * 9.0 * (input_channels * output_channels * side * side) as f64;
     let (best, median) = (times[0], times[times.len() / 2]);
     eprintln!(
-        "{} {} {input_channels}->{output_channels} {size}x{size} to {side}x{side}: best {:.1} ms, median {:.1} ms, \
+        "{} {} {} {input_channels}->{output_channels} {size}x{size} to {side}x{side}: best {:.1} ms, median {:.1} ms, \
          {:.0} GFLOP/s",
         isa.name(),
+        arithmetic.name(),
         geometry.algorithm(upsample).name(),
         best * 1e3,
         median * 1e3,

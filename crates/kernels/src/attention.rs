@@ -4,11 +4,12 @@
 
 use crate::buffer::{self, Buffer};
 use crate::isa::{Isa, dispatch};
-use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::layout::{BLOCK, blocks};
 use crate::math::exp;
-use crate::microkernel::{Rows, Tile};
+use crate::microkernel::{Generic, Rows, Tile};
 use crate::pool::Pool;
 use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels.
 const QUERIES: usize = 48;
@@ -43,11 +44,11 @@ fn packed_lens(isa: Isa, channels: usize, tokens: usize) -> [usize; 2] {
 pub fn attention(
     isa: Isa,
     pool: &Pool,
-    [query, key, value]: [&[f32]; 3],
+    [query, key, value]: [Tensor<'_>; 3],
     channels: usize,
     tokens: usize,
     scratch: &mut [f32],
-    output: &mut [f32],
+    output: TensorMut<'_>,
 ) {
     clip_attention(isa, pool, [query, key, value], channels, [1, tokens], scratch, output);
 }
@@ -57,20 +58,20 @@ pub fn attention(
 ///
 /// # Panics
 /// As [`attention`].
+#[allow(clippy::too_many_arguments)] // three operands, their shape and two buffers
 pub fn clip_attention(
     isa: Isa,
     pool: &Pool,
-    [query, key, value]: [&[f32]; 3],
+    [query, key, value]: [Tensor<'_>; 3],
     channels: usize,
     [frames, tokens]: [usize; 2],
     scratch: &mut [f32],
-    output: &mut [f32],
+    output: TensorMut<'_>,
 ) {
-    let frame_len = blocked_len(channels, tokens);
-    let (len, all) = (frames * frame_len, frames * tokens);
-    assert!(
-        tokens > 0 && [query, key, value].iter().all(|tensor| tensor.len() == len) && output.len() == len
-    );
+    let frame_groups = blocks(channels) * tokens;
+    let (groups, all) = (frames * frame_groups, frames * tokens);
+    assert!(tokens > 0 && output.groups() == groups);
+    assert!([query, key, value].iter().all(|tensor| tensor.groups() == groups));
     let [keys_len, values_len] = packed_lens(isa, channels, all);
     let (keys, rest) = scratch.split_at_mut(keys_len);
     let values = &mut rest[..values_len];
@@ -78,17 +79,18 @@ pub fn clip_attention(
     pack_values(pool, value, channels, [frames, tokens], isa.lanes(), values);
     let (keys, values) = (&*keys, &*values);
     let jobs: Vec<Job<'_>> = output
-        .chunks_exact_mut(frame_len)
+        .parts(frame_groups)
+        .into_iter()
         .enumerate()
         .map(|(frame, output)| Job {
-            query: &query[frame * frame_len..][..frame_len],
+            query: query.part(frame * frame_groups, frame_groups),
             keys,
             values,
             channels,
             tokens,
             seen: (frame + 1) * tokens,
             all,
-            output: SharedOutput::new(output),
+            output: SharedTensor::new(output),
         })
         .collect();
     let tasks = tokens.div_ceil(QUERIES);
@@ -105,7 +107,7 @@ pub fn clip_attention(
 /// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
 fn pack_keys(
     pool: &Pool,
-    key: &[f32],
+    key: Tensor<'_>,
     channels: usize,
     [frames, tokens]: [usize; 2],
     lanes: usize,
@@ -119,11 +121,20 @@ fn pack_keys(
         |(), group| {
             // SAFETY: each task owns one group of tokens.
             let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
-            for (channel, row) in out.chunks_exact_mut(lanes).enumerate() {
-                for (lane, slot) in row.iter_mut().enumerate() {
+            for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
+                for lane in 0..lanes {
                     let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
-                    let place = (frame * padded / BLOCK + channel / BLOCK) * tokens + token;
-                    *slot = if frame < frames { key[place * BLOCK + channel % BLOCK] } else { 0.0 };
+                    // SAFETY: the portable tier is always there.
+                    let pixel = unsafe {
+                        if frame < frames {
+                            key.group::<Generic>((frame * blocks(channels) + block) * tokens + token)
+                        } else {
+                            [0.0; BLOCK]
+                        }
+                    };
+                    for (row, value) in rows.chunks_exact_mut(lanes).zip(pixel) {
+                        row[lane] = value;
+                    }
                 }
             }
         },
@@ -133,7 +144,7 @@ fn pack_keys(
 /// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
 fn pack_values(
     pool: &Pool,
-    value: &[f32],
+    value: Tensor<'_>,
     channels: usize,
     [frames, tokens]: [usize; 2],
     lanes: usize,
@@ -150,10 +161,11 @@ fn pack_values(
             out.fill(0.0);
             for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
                 for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
-                    let plane =
-                        &value[(frame * blocks(channels) + block) * tokens * BLOCK..][..tokens * BLOCK];
-                    for (row, pixel) in out.chunks_exact_mut(lanes).zip(plane.chunks_exact(BLOCK)) {
-                        row[part * BLOCK..][..BLOCK].copy_from_slice(pixel);
+                    let first = (frame * blocks(channels) + block) * tokens;
+                    for (token, row) in out.chunks_exact_mut(lanes).enumerate() {
+                        // SAFETY: the portable tier is always there.
+                        let pixel = unsafe { value.group::<Generic>(first + token) };
+                        row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
                     }
                 }
             }
@@ -162,7 +174,7 @@ fn pack_values(
 }
 
 struct Job<'a> {
-    query: &'a [f32],
+    query: Tensor<'a>,
     keys: &'a [f32],
     values: &'a [f32],
     channels: usize,
@@ -171,7 +183,7 @@ struct Job<'a> {
     /// Tokens that the queries see, the first of all.
     seen: usize,
     all: usize,
-    output: SharedOutput<'a>,
+    output: SharedTensor<'a>,
 }
 
 struct Scratch {
@@ -206,11 +218,13 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
     let count = QUERIES.min(job.tokens - first);
     let temperature = 1.0 / (job.channels as f32).sqrt();
     for (block, plane) in scratch.queries.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
-        let source = &job.query[(block * job.tokens + first) * BLOCK..][..count * BLOCK];
-        plane[count * BLOCK..].fill(0.0);
-        for (slot, value) in plane.iter_mut().zip(source) {
-            *slot = value * temperature;
+        let (used, rest) = plane.split_at_mut(count * BLOCK);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.query.part(block * job.tokens + first, count).read::<T>(used) };
+        for value in used {
+            *value *= temperature;
         }
+        rest.fill(0.0);
     }
     scratch.result.fill(0.0);
     let mut maximum = [f32::NEG_INFINITY; QUERIES];
@@ -224,16 +238,17 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
         unsafe { mix::<T>(job, scratch, start, keys) };
     }
     for block in 0..blocks(job.channels) {
-        // SAFETY: each task owns the tokens of its queries.
-        let out = unsafe { job.output.part((block * job.tokens + first) * BLOCK, count * BLOCK) };
         let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
         let used = (job.channels - block * BLOCK).min(BLOCK);
-        for (query, pixel) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..BLOCK];
-            for (slot, value) in pixel.iter_mut().zip(&from[..used]) {
-                *slot = value / total[query];
-            }
-            pixel[used..].fill(0.0);
+        // SAFETY: the caller vouches for the CPU; each task owns the tokens of its queries.
+        unsafe {
+            job.output.replace::<T>(block * job.tokens + first, count, false, |query, mut pixel| {
+                let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
+                for (slot, value) in pixel.iter_mut().zip(from) {
+                    *slot = value / total[query];
+                }
+                pixel
+            });
         }
     }
 }

@@ -7,10 +7,10 @@
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
 use crate::isa::Isa;
-use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::layout::{BLOCK, blocks};
 use crate::pool::Pool;
 use crate::prologue::Source;
-use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, panels};
 use crate::winograd::Winograd;
@@ -57,6 +57,27 @@ impl Algorithm {
     }
 }
 
+/// What the sums of a convolution are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// 32-bit floating point.
+    #[default]
+    Float32,
+    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for what is
+    /// transformed: other convolutions stay in 32-bit floating point.
+    Integer16,
+}
+
+impl Arithmetic {
+    /// `float32` or `integer16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arithmetic::Float32 => "float32",
+            Arithmetic::Integer16 => "integer16",
+        }
+    }
+}
+
 impl Geometry {
     /// The output's `[height, width]` for an input of `size` (after upsampling); `None` when the kernel does not fit.
     pub fn output_size(&self, [height, width]: [usize; 2]) -> Option<[usize; 2]> {
@@ -75,6 +96,14 @@ impl Geometry {
             Algorithm::UpsampleFold
         } else {
             Algorithm::Winograd
+        }
+    }
+
+    /// What this convolution is computed in after nearest upsampling by `upsample` if `asked` is asked for.
+    pub fn arithmetic(&self, asked: Arithmetic, upsample: usize) -> Arithmetic {
+        match self.algorithm(upsample) {
+            Algorithm::Direct => Arithmetic::Float32,
+            Algorithm::Winograd | Algorithm::UpsampleFold => asked,
         }
     }
 
@@ -131,27 +160,35 @@ impl Convolution {
 
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed
     /// weights, which live no longer than the call.
-    pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize) -> usize {
+    pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => 0,
-            Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry),
-            Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry),
+            Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
+            Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
     }
 
     /// Bytes of scratch that each worker takes beside that while [`Convolution::run`] makes an output of `size`.
-    pub fn worker_bytes(isa: Isa, geometry: &Geometry, size: [usize; 2], upsample: usize) -> usize {
+    pub fn worker_bytes(
+        isa: Isa,
+        geometry: &Geometry,
+        size: [usize; 2],
+        upsample: usize,
+        arithmetic: Arithmetic,
+    ) -> usize {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, size, upsample),
-            Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size),
-            Algorithm::UpsampleFold => transformed::worker_bytes::<UpsampleFold>(isa, geometry, size),
+            Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size, arithmetic),
+            Algorithm::UpsampleFold => {
+                transformed::worker_bytes::<UpsampleFold>(isa, geometry, size, arithmetic)
+            }
         }
     }
 
     /// Convolves `input` (blocked, `size` = its `[height, width]` before upsampling) into `output` (blocked).
     ///
     /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights they may
-    /// reach any other of the 4×4 tiles whose inputs hold them.
+    /// reach any other of the 4×4 tiles whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
     ///
     /// # Panics
     /// A length does not fit the geometry, `scratch` is not [`Convolution::scratch_len`] long, or the kernel does not
@@ -160,14 +197,15 @@ impl Convolution {
     pub fn run(
         &self,
         pool: &Pool,
-        input: &[f32],
+        arithmetic: Arithmetic,
+        input: Tensor<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
-        output: &mut [f32],
+        output: TensorMut<'_>,
     ) {
-        self.run_clip(pool, input, Clip::PICTURE, size, prologue, epilogue, scratch, output);
+        self.run_clip(pool, arithmetic, input, Clip::PICTURE, size, prologue, epilogue, scratch, output);
     }
 
     /// As [`Convolution::run`], for all frames of a clip: `input` are `clip.frames` frames, `output` and a residual
@@ -179,34 +217,37 @@ impl Convolution {
     pub fn run_clip(
         &self,
         pool: &Pool,
-        input: &[f32],
+        arithmetic: Arithmetic,
+        input: Tensor<'_>,
         clip: Clip,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
-        output: &mut [f32],
+        output: TensorMut<'_>,
     ) {
         let geometry = self.geometry;
         let factor = prologue.upsample.max(1);
         let all_blocks = blocks(geometry.input_channels);
         assert!((1..=MAX_TAPS).contains(&clip.taps) && all_blocks.is_multiple_of(clip.taps));
         let frame_blocks = all_blocks / clip.taps;
-        assert_eq!(input.len(), clip.frames * frame_blocks * size[0] * size[1] * BLOCK);
+        assert_eq!(input.groups(), clip.frames * frame_blocks * size[0] * size[1]);
         let output_size =
             geometry.output_size(size.map(|side| side * factor)).expect("the kernel fits the input");
-        let output_len = blocked_len(geometry.output_channels, output_size[0] * output_size[1]);
-        assert_eq!(output.len(), clip.output_frames() * output_len);
+        let output_groups = blocks(geometry.output_channels) * output_size[0] * output_size[1];
+        assert_eq!(output.groups(), clip.output_frames() * output_groups);
         if let Residual::Tensor(residual) = epilogue.residual {
-            assert_eq!(residual.len(), output.len());
+            assert_eq!(residual.groups(), output.groups());
         }
-        assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor));
+        assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
+        let layer = (geometry, arithmetic);
         let [top, _, left, _] = geometry.padding;
         // The fold reads the picture as it was before upsampling.
         let algorithm = geometry.algorithm(factor);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
         let frames = output
-            .chunks_exact_mut(output_len)
+            .parts(output_groups)
+            .into_iter()
             .enumerate()
             .map(|(frame, output)| {
                 let source = Source {
@@ -221,12 +262,12 @@ impl Convolution {
                 };
                 let residual = match epilogue.residual {
                     Residual::Tensor(residual) => {
-                        Residual::Tensor(&residual[frame * output_len..][..output_len])
+                        Residual::Tensor(residual.part(frame * output_groups, output_groups))
                     }
                     other => other,
                 };
                 let target = Target {
-                    output: SharedOutput::new(output),
+                    output: SharedTensor::new(output),
                     size: output_size,
                     channels: geometry.output_channels,
                     epilogue: Epilogue { residual, ..epilogue },
@@ -240,11 +281,11 @@ impl Convolution {
             }
             Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<UpsampleFold>(self.isa, pool, geometry, weights, frames, scratch);
+                transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, frames, scratch);
             }
             Weights::Transformed(weights) => {
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<Winograd>(self.isa, pool, geometry, weights, frames, scratch);
+                transformed::run::<Winograd>(self.isa, pool, layer, weights, frames, scratch);
             }
         }
     }

@@ -152,7 +152,8 @@ unsafe fn tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
     let corner = origin.map(|start| start * job.geometry.stride);
     let [patch_rows, patch_columns] = tiling.patch;
     for (block, plane) in scratch.patch.chunks_exact_mut(patch_rows * patch_columns * BLOCK).enumerate() {
-        job.source.gather::<T>(block, corner, patch_columns, plane);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.source.gather::<T>(block, corner, patch_columns, plane) };
     }
     let first = group_task * tiling.groups_per_task;
     for group in first..(first + tiling.groups_per_task).min(tiling.groups) {

@@ -1,11 +1,11 @@
-//! Operations that look at one value at a time, in place, and nearest upsampling.
+//! Operations that look at one value at a time, and nearest upsampling.
 
 use crate::isa::{Isa, dispatch};
-use crate::layout::BLOCK;
+use crate::layout::{BLOCK, blocks};
 use crate::math::{multiply_add, silu, tanh};
 use crate::microkernel::Tile;
 use crate::pool::Pool;
-use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 
 /// A nonlinearity that other operations can carry in their prologue or epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -38,8 +38,8 @@ pub enum Map {
     },
 }
 
-/// Elements that one task treats: a multiple of [`BLOCK`].
-const CHUNK: usize = 1 << 16;
+/// Groups that one task treats.
+const CHUNK: usize = 1 << 12;
 
 #[inline(always)]
 pub(crate) fn activate<T: Tile>(activation: Activation, values: &mut [f32]) {
@@ -75,36 +75,30 @@ fn map_chunk<T: Tile>(map: Map, values: &mut [f32]) {
     }
 }
 
-/// Applies `map` to each value of the `[channels, pixels]` tensor `values`, in place.
+/// Writes `map(value)` of each value of the `[channels, pixels]` tensor `input` to `output`; without an input, of what
+/// `output` holds.
 ///
 /// # Panics
-/// `values` does not have the blocked length of `channels` and `pixels`.
-pub fn map(isa: Isa, pool: &Pool, map: Map, channels: usize, pixels: usize, values: &mut [f32]) {
-    assert_eq!(values.len(), crate::layout::blocked_len(channels, pixels));
-    let padding_moves =
-        matches!(map, Map::Affine { shift, .. } if shift != 0.0) && !channels.is_multiple_of(BLOCK);
-    let len = values.len();
-    in_chunks(pool, values, |_, part| {
-        dispatch!(isa, map_chunk(map: Map, part: &mut [f32]));
-    });
-    if padding_moves {
-        for pixel in values[len - pixels * BLOCK..].chunks_exact_mut(BLOCK) {
-            pixel[channels % BLOCK..].fill(0.0);
-        }
-    }
+/// The tensors do not have the groups of `channels` and `pixels`.
+pub fn map(
+    isa: Isa,
+    pool: &Pool,
+    map: Map,
+    [channels, pixels]: [usize; 2],
+    input: Option<Tensor<'_>>,
+    output: TensorMut<'_>,
+) {
+    assert_eq!(output.groups(), blocks(channels) * pixels);
+    in_chunks(isa, pool, input, output, Change::Map { map, channels, pixels });
 }
 
-/// `sum[i] += term[i]`.
+/// `output = first + second`; without `first`, `output += second`.
 ///
 /// # Panics
-/// The lengths differ.
-pub fn add(pool: &Pool, term: &[f32], sum: &mut [f32]) {
-    assert_eq!(term.len(), sum.len());
-    in_chunks(pool, sum, |start, part| {
-        for (value, other) in part.iter_mut().zip(&term[start..]) {
-            *value += other;
-        }
-    });
+/// The tensors do not have equally many groups.
+pub fn add(isa: Isa, pool: &Pool, first: Option<Tensor<'_>>, second: Tensor<'_>, output: TensorMut<'_>) {
+    assert_eq!(second.groups(), output.groups());
+    in_chunks(isa, pool, first, output, Change::Add(second));
 }
 
 /// Repeats each pixel `factor` times in height and width.
@@ -112,47 +106,88 @@ pub fn add(pool: &Pool, term: &[f32], sum: &mut [f32]) {
 /// `input` is `[channels, height, width]`, `output` `[channels, height · factor, width · factor]`, both blocked.
 ///
 /// # Panics
-/// The lengths do not fit the sizes.
+/// The sizes do not fit the tensors.
 pub fn upsample_nearest(
+    isa: Isa,
     pool: &Pool,
-    input: &[f32],
+    input: Tensor<'_>,
     [height, width]: [usize; 2],
     factor: usize,
-    output: &mut [f32],
+    output: TensorMut<'_>,
 ) {
-    assert_eq!(output.len(), input.len() * factor * factor);
-    assert!(input.len().is_multiple_of(height * width * BLOCK));
-    let row = width * factor * BLOCK;
-    let shared = SharedOutput::new(output);
+    assert_eq!(output.groups(), input.groups() * factor * factor);
+    assert!(input.groups().is_multiple_of(height * width));
+    let rows = output.groups() / (width * factor);
+    let output = &SharedTensor::new(output);
     pool.run(
-        input.len() / (width * BLOCK),
+        rows,
         || (),
-        |(), index| {
-            let source = &input[index * width * BLOCK..][..width * BLOCK];
-            // SAFETY: each task owns the `factor` output rows made from its own input row.
-            let rows = unsafe { shared.part(index * factor * row, factor * row) };
-            for out in rows.chunks_exact_mut(row) {
-                for (group, pixel) in out.chunks_exact_mut(factor * BLOCK).zip(source.chunks_exact(BLOCK)) {
-                    for copy in group.chunks_exact_mut(BLOCK) {
-                        copy.copy_from_slice(pixel);
-                    }
-                }
-            }
+        |(), row| {
+            let source = input.part(row / factor * width, width);
+            let place = [row, factor];
+            dispatch!(isa, repeat(source: Tensor<'_>, place: [usize; 2], output: &SharedTensor<'_>));
         },
     );
 }
 
-fn in_chunks(pool: &Pool, values: &mut [f32], task: impl Fn(usize, &mut [f32]) + Sync) {
-    let len = values.len();
-    let shared = SharedOutput::new(values);
+/// Writes the output row of index `row`, counted over all channel blocks.
+#[inline(always)]
+unsafe fn repeat<T: Tile>(source: Tensor<'_>, [row, factor]: [usize; 2], output: &SharedTensor<'_>) {
+    let width = source.groups() * factor;
+    // SAFETY: the caller vouches for the CPU; each task owns one row.
+    unsafe { output.replace::<T>(row * width, width, false, |column, _| source.group::<T>(column / factor)) }
+}
+
+/// What [`in_chunks`] does to the values it is given.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    Map { map: Map, channels: usize, pixels: usize },
+    Add(Tensor<'a>),
+}
+
+struct Job<'a> {
+    input: Option<Tensor<'a>>,
+    output: SharedTensor<'a>,
+    change: Change<'a>,
+}
+
+fn in_chunks(isa: Isa, pool: &Pool, input: Option<Tensor<'_>>, output: TensorMut<'_>, change: Change<'_>) {
+    let groups = output.groups();
+    assert!(input.is_none_or(|input| input.groups() == groups));
+    let job = &Job { input, output: SharedTensor::new(output), change };
     pool.run(
-        len.div_ceil(CHUNK),
+        groups.div_ceil(CHUNK),
         || (),
         |(), index| {
-            let start = index * CHUNK;
-            // SAFETY: chunks of different indices do not overlap.
-            let part = unsafe { shared.part(start, CHUNK.min(len - start)) };
-            task(start, part);
+            let place = [index * CHUNK, CHUNK.min(groups - index * CHUNK)];
+            dispatch!(isa, change_chunk(job: &Job<'_>, place: [usize; 2]));
         },
     );
+}
+
+#[inline(always)]
+unsafe fn change_chunk<T: Tile>(job: &Job<'_>, [start, groups]: [usize; 2]) {
+    let change = |first: usize, values: &mut [f32]| match job.change {
+        Change::Map { map, channels, pixels } => {
+            map_chunk::<T>(map, values);
+            // Only a shift moves the padding, which the last block has.
+            if matches!(map, Map::Affine { shift, .. } if shift != 0.0) && !channels.is_multiple_of(BLOCK) {
+                let whole = (channels / BLOCK * pixels).saturating_sub(first).min(values.len() / BLOCK);
+                for pixel in values[whole * BLOCK..].as_chunks_mut::<BLOCK>().0 {
+                    pixel[channels % BLOCK..].fill(0.0);
+                }
+            }
+        }
+        Change::Add(term) => {
+            for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                // SAFETY: the caller vouches for the CPU.
+                let term = unsafe { term.group::<T>(first + index) };
+                for lane in 0..BLOCK {
+                    pixel[lane] += term[lane];
+                }
+            }
+        }
+    };
+    // SAFETY: the caller vouches for the CPU; chunks of different indices do not overlap.
+    unsafe { job.output.edit::<T>(start, groups, job.input, change) }
 }

@@ -3,7 +3,7 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
-use crate::shared::{SharedOutput, prefetch};
+use crate::tensor::{SharedTensor, Tensor};
 
 /// What is added to the result before the last activation.
 #[derive(Clone, Copy, Default)]
@@ -12,7 +12,7 @@ pub enum Residual<'a> {
     #[default]
     None,
     /// Another tensor of the output's shape.
-    Tensor(&'a [f32]),
+    Tensor(Tensor<'a>),
     /// What the output held before.
     InPlace,
 }
@@ -28,7 +28,7 @@ pub struct Epilogue<'a> {
 
 /// A blocked output with what is done to values on their way into it.
 pub(crate) struct Target<'a> {
-    pub output: SharedOutput<'a>,
+    pub output: SharedTensor<'a>,
     /// Height and width.
     pub size: [usize; 2],
     pub channels: usize,
@@ -43,11 +43,11 @@ impl Target<'_> {
         if row >= height || column >= width || block * BLOCK >= self.channels {
             return;
         }
-        let offset = ((block * height + row) * width + column) * BLOCK;
-        let len = columns.min(width - column) * BLOCK;
+        let offset = (block * height + row) * width + column;
+        let len = columns.min(width - column);
         self.output.prefetch(offset, len);
         if let Residual::Tensor(residual) = self.epilogue.residual {
-            prefetch(&residual[offset..][..len]);
+            residual.prefetch(offset, len);
         }
     }
 
@@ -55,7 +55,7 @@ impl Target<'_> {
     /// begin at `values[i · stride]`.
     ///
     /// # Safety
-    /// No other task writes these pixels of this block.
+    /// The CPU has the tier, and no other task writes these pixels of this block.
     #[inline(always)]
     pub(crate) unsafe fn finish<T: Tile>(
         &self,
@@ -66,34 +66,30 @@ impl Target<'_> {
         stride: usize,
     ) {
         let [height, width] = self.size;
-        let offset = ((block * height + row) * width + column) * BLOCK;
-        // SAFETY: the caller's contract.
-        let out = unsafe { self.output.part(offset, columns * BLOCK) };
-        for (index, pixel) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let sum: &[f32; BLOCK] = values[index * stride..].first_chunk().expect("one value for each lane");
-            match self.epilogue.residual {
-                Residual::None => *pixel = *sum,
-                Residual::Tensor(residual) => {
-                    let other: &[f32; BLOCK] =
-                        residual[offset + index * BLOCK..].first_chunk().expect("shaped as the output");
-                    for lane in 0..BLOCK {
-                        pixel[lane] = sum[lane] + other[lane];
-                    }
-                }
-                Residual::InPlace => {
-                    for lane in 0..BLOCK {
-                        pixel[lane] += sum[lane];
-                    }
-                }
-            }
-        }
-        activate::<T>(self.epilogue.activation, out);
+        let offset = (block * height + row) * width + column;
         // Zero weights alone do not keep the padding at zero: 0 · NaN is NaN.
         let used = (self.channels - block * BLOCK).min(BLOCK);
-        if used < BLOCK {
-            for pixel in out.as_chunks_mut::<BLOCK>().0 {
+        let Epilogue { residual, activation } = self.epilogue;
+        let in_place = matches!(residual, Residual::InPlace);
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.output.replace::<T>(offset, columns, in_place, |index, old| {
+                let mut pixel: [f32; BLOCK] =
+                    *values[index * stride..].first_chunk().expect("one value for each lane");
+                let other = match residual {
+                    Residual::None => None,
+                    Residual::Tensor(residual) => Some(residual.group::<T>(offset + index)),
+                    Residual::InPlace => Some(old),
+                };
+                if let Some(other) = other {
+                    for lane in 0..BLOCK {
+                        pixel[lane] += other[lane];
+                    }
+                }
+                activate::<T>(activation, &mut pixel);
                 pixel[used..].fill(0.0);
-            }
+                pixel
+            });
         }
     }
 }

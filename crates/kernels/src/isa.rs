@@ -13,6 +13,8 @@ pub struct Isa(pub(crate) Tier);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -50,13 +52,17 @@ impl Isa {
         let mut tiers = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx2")
+            let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
-            {
+                && is_x86_feature_detected!("f16c");
+            let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if avx512 && is_x86_feature_detected!("avx512vnni") {
+                tiers.push(Isa(Tier::Avx512Vnni));
+            }
+            if avx512 {
                 tiers.push(Isa(Tier::Avx512));
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2 {
                 tiers.push(Isa(Tier::Avx2));
             }
         }
@@ -64,7 +70,7 @@ impl Isa {
         tiers
     }
 
-    /// The tier called `name` (`avx512`, `avx2`, `generic`).
+    /// The tier called `name` (`avx512vnni`, `avx512`, `avx2`, `generic`).
     ///
     /// # Errors
     /// The name is unknown or the CPU lacks the tier.
@@ -75,9 +81,11 @@ impl Isa {
             .ok_or_else(|| IsaError { asked: name.into() })
     }
 
-    /// `avx512`, `avx2` or `generic`.
+    /// `avx512vnni`, `avx512`, `avx2` or `generic`.
     pub fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512Vnni => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -90,6 +98,8 @@ impl Isa {
     pub(crate) fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Tier::Avx512Vnni => microkernel::Avx512Vnni::LANES,
+            #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => microkernel::Avx512::LANES,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => microkernel::Avx2::LANES,
@@ -100,6 +110,8 @@ impl Isa {
     /// Pixels that one pass of the micro-kernel makes.
     pub(crate) fn pixels(self) -> usize {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512Vnni => microkernel::Avx512Vnni::PIXELS,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => microkernel::Avx512::PIXELS,
             #[cfg(target_arch = "x86_64")]
@@ -117,20 +129,32 @@ impl Isa {
 macro_rules! dispatch {
     ($isa:expr, $body:ident$(::<$extra:ident: $bound:ident>)?($($name:ident: $kind:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+        #[allow(unused_unsafe)] // some bodies are safe
+        fn avx512vnni$(<$extra: $bound>)?($($name: $kind),*) {
+            // SAFETY: this function's features are the tier's.
+            unsafe { $body::<$crate::microkernel::Avx512Vnni$(, $extra)?>($($name),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx512$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
             unsafe { $body::<$crate::microkernel::Avx512$(, $extra)?>($($name),*) }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
         fn avx2$(<$extra: $bound>)?($($name: $kind),*) {
             // SAFETY: this function's features are the tier's.
             unsafe { $body::<$crate::microkernel::Avx2$(, $extra)?>($($name),*) }
         }
         match $isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Tier::Avx512Vnni => {
+                // SAFETY: an `Isa` of this tier exists only where the CPU has its features.
+                unsafe { avx512vnni$(::<$extra>)?($($name),*) }
+            }
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Tier::Avx512 => {
                 // SAFETY: an `Isa` of this tier exists only where the CPU has its features.

@@ -1,8 +1,8 @@
 //! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has three
 //! algorithms, everything else one.
 //!
-//! The crate knows nothing of models or graphs. Activations are `f32` in the *blocked* layout of [`layout`]:
-//! `[channel block][height][width][16]`, one sample at a time. Every operation takes a [`Pool`] and writes the same
+//! The crate knows nothing of models or graphs. Activations lie in the *blocked* layout of [`layout`],
+//! `[channel block][height][width][16]`, in either [`Storage`], one sample at a time. Every operation takes a [`Pool`] and writes the same
 //! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
 
 pub mod attention;
@@ -12,14 +12,18 @@ pub mod convolution;
 mod direct;
 pub mod elementwise;
 mod epilogue;
+mod half;
+mod integers;
 mod isa;
 pub mod layout;
 mod math;
 mod microkernel;
 pub mod norm;
+pub mod peak;
 mod pool;
 mod prologue;
 mod shared;
+mod tensor;
 mod transformed;
 mod upsample_fold;
 mod vector;
@@ -30,3 +34,4 @@ pub use buffer::Buffer;
 pub use elementwise::Activation;
 pub use isa::{Isa, IsaError};
 pub use pool::Pool;
+pub use tensor::{Storage, Tensor, TensorMut};

@@ -53,21 +53,7 @@ pub(crate) fn silu<T: Tile>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::microkernel::Generic;
-
-    /// The arithmetic of the fused tiers on any CPU.
-    struct Fused;
-
-    impl Tile for Fused {
-        type Vector = crate::vector::Portable;
-        const PIXELS: usize = 1;
-        const FMA: bool = true;
-        const LANES: usize = 16;
-
-        unsafe fn accumulate(_: &crate::microkernel::Rows<'_>, _: &[f32], _: &mut [f32]) {}
-
-        unsafe fn product(_: &crate::microkernel::Rows<'_>, _: &[f32], _: &mut [f32]) {}
-    }
+    use crate::microkernel::{Fused, Generic};
 
     #[test]
     fn exp_is_close_over_its_range() {

@@ -3,6 +3,7 @@
 // Loops over registers run by index, the same for every operand.
 #![allow(clippy::needless_range_loop)]
 
+use crate::integers::Integers;
 use crate::layout::BLOCK;
 use crate::vector::Vector;
 
@@ -28,11 +29,23 @@ pub(crate) trait Tile {
     /// # Safety
     /// The CPU has the tier.
     unsafe fn product(rows: &Rows<'_>, panels: &[f32], sums: &mut [f32]);
+
+    /// `sums += rows · panels`, see [`multiply_pairs`].
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn accumulate_pairs(rows: &PairRows<'_>, panels: &[i32], factors: &[f32], sums: &mut [f32]);
+
+    /// `sums = rows · panels`, see [`multiply_pairs`].
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn pair_product(rows: &PairRows<'_>, panels: &[i32], factors: &[f32], sums: &mut [f32]);
 }
 
-/// Declares a [`Tile`]: its name, registers, rows, registers a row, and whether it fuses.
+/// Declares a [`Tile`]: its name, registers, their like for integers, rows, registers a row, and whether it fuses.
 macro_rules! tile {
-    ($name:ident, $vector:ty, $pixels:literal x $vectors:literal, fma: $fma:literal) => {
+    ($name:ident, $vector:ty, $integers:ty, $pixels:literal x $vectors:literal, fma: $fma:literal) => {
         pub(crate) struct $name;
 
         impl Tile for $name {
@@ -52,16 +65,39 @@ macro_rules! tile {
                 // SAFETY: the caller vouches for the CPU.
                 unsafe { multiply::<$vector, $pixels, $vectors, false>(rows, panels, sums) }
             }
+
+            #[inline(always)]
+            unsafe fn accumulate_pairs(
+                rows: &PairRows<'_>,
+                panels: &[i32],
+                factors: &[f32],
+                sums: &mut [f32],
+            ) {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { multiply_pairs::<$integers, $pixels, $vectors, true>(rows, panels, factors, sums) }
+            }
+
+            #[inline(always)]
+            unsafe fn pair_product(rows: &PairRows<'_>, panels: &[i32], factors: &[f32], sums: &mut [f32]) {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { multiply_pairs::<$integers, $pixels, $vectors, false>(rows, panels, factors, sums) }
+            }
         }
     };
 }
 
 // 16, 12 and 4 registers of sums; the rest holds one row of weights and the broadcast pixel.
 #[cfg(target_arch = "x86_64")]
-tile!(Avx512, std::arch::x86_64::__m512, 8 x 2, fma: true);
+tile!(Avx512Vnni, std::arch::x86_64::__m512, crate::integers::Vnni, 8 x 2, fma: true);
 #[cfg(target_arch = "x86_64")]
-tile!(Avx2, std::arch::x86_64::__m256, 6 x 2, fma: true);
-tile!(Generic, crate::vector::Portable, 4 x 1, fma: false);
+tile!(Avx512, std::arch::x86_64::__m512, crate::integers::Avx512, 8 x 2, fma: true);
+#[cfg(target_arch = "x86_64")]
+tile!(Avx2, std::arch::x86_64::__m256, crate::integers::Avx2, 6 x 2, fma: true);
+tile!(Generic, crate::vector::Portable, crate::integers::Portable, 4 x 1, fma: false);
+
+// The arithmetic of the fused tiers on any CPU.
+#[cfg(test)]
+tile!(Fused, crate::vector::Portable, crate::integers::Portable, 1 x 1, fma: true);
 
 /// Where the left operand of a product lies: rows in blocked layout inside a patch.
 pub(crate) struct Rows<'a> {
@@ -128,6 +164,64 @@ unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const A
         for p in 0..PIXELS {
             for v in 0..VECTORS {
                 local[p][v].store(&mut sums[p * lanes + v * V::LANES..][..V::LANES]);
+            }
+        }
+    }
+}
+
+/// The left operand of a product of integers: pairs of 16-bit integers in 32-bit words.
+pub(crate) struct PairRows<'a> {
+    /// `[block][PIXELS][8]`
+    pub words: &'a [i32],
+    /// What each row is multiplied by, at least `PIXELS`.
+    pub factors: &'a [f32],
+}
+
+/// `sums[p][n] = Σ over blocks and pairs of rows[p] · panels[n]`, exact as long as it fits 32 bits, times the factors of
+/// row and column; beginning with what `sums` holds if `ADD` and with zero if not.
+///
+/// `panels` is `[block][8][lanes]`, `factors` `[lanes]`, `sums` `[PIXELS][lanes]` with `lanes = VECTORS · I::LANES`.
+///
+/// # Safety
+/// The CPU has the instruction set of `I`.
+#[inline(always)]
+unsafe fn multiply_pairs<I: Integers, const PIXELS: usize, const VECTORS: usize, const ADD: bool>(
+    rows: &PairRows<'_>,
+    panels: &[i32],
+    factors: &[f32],
+    sums: &mut [f32],
+) {
+    const PAIRS: usize = BLOCK / 2;
+    let width = <I::Floats as Vector>::LANES;
+    let lanes = VECTORS * width;
+    let sums = &mut sums[..PIXELS * lanes];
+    // SAFETY: the caller vouches for the CPU; every slice below is cut to the length that is read or written.
+    unsafe {
+        let mut local = [[I::splat(0); VECTORS]; PIXELS];
+        let panels = panels.chunks_exact(PAIRS * lanes);
+        for (panel, block) in panels.zip(rows.words.chunks_exact(PIXELS * PAIRS)) {
+            for pair in 0..PAIRS {
+                let row = &panel[pair * lanes..][..lanes];
+                let mut weights = [I::load(&row[..width]); VECTORS];
+                for v in 1..VECTORS {
+                    weights[v] = I::load(&row[v * width..][..width]);
+                }
+                for p in 0..PIXELS {
+                    let pixel = I::splat(block[p * PAIRS + pair]);
+                    for v in 0..VECTORS {
+                        local[p][v] = local[p][v].add_pairs(pixel, weights[v]);
+                    }
+                }
+            }
+        }
+        for p in 0..PIXELS {
+            for v in 0..VECTORS {
+                let place = p * lanes + v * width;
+                let before =
+                    if ADD { I::Floats::load(&sums[place..][..width]) } else { I::Floats::splat(0.0) };
+                let factor = I::Floats::load(&factors[v * width..][..width]);
+                let sum = before.add_scaled(rows.factors[p], local[p][v].to_floats().times(factor));
+                sum.store(&mut sums[place..][..width]);
             }
         }
     }

@@ -6,11 +6,11 @@
 
 use crate::elementwise::{Activation, activate};
 use crate::isa::{Isa, dispatch};
-use crate::layout::{BLOCK, blocked_len, blocks};
+use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
 use crate::microkernel::Tile;
 use crate::pool::Pool;
-use crate::shared::SharedOutput;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use std::sync::Mutex;
 
 /// Pixels whose sums are kept in `f32`: small enough to stay in the first-level cache between the two passes.
@@ -65,7 +65,7 @@ pub fn statistics(
     isa: Isa,
     pool: &Pool,
     norm: GroupNorm<'_>,
-    input: &[f32],
+    input: Tensor<'_>,
     pixels: usize,
     scale: &mut [f32],
     shift: &mut [f32],
@@ -81,13 +81,13 @@ pub fn clip_statistics(
     isa: Isa,
     pool: &Pool,
     norm: GroupNorm<'_>,
-    input: &[f32],
+    input: Tensor<'_>,
     [frames, pixels]: [usize; 2],
     scale: &mut [f32],
     shift: &mut [f32],
 ) {
     let channels = norm.weight.len();
-    assert_eq!(input.len(), frames * blocked_len(channels, pixels));
+    assert_eq!(input.groups(), frames * blocks(channels) * pixels);
     assert_eq!(norm.bias.len(), channels);
     assert!(channels.is_multiple_of(norm.groups), "{channels} channels in {} groups", norm.groups);
     assert!(scale.len() == blocks(channels) * BLOCK && shift.len() == scale.len());
@@ -111,7 +111,7 @@ pub fn clip_statistics(
 fn channel_moments(
     isa: Isa,
     pool: &Pool,
-    input: &[f32],
+    input: Tensor<'_>,
     channels: usize,
     [frames, pixels]: [usize; 2],
 ) -> Vec<Moments> {
@@ -124,10 +124,10 @@ fn channel_moments(
         |(), index| {
             let (block, stretch) = (index / stretches, index % stretches);
             let start = stretch * STRETCH;
-            let values = &input[(block * pixels + start) * BLOCK..][..STRETCH.min(pixels - start) * BLOCK];
+            let values = input.part(block * pixels + start, STRETCH.min(pixels - start));
             let mut part = [Moments::default(); BLOCK];
             let out = &mut part;
-            dispatch!(isa, stretch_moments(values: &[f32], out: &mut [Moments; BLOCK]));
+            dispatch!(isa, stretch_moments(values: Tensor<'_>, out: &mut [Moments; BLOCK]));
             *parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = part;
         },
     );
@@ -147,9 +147,19 @@ fn channel_moments(
 }
 
 #[inline(always)]
-fn stretch_moments<T: Tile>(values: &[f32], out: &mut [Moments; BLOCK]) {
-    for chunk in values.chunks(CHUNK * BLOCK) {
-        let pixels = chunk.as_chunks::<BLOCK>().0;
+unsafe fn stretch_moments<T: Tile>(values: Tensor<'_>, out: &mut [Moments; BLOCK]) {
+    let mut room = [[0.0; BLOCK]; CHUNK];
+    for start in (0..values.groups()).step_by(CHUNK) {
+        let chunk = values.part(start, CHUNK.min(values.groups() - start));
+        let pixels = match chunk {
+            Tensor::Float32(values) => values.as_chunks::<BLOCK>().0,
+            Tensor::Half(..) => {
+                let room = &mut room[..chunk.groups()];
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { chunk.read::<T>(room.as_flattened_mut()) };
+                room
+            }
+        };
         let count = pixels.len() as f32;
         let mut sum = [0.0f32; BLOCK];
         for pixel in pixels {
@@ -186,49 +196,50 @@ fn stretch_moments<T: Tile>(values: &[f32], out: &mut [Moments; BLOCK]) {
 pub fn apply(
     isa: Isa,
     pool: &Pool,
-    input: &[f32],
+    input: Tensor<'_>,
     pixels: usize,
     (scale, shift): (&[f32], &[f32]),
     activation: Activation,
-    output: &mut [f32],
+    output: TensorMut<'_>,
 ) {
-    assert_eq!(input.len(), output.len());
-    assert_eq!(input.len(), scale.len() * pixels);
+    assert_eq!(input.groups(), output.groups());
+    assert_eq!(input.groups() * BLOCK, scale.len() * pixels);
     assert_eq!(scale.len(), shift.len());
     let stretches = pixels.div_ceil(STRETCH);
-    let shared = SharedOutput::new(output);
+    let shared = SharedTensor::new(output);
     pool.run(
         scale.len() / BLOCK * stretches,
         || (),
         |(), index| {
             let (block, stretch) = (index / stretches, index % stretches);
             let start = stretch * STRETCH;
-            let (offset, len) = ((block * pixels + start) * BLOCK, STRETCH.min(pixels - start) * BLOCK);
-            let values = &input[offset..][..len];
-            // SAFETY: stretches of different blocks and places do not overlap.
-            let out = unsafe { shared.part(offset, len) };
+            let place = [block * pixels + start, STRETCH.min(pixels - start)];
             let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
-            dispatch!(isa, apply_stretch(
-                values: &[f32],
-                affine: (&[f32], &[f32]),
-                activation: Activation,
-                out: &mut [f32],
-            ));
+            let job = &Job { input, output: &shared, affine, activation };
+            dispatch!(isa, apply_stretch(job: &Job<'_>, place: [usize; 2]));
         },
     );
 }
 
-#[inline(always)]
-fn apply_stretch<T: Tile>(
-    values: &[f32],
-    (scale, shift): (&[f32], &[f32]),
+struct Job<'a> {
+    input: Tensor<'a>,
+    output: &'a SharedTensor<'a>,
+    affine: (&'a [f32], &'a [f32]),
     activation: Activation,
-    out: &mut [f32],
-) {
-    for (pixel, from) in out.chunks_exact_mut(BLOCK).zip(values.chunks_exact(BLOCK)) {
-        for lane in 0..BLOCK {
-            pixel[lane] = multiply_add::<T>(from[lane], scale[lane], shift[lane]);
-        }
+}
+
+#[inline(always)]
+unsafe fn apply_stretch<T: Tile>(job: &Job<'_>, [start, groups]: [usize; 2]) {
+    let (scale, shift) = job.affine;
+    // SAFETY: the caller vouches for the CPU; stretches of different blocks and places do not overlap.
+    unsafe {
+        job.output.edit::<T>(start, groups, Some(job.input), |_, values| {
+            for pixel in values.as_chunks_mut::<BLOCK>().0 {
+                for lane in 0..BLOCK {
+                    pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                }
+            }
+            activate::<T>(job.activation, values);
+        });
     }
-    activate::<T>(activation, out);
 }

@@ -5,7 +5,7 @@ use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::math::{multiply_add, silu};
 use crate::microkernel::Tile;
-use crate::shared::prefetch;
+use crate::tensor::Tensor;
 
 /// What happens to an input value on its way into the convolution, in this order: norm, activation, upsampling.
 #[derive(Clone, Copy, Default)]
@@ -22,7 +22,7 @@ pub struct Prologue<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// Frames, one after the other.
-    pub input: &'a [f32],
+    pub input: Tensor<'a>,
     /// The frame that each time tap reads; `None` for zeros.
     pub frames: [Option<usize>; MAX_TAPS],
     /// Channel blocks of a frame.
@@ -42,8 +42,11 @@ pub(crate) struct Source<'a> {
 impl Source<'_> {
     /// Fills `out` (`[rows][columns][16]`) with one channel block (those of the first tap's frame first) of the window
     /// whose first pixel is `corner`, counted in the upsampled and padded picture.
+    ///
+    /// # Safety
+    /// The CPU has the tier.
     #[inline(always)]
-    pub(crate) fn gather<T: Tile>(
+    pub(crate) unsafe fn gather<T: Tile>(
         &self,
         block: usize,
         corner: [usize; 2],
@@ -58,8 +61,8 @@ impl Source<'_> {
             patch.fill(0.0);
             return;
         };
-        let plane = height * width * BLOCK;
-        let source_plane = &self.input[(frame * self.frame_blocks + block) * plane..][..plane];
+        let plane = height * width;
+        let source_plane = self.input.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
             let mut y = corner[0] + row;
             if self.replicate {
@@ -69,7 +72,7 @@ impl Source<'_> {
                 out.fill(0.0);
                 continue;
             }
-            let source = &source_plane[(y - top) / factor * width * BLOCK..][..width * BLOCK];
+            let source = source_plane.part((y - top) / factor * width, width);
             // Columns `before..after` of the patch lie inside the picture.
             let x = corner[1];
             let before = left.saturating_sub(x).min(columns);
@@ -84,8 +87,20 @@ impl Source<'_> {
                 (of(scale), of(shift))
             });
             if factor == 1 {
-                let from = ((x + before).saturating_sub(left) * BLOCK).min(source.len());
-                let pixels = source[from..][..inside.len()].as_chunks::<BLOCK>().0;
+                let from = (x + before).saturating_sub(left).min(width);
+                let pixels = source.part(from, after - before);
+                let pixels = match pixels {
+                    Tensor::Float32(pixels) => pixels.as_chunks::<BLOCK>().0,
+                    Tensor::Half(..) => {
+                        // SAFETY: the caller vouches for the CPU.
+                        unsafe { pixels.read::<T>(inside) };
+                        self.change::<T>(affine, inside);
+                        if self.replicate {
+                            repeat_edges(out, before, after);
+                        }
+                        continue;
+                    }
+                };
                 let inside = inside.as_chunks_mut::<BLOCK>().0;
                 match (affine, self.prologue.activation) {
                     (None, Activation::None) => inside.copy_from_slice(pixels),
@@ -114,7 +129,8 @@ impl Source<'_> {
             }
             for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
                 let from = (x + before + column - left) / factor;
-                pixel.copy_from_slice(&source[from * BLOCK..][..BLOCK]);
+                // SAFETY: the caller vouches for the CPU.
+                pixel.copy_from_slice(&unsafe { source.group::<T>(from) });
                 if let Some((scale, shift)) = affine {
                     for lane in 0..BLOCK {
                         pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
@@ -125,6 +141,24 @@ impl Source<'_> {
             if self.replicate {
                 repeat_edges(out, before, after);
             }
+        }
+    }
+
+    /// Norm and activation of pixels that stand where they are read from.
+    #[inline(always)]
+    fn change<T: Tile>(&self, affine: Option<([f32; BLOCK], [f32; BLOCK])>, pixels: &mut [f32]) {
+        let Some((scale, shift)) = affine else {
+            return activate::<T>(self.prologue.activation, pixels);
+        };
+        let silu_after = self.prologue.activation == Activation::Silu;
+        for pixel in pixels.as_chunks_mut::<BLOCK>().0 {
+            for lane in 0..BLOCK {
+                let value = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                pixel[lane] = if silu_after { silu::<T>(value) } else { value };
+            }
+        }
+        if !silu_after {
+            activate::<T>(self.prologue.activation, pixels);
         }
     }
 
@@ -140,8 +174,7 @@ impl Source<'_> {
         };
         let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
         for row in top..bottom {
-            let offset = ((block * height + row) * width + left) * BLOCK;
-            prefetch(&self.input[offset..][..(right - left) * BLOCK]);
+            self.input.prefetch((block * height + row) * width + left, right - left);
         }
     }
 }

@@ -3,19 +3,19 @@
 use std::marker::PhantomData;
 
 /// A mutable slice whose disjoint parts are lent to several threads at once.
-pub(crate) struct SharedOutput<'a> {
-    start: *mut f32,
+pub(crate) struct SharedOutput<'a, E = f32> {
+    start: *mut E,
     len: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [E]>,
 }
 
-// SAFETY: the parts handed out are disjoint by the contract of `part`, and `f32` may move between threads.
-unsafe impl Sync for SharedOutput<'_> {}
+// SAFETY: the parts handed out are disjoint by the contract of `part`, and their elements may move between threads.
+unsafe impl<E: Send> Sync for SharedOutput<'_, E> {}
 // SAFETY: as for `Sync`; the value is only a borrowed slice.
-unsafe impl Send for SharedOutput<'_> {}
+unsafe impl<E: Send> Send for SharedOutput<'_, E> {}
 
-impl<'a> SharedOutput<'a> {
-    pub(crate) fn new(output: &'a mut [f32]) -> Self {
+impl<'a, E> SharedOutput<'a, E> {
+    pub(crate) fn new(output: &'a mut [E]) -> Self {
         SharedOutput { start: output.as_mut_ptr(), len: output.len(), owner: PhantomData }
     }
 
@@ -31,7 +31,7 @@ impl<'a> SharedOutput<'a> {
     /// No two parts that overlap may be alive at the same time.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // the point of the type; the contract stands above
-    pub(crate) unsafe fn part(&self, offset: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, offset: usize, len: usize) -> &mut [E] {
         assert!(offset <= self.len && len <= self.len - offset, "part {offset}+{len} of {}", self.len);
         // SAFETY: the range lies inside the slice (checked above) and is not aliased (the caller's contract).
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
@@ -40,17 +40,17 @@ impl<'a> SharedOutput<'a> {
 
 /// Asks for the cache lines of `values`, a hint that reads nothing.
 #[inline(always)]
-pub(crate) fn prefetch(values: &[f32]) {
+pub(crate) fn prefetch<E>(values: &[E]) {
     prefetch_lines(values.as_ptr(), values.len());
 }
 
 #[inline(always)]
-fn prefetch_lines(start: *const f32, len: usize) {
+fn prefetch_lines<E>(start: *const E, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for offset in (0..len).step_by(64 / size_of::<f32>()) {
+    for offset in (0..len * size_of::<E>()).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: every CPU of this architecture has the instruction, and it may be given any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.cast::<i8>().wrapping_add(offset)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (start, len);

@@ -25,7 +25,7 @@ pub struct DecodeLimits {
 
 impl DecodeLimits {
     /// Checks a size that a file declares, with the bytes of one of its pixels.
-    fn check(&self, width: u32, height: u32, pixel_bytes: u64) -> Result<(), MediaError> {
+    pub(crate) fn check(&self, width: u32, height: u32, pixel_bytes: u64) -> Result<(), MediaError> {
         let (width, height) = (u64::from(width), u64::from(height));
         let pixels = width * height;
         if pixels > self.max_pixels {

@@ -64,6 +64,24 @@ pub enum MediaError {
         /// The longest side possible.
         limit: usize,
     },
+    /// A parameter of a video or an animation outside its range.
+    #[error("Expected `{name}` {range}. Got {found}.")]
+    OutOfRange {
+        /// The parameter.
+        name: &'static str,
+        /// The range, for instance `from 12 to 51`.
+        range: String,
+        /// Value given.
+        found: String,
+    },
+    /// A video has more frames than allowed.
+    #[error("Expected a video of at most {limit} frames. Got at least {found}.")]
+    TooManyFrames {
+        /// Frames found before reading stopped.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A buffer that is not as long as its dimensions say.
     #[error("Expected {expected} values for {dimensions}. Got {found}.")]
     BufferLength {

@@ -5,22 +5,33 @@
 //! | [`postprocess`] | decoder output to `uint8` and to [0, 1] |
 //! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
+//! | [`mp4`] | MP4 files with H.264, written frame by frame |
+//! | [`mp4_read`] | MP4 files with H.264 to frames, within limits |
+//! | [`animation`] | animated WebP files, lossless |
 //! | [`resize`] | Pillow's Lanczos resampling |
 //! | [`preprocess`] | pictures and tensors to the encoder's range and size |
 //!
 //! Pictures are 8-bit RGB, rows from top to bottom, no padding. Tensors are f32 `[batch, channels, height, width]`.
 #![forbid(unsafe_code)]
 
+pub mod animation;
 pub mod decode;
 pub mod encode;
 pub mod error;
+pub mod mp4;
+pub mod mp4_read;
 pub mod postprocess;
 pub mod preprocess;
 pub mod resize;
+mod sps;
+mod yuv;
 
+pub use animation::WebpAnimation;
 pub use decode::{DecodeLimits, decode_image};
 pub use encode::{encode_jpeg, encode_png};
 pub use error::MediaError;
+pub use mp4::{Mp4Encoder, Mp4Layout, Mp4Options};
+pub use mp4_read::{Video, VideoLimits, decode_mp4, is_mp4};
 pub use postprocess::{psnr, to_uint8_channel_last, to_unit_interval};
 pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
 pub use resize::resize_lanczos;

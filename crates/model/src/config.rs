@@ -21,7 +21,7 @@ pub const MAX_LAYERS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum VaeConfig {
-    /// `AutoencoderKL`.
+    /// `AutoencoderKL` and `AutoencoderKLFlux2`.
     Kl(KlConfig),
     /// `AutoencoderTiny`.
     Tiny(TinyConfig),
@@ -35,6 +35,9 @@ pub enum Family {
     /// Stable Diffusion, Flux.1 and their kin.
     #[serde(rename = "AutoencoderKL")]
     AutoencoderKl,
+    /// FLUX.2: an `AutoencoderKL` with batch-norm statistics of patches of its latents.
+    #[serde(rename = "AutoencoderKLFlux2")]
+    AutoencoderKlFlux2,
     /// The TAESD family.
     AutoencoderTiny,
     /// HunyuanVideo.
@@ -47,13 +50,14 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Family::AutoencoderKl => "AutoencoderKL",
+            Family::AutoencoderKlFlux2 => "AutoencoderKLFlux2",
             Family::AutoencoderTiny => "AutoencoderTiny",
             Family::AutoencoderKlHunyuanVideo => "AutoencoderKLHunyuanVideo",
         }
     }
 }
 
-/// Config of an `AutoencoderKL`; the fields are diffusers' keys.
+/// Config of an `AutoencoderKL` or `AutoencoderKLFlux2`; the fields are diffusers' keys.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KlConfig {
     /// Channels of the pixels put in.
@@ -91,6 +95,9 @@ pub struct KlConfig {
     pub latents_mean: Option<Vec<f64>>,
     /// Standard deviation of each latent channel.
     pub latents_std: Option<Vec<f64>>,
+    /// `AutoencoderKLFlux2` only: added to the variance of each element of a patch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_norm_eps: Option<f64>,
 }
 
 impl KlConfig {
@@ -155,11 +162,12 @@ impl ConfigFile {
             None => Ok(None),
             Some(Value::String(name)) => match name.as_str() {
                 "AutoencoderKL" => Ok(Some(Family::AutoencoderKl)),
+                "AutoencoderKLFlux2" => Ok(Some(Family::AutoencoderKlFlux2)),
                 "AutoencoderTiny" => Ok(Some(Family::AutoencoderTiny)),
                 "AutoencoderKLHunyuanVideo" => Ok(Some(Family::AutoencoderKlHunyuanVideo)),
                 other => Err(ModelError::Unsupported(format!(
                     "config.json: `_class_name` is {}, which this version does not run (it runs AutoencoderKL, \
-                     AutoencoderTiny and AutoencoderKLHunyuanVideo)",
+                     AutoencoderKLFlux2, AutoencoderTiny and AutoencoderKLHunyuanVideo)",
                     shorten(other)
                 ))),
             },
@@ -172,8 +180,31 @@ impl ConfigFile {
     /// # Errors
     /// [`ModelError::Config`] for a value of the wrong type or out of bounds.
     pub fn kl(&self) -> Result<KlConfig, ModelError> {
+        self.kl_with(&KlDefaults { widths: &[64], layers: 1, latent_channels: 4, sample_size: 32 })
+    }
+
+    /// Reads the keys of an `AutoencoderKLFlux2`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a value of the wrong type or out of bounds, or another patch than 2×2.
+    pub fn flux2(&self) -> Result<KlConfig, ModelError> {
+        let widths = [128, 256, 512, 512];
+        let defaults = KlDefaults { widths: &widths, layers: 2, latent_channels: 32, sample_size: 1024 };
+        let epsilon = self.number("batch_norm_eps")?.unwrap_or(1e-4);
+        if epsilon < 0.0 {
+            return Err(invalid("batch_norm_eps", &Value::from(epsilon), "a number from 0"));
+        }
+        if let Some(patch) = self.get("patch_size")
+            && *patch != serde_json::json!([2, 2])
+        {
+            return Err(invalid("patch_size", patch, "[2,2], the only one that is run"));
+        }
+        Ok(KlConfig { batch_norm_eps: Some(epsilon), ..self.kl_with(&defaults)? })
+    }
+
+    fn kl_with(&self, defaults: &KlDefaults<'_>) -> Result<KlConfig, ModelError> {
         let block_out_channels =
-            self.list("block_out_channels", MAX_CHANNELS, 1)?.unwrap_or_else(|| vec![64]);
+            self.list("block_out_channels", MAX_CHANNELS, 1)?.unwrap_or_else(|| defaults.widths.to_vec());
         let levels = block_out_channels.len();
         let decoder_block_out_channels = self.list("decoder_block_out_channels", MAX_CHANNELS, 1)?;
         if let Some(widths) = &decoder_block_out_channels
@@ -181,7 +212,8 @@ impl ConfigFile {
         {
             return Err(self.length_error("decoder_block_out_channels", "block_out_channels", levels));
         }
-        let latent_channels = self.integer("latent_channels", 4, 1, MAX_LATENT_CHANNELS)?;
+        let latent_channels =
+            self.integer("latent_channels", defaults.latent_channels, 1, MAX_LATENT_CHANNELS)?;
         let norm_num_groups = self.integer("norm_num_groups", 32, 1, MAX_CHANNELS)?;
         for &width in block_out_channels.iter().chain(decoder_block_out_channels.iter().flatten()) {
             if !width.is_multiple_of(norm_num_groups) {
@@ -228,16 +260,17 @@ impl ConfigFile {
             )?,
             block_out_channels,
             decoder_block_out_channels,
-            layers_per_block: self.integer("layers_per_block", 1, 1, MAX_LAYERS)?,
+            layers_per_block: self.integer("layers_per_block", defaults.layers, 1, MAX_LAYERS)?,
             norm_num_groups,
             use_quant_conv: self.boolean("use_quant_conv", true)?,
             use_post_quant_conv: self.boolean("use_post_quant_conv", true)?,
             mid_block_add_attention: self.boolean("mid_block_add_attention", true)?,
-            sample_size: self.sample_size()?,
+            sample_size: self.sample_size(defaults.sample_size)?,
             scaling_factor,
             shift_factor: self.number("shift_factor")?,
             latents_mean,
             latents_std,
+            batch_norm_eps: None,
         })
     }
 
@@ -351,8 +384,8 @@ impl ConfigFile {
     }
 
     /// An integer, or a pair of which the first counts.
-    fn sample_size(&self) -> Result<usize, ModelError> {
-        let Some(value) = self.get("sample_size") else { return Ok(32) };
+    fn sample_size(&self, default: usize) -> Result<usize, ModelError> {
+        let Some(value) = self.get("sample_size") else { return Ok(default) };
         let first = value.as_array().map_or(Some(value), |items| items.first());
         let size = first.and_then(|item| bounded(item, 1, 1 << 20));
         size.ok_or_else(|| invalid("sample_size", value, "an integer from 1 to 1048576"))
@@ -363,6 +396,14 @@ impl ConfigFile {
         let expected = format!("a list of {expected} values, as many as `{other}` has");
         ModelError::Config { key: key.into(), found, expected }
     }
+}
+
+/// What absent keys of an `AutoencoderKL`-like config mean.
+struct KlDefaults<'a> {
+    widths: &'a [usize],
+    layers: usize,
+    latent_channels: usize,
+    sample_size: usize,
 }
 
 fn bounded(value: &Value, least: usize, most: usize) -> Option<usize> {

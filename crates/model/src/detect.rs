@@ -18,7 +18,7 @@ use crate::detect_video;
 use crate::header::tensor_error;
 use crate::names::{Half, Names, TinyLayer, TinyNames, tiny_layers};
 
-/// Finds the naming of a checkpoint and refuses what is not an `AutoencoderKL` or an `AutoencoderTiny`.
+/// Finds the naming of a checkpoint and refuses what is of no architecture that is run.
 ///
 /// # Errors
 /// [`ModelError::Unsupported`], with the kind's name where it is known.
@@ -52,7 +52,11 @@ pub(crate) fn recognise(checkpoint: &Checkpoint) -> Result<Names, ModelError> {
 /// [`ModelError::Tensor`] and [`ModelError::Unsupported`] when the shapes do not make an autoencoder.
 pub(crate) fn config(checkpoint: &Checkpoint, names: &Names) -> Result<VaeConfig, ModelError> {
     match names {
-        Names::Kl(_) => kl_config(&Finder { checkpoint, names }).map(VaeConfig::Kl),
+        Names::Kl(own) => {
+            let mut config = kl_config(&Finder { checkpoint, names })?;
+            config.batch_norm_eps = own.batch_norm.then_some(1e-4);
+            Ok(VaeConfig::Kl(config))
+        }
         Names::Tiny(tiny) => tiny_config(checkpoint, tiny).map(VaeConfig::Tiny),
         Names::HunyuanVideo(_) => {
             detect_video::hunyuan_config(checkpoint, names).map(VaeConfig::HunyuanVideo)
@@ -72,7 +76,6 @@ pub(crate) fn has_pool(checkpoint: &Checkpoint, names: &TinyNames) -> bool {
 fn other_with_flat_layers(checkpoint: &Checkpoint, prefix: &str) -> Option<&'static str> {
     let mut names = checkpoint.names_under(prefix).map(|name| &name[prefix.len()..]);
     names.find_map(|name| match name {
-        "bn.running_mean" => Some("a FLUX.2 VAE (AutoencoderKLFlux2)"),
         "quantize.embedding.weight" => Some("a VQ autoencoder (VQModel)"),
         _ if name.contains(".time_stack.")
             || name.contains(".time_mix_conv.")
@@ -245,6 +248,7 @@ fn kl_config(finder: &Finder<'_>) -> Result<KlConfig, ModelError> {
         shift_factor,
         latents_mean: None,
         latents_std: None,
+        batch_norm_eps: None,
         decoder_block_out_channels: decoder_widths.filter(|widths| *widths != block_out_channels),
         block_out_channels,
     })

@@ -22,7 +22,7 @@ pub(crate) fn hunyuan_names(checkpoint: &Checkpoint) -> Option<KlNames> {
             && has(&format!("{half}.conv_norm_out.weight"))
             && has(&format!("{half}.mid_block.resnets.0.norm1.weight"))
     });
-    halves.contains(&true).then_some(KlNames { prefix, style: KlStyle::Diffusers, halves })
+    halves.contains(&true).then_some(KlNames { prefix, style: KlStyle::Diffusers, halves, batch_norm: false })
 }
 
 /// The config of a recognised HunyuanVideo checkpoint.

@@ -1,11 +1,14 @@
 //! Latent spaces: how the latents that a diffusion model works with (and clients send) relate to those that the
-//! autoencoder itself takes, and how they are packed into tokens.
+//! autoencoder itself takes. The forms in which they come are told in [`crate::packing`]; a form says nothing about
+//! scaling.
 //!
 //! | scaling | [`Normalisation::Scalar`], to the model | [`Normalisation::PerChannel`], to the model |
 //! |---|---|---|
 //! | [`Scaling::None`], [`Scaling::Declined`] | x | x |
 //! | [`Scaling::Model`] | x / scaling_factor + shift_factor (the request's shift wins) | x · std / scaling_factor + mean |
 //! | [`Scaling::Explicit`] | x / scale + shift | error: one factor cannot express this space |
+//!
+//! [`Normalisation::PerPatchElement`] is as `PerChannel`, with x · std + mean by element of a patch.
 //!
 //! The latents of a tiny model are already those of the diffusion model: [`Normalisation::Identity`] leaves them as
 //! they are in every row but one. A client that sends [`Scaling::Declined`] has divided already, as the full autoencoder
@@ -17,9 +20,7 @@ use remote_vae_wire::Scaling;
 use serde::Serialize;
 
 use crate::ModelError;
-
-/// Side of the patches that make a token.
-const PATCH: usize = 2;
+use crate::packing::{PATCH, Packing};
 
 /// The latent space of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,7 +31,7 @@ pub struct LatentSpace {
     pub spatial_factor: usize,
     /// How the diffusion model's latents become the autoencoder's.
     pub normalisation: Normalisation,
-    /// How latents are packed into tokens.
+    /// The forms in which latents come besides `[batch, channels, height, width]`.
     pub packing: Packing,
 }
 
@@ -50,6 +51,14 @@ pub enum Normalisation {
         scaling_factor: f64,
         /// The shift.
         shift_factor: Option<f64>,
+    },
+    /// A mean and a standard deviation per element of a 2×2 patch (FLUX.2's batch norm): element `c·4 + di·2 + dj` is
+    /// that of channel `c` in the rows that leave `di`, and the columns that leave `dj`, when divided by two.
+    PerPatchElement {
+        /// Mean of each of the 4·channels elements.
+        mean: Vec<f64>,
+        /// Standard deviation of each element; none is zero.
+        std: Vec<f64>,
     },
     /// A mean and a standard deviation per channel, and a factor.
     PerChannel {
@@ -73,15 +82,6 @@ pub struct Factors {
     pub shift_factor: Option<f64>,
 }
 
-/// How latents are packed into a sequence of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// A token is a patch of 2×2 latents: token `i·(w/2) + j`, element `c·4 + di·2 + dj` is latent
-    /// `[c, 2i + di, 2j + dj]` (Flux.1).
-    Patches2x2,
-}
-
 impl LatentSpace {
     /// Turns a client's latents `[batch, channels, height, width]` into the autoencoder's.
     ///
@@ -103,6 +103,9 @@ impl LatentSpace {
                 self.each_channel(latents, shape, |channel, x| {
                     *x = *x * std[channel] / scale + mean[channel]
                 });
+            }
+            Transform::PerPatchElement { mean, std } => {
+                self.each_patch_element(latents, shape, |element, x| *x = *x * std[element] + mean[element]);
             }
         }
         Ok(())
@@ -128,110 +131,13 @@ impl LatentSpace {
                     *x = (*x - mean[channel]) * scale / std[channel]
                 });
             }
-        }
-        Ok(())
-    }
-
-    /// Elements of a token.
-    pub fn token_size(&self) -> usize {
-        self.channels * PATCH * PATCH
-    }
-
-    /// Latent height and width for a picture of `height` × `width` pixels when latents are packed: the sides are cut
-    /// to whole patches.
-    pub fn packed_sides(&self, height: usize, width: usize) -> [usize; 2] {
-        let patch = self.spatial_factor.max(1) * PATCH;
-        [height / patch * PATCH, width / patch * PATCH]
-    }
-
-    /// Unpacks tokens `[batch, tokens, 4·channels]` of a picture of `height` × `width` pixels into latents
-    /// `[batch, channels, h, w]`.
-    ///
-    /// # Errors
-    /// [`ModelError::Shape`] when the size of a token or their number does not fit.
-    pub fn unpack(
-        &self,
-        tokens: &[f32],
-        shape: [usize; 3],
-        height: usize,
-        width: usize,
-    ) -> Result<(Vec<f32>, [usize; 4]), ModelError> {
-        let latent = self.unpacked_shape(shape, height, width)?;
-        if tokens.len() != shape.iter().product::<usize>() {
-            return Err(shape_error(format!("{} values do not fit shape {shape:?}", tokens.len())));
-        }
-        let mut latents = vec![0.0; tokens.len()];
-        self.each_pair(latent, |token, place| latents[place] = tokens[token]);
-        Ok((latents, latent))
-    }
-
-    /// The shape that [`LatentSpace::unpack`] gives, without doing it.
-    ///
-    /// # Errors
-    /// [`ModelError::Shape`] when the size of a token or their number does not fit.
-    pub fn unpacked_shape(
-        &self,
-        shape: [usize; 3],
-        height: usize,
-        width: usize,
-    ) -> Result<[usize; 4], ModelError> {
-        let [batch, count, size] = shape;
-        if size != self.token_size() {
-            return Err(shape_error(format!(
-                "packed latents of this model have {} values a token ({} channels of 2x2 patches), got shape {shape:?}",
-                self.token_size(),
-                self.channels
-            )));
-        }
-        let [latent_height, latent_width] = self.packed_sides(height, width);
-        let expected = (latent_height / PATCH).checked_mul(latent_width / PATCH);
-        if expected != Some(count) || count == 0 {
-            let expected = expected.map_or_else(|| "too many".to_owned(), |count| count.to_string());
-            return Err(shape_error(format!(
-                "packed latents of {height}x{width} pixels have {expected} tokens, got {count} in shape {shape:?}"
-            )));
-        }
-        if batch == 0 || batch.checked_mul(count).and_then(|tokens| tokens.checked_mul(size)).is_none() {
-            return Err(shape_error(format!("shape {shape:?} is empty or too large")));
-        }
-        Ok([batch, self.channels, latent_height, latent_width])
-    }
-
-    /// Packs latents `[batch, channels, h, w]` with even sides into tokens `[batch, h·w/4, 4·channels]`.
-    ///
-    /// # Errors
-    /// [`ModelError::Shape`] for a wrong channel count or length or an odd side.
-    pub fn pack(&self, latents: &[f32], shape: [usize; 4]) -> Result<(Vec<f32>, [usize; 3]), ModelError> {
-        self.check(latents.len(), shape)?;
-        let [batch, _, height, width] = shape;
-        if !height.is_multiple_of(PATCH) || !width.is_multiple_of(PATCH) {
-            return Err(shape_error(format!(
-                "only latents with even sides can be packed, got shape {shape:?}"
-            )));
-        }
-        let mut tokens = vec![0.0; latents.len()];
-        self.each_pair(shape, |token, place| tokens[token] = latents[place]);
-        Ok((tokens, [batch, height / PATCH * (width / PATCH), self.token_size()]))
-    }
-
-    /// Calls with the index in the tokens and the index in the latents of each element.
-    fn each_pair(&self, shape: [usize; 4], mut each: impl FnMut(usize, usize)) {
-        let [batch, channels, height, width] = shape;
-        let (columns, size) = (width / PATCH, self.token_size());
-        let mut place = 0;
-        for sample in 0..batch {
-            for channel in 0..channels {
-                for row in 0..height {
-                    for column in 0..width {
-                        let token =
-                            sample * (height / PATCH) * columns + row / PATCH * columns + column / PATCH;
-                        let element = channel * PATCH * PATCH + row % PATCH * PATCH + column % PATCH;
-                        each(token * size + element, place);
-                        place += 1;
-                    }
-                }
+            Transform::PerPatchElement { mean, std } => {
+                self.each_patch_element(latents, shape, |element, x| {
+                    *x = (*x - mean[element]) / std[element]
+                });
             }
         }
+        Ok(())
     }
 
     fn each_channel(&self, latents: &mut [f32], shape: [usize; 4], each: impl Fn(usize, &mut f32)) {
@@ -241,7 +147,18 @@ impl LatentSpace {
         }
     }
 
-    fn check(&self, length: usize, shape: [usize; 4]) -> Result<(), ModelError> {
+    fn each_patch_element(&self, latents: &mut [f32], shape: [usize; 4], each: impl Fn(usize, &mut f32)) {
+        let [_, _, height, width] = shape;
+        for (index, row) in latents.chunks_exact_mut(width.max(1)).enumerate() {
+            let first =
+                index / height.max(1) % self.channels * PATCH * PATCH + index % height.max(1) % PATCH * PATCH;
+            for (column, x) in row.iter_mut().enumerate() {
+                each(first + column % PATCH, x);
+            }
+        }
+    }
+
+    pub(crate) fn check(&self, length: usize, shape: [usize; 4]) -> Result<(), ModelError> {
         if shape[1] != self.channels {
             let message =
                 format!("this model has {} channels, got {} in shape {shape:?}", self.channels, shape[1]);
@@ -263,18 +180,19 @@ impl LatentSpace {
             (Normalisation::Identity { .. }, _) | (_, Scaling::None | Scaling::Declined) => {
                 return Ok(Transform::None);
             }
+            (Normalisation::PerPatchElement { mean, std }, Scaling::Model { shift: None }) => {
+                return Ok(Transform::PerPatchElement { mean: single(mean), std: single(std) });
+            }
             (Normalisation::PerChannel { mean, std, scaling_factor }, Scaling::Model { shift: None }) => {
-                let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
                 let scale = factor("scaling_factor", *scaling_factor)?;
                 return Ok(Transform::PerChannel { mean: single(mean), std: single(std), scale });
             }
             (Normalisation::PerChannel { .. }, _) => {
-                return Err(ModelError::Scaling(format!(
-                    "this model's latent space has a mean and a standard deviation for each of its {} channels, which \
-                     one `scaling_factor` and `shift_factor` cannot express; send `do_scaling=True` alone, or \
-                     neither when the latents are already the autoencoder's",
-                    self.channels
-                )));
+                return Err(inexpressible(format!("for each of its {} channels", self.channels)));
+            }
+            (Normalisation::PerPatchElement { .. }, _) => {
+                let elements = self.token_size();
+                return Err(inexpressible(format!("for each of the {elements} elements of a 2x2 patch")));
             }
             (Normalisation::Scalar { scaling_factor, shift_factor }, Scaling::Model { shift }) => {
                 (*scaling_factor, shift.or(*shift_factor))
@@ -302,6 +220,22 @@ enum Transform {
         std: Vec<f32>,
         scale: f32,
     },
+    PerPatchElement {
+        mean: Vec<f32>,
+        std: Vec<f32>,
+    },
+}
+
+fn single(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&value| value as f32).collect()
+}
+
+fn inexpressible(each: String) -> ModelError {
+    ModelError::Scaling(format!(
+        "this model's latent space has a mean and a standard deviation {each}, which one `scaling_factor` and \
+         `shift_factor` cannot express; send `do_scaling=True` alone, or neither when the latents are already the \
+         autoencoder's"
+    ))
 }
 
 fn divide(latents: &mut [f32], scale: f32, shift: Option<f32>) {
@@ -335,7 +269,7 @@ fn factor(name: &str, value: f64) -> Result<f32, ModelError> {
     Err(ModelError::Scaling(format!("`{name}` is {value}, expected a finite number other than 0")))
 }
 
-fn shape_error(message: String) -> ModelError {
+pub(crate) fn shape_error(message: String) -> ModelError {
     ModelError::Shape { place: "latents".into(), message }
 }
 
@@ -427,6 +361,24 @@ mod tests {
     }
 
     #[test]
+    fn per_patch_element_space() {
+        let mean: Vec<f64> = (0..8).map(f64::from).collect();
+        let std: Vec<f64> = (0..8).map(|element| f64::from(1 << element)).collect();
+        let space = space(2, Normalisation::PerPatchElement { mean, std });
+        // Three rows and columns: the patch that is cut off counts from its own first row and column.
+        let shape = [2, 2, 3, 3];
+        let mut latents = vec![1.0; 36];
+        space.to_model(&mut latents, shape, &Scaling::Model { shift: None }).unwrap();
+        assert_eq!(latents[..9], [1.0, 3.0, 1.0, 6.0, 11.0, 6.0, 1.0, 3.0, 1.0]);
+        assert_eq!(latents[9..12], [20.0, 37.0, 20.0]);
+        assert_eq!(latents[..18], latents[18..]);
+        space.from_model(&mut latents, shape, &Scaling::Model { shift: None }).unwrap();
+        assert_eq!(latents, [1.0; 36]);
+        let error = space.to_model(&mut latents, shape, &Scaling::Explicit { scale: 0.5, shift: None });
+        assert!(error.unwrap_err().to_string().contains("8 elements of a 2x2 patch"));
+    }
+
+    #[test]
     fn from_model_undoes_to_model() {
         let scaling = Scaling::Explicit { scale: 0.5, shift: Some(0.25) };
         let mut latents = vec![3.0; 16];
@@ -447,30 +399,5 @@ mod tests {
         let error = flux().to_model(&mut latents, [1, 4, 2, 2], &Scaling::None).unwrap_err();
         assert!(error.to_string().contains("16 channels, got 4"), "{error}");
         assert!(flux().to_model(&mut latents, [usize::MAX, 16, 2, 1], &Scaling::None).is_err());
-    }
-
-    #[test]
-    fn packing_both_ways() {
-        let flux = flux();
-        let tokens: Vec<f32> = (0..2 * 6 * 64).map(|value| value as f32).collect();
-        let (latents, shape) = flux.unpack(&tokens, [2, 6, 64], 37, 50).unwrap();
-        assert_eq!(shape, [2, 16, 4, 6]);
-        // token 4 of sample 1, channel 3, lower left element
-        assert_eq!(latents[((16 + 3) * 4 + 3) * 6 + 2], ((6 + 4) * 64 + 3 * 4 + 2) as f32);
-        assert_eq!(flux.pack(&latents, shape).unwrap(), (tokens, [2, 6, 64]));
-    }
-
-    #[test]
-    fn packing_errors_name_what_is_expected() {
-        let unpack = |shape: [usize; 3], height, width| {
-            let tokens = vec![0.0; shape.iter().product()];
-            flux().unpack(&tokens, shape, height, width).unwrap_err().to_string()
-        };
-        assert!(unpack([1, 6, 16], 32, 48).contains("64 values a token"));
-        assert!(unpack([1, 5, 64], 32, 48).contains("6 tokens, got 5"));
-        assert!(unpack([1, 0, 64], 8, 8).contains("0 tokens"));
-        assert!(unpack([0, 6, 64], 32, 48).contains("empty"));
-        assert!(flux().pack(&[0.0; 48], [1, 16, 1, 3]).unwrap_err().to_string().contains("even sides"));
-        assert!(flux().unpack(&[], [1, 6, 64], usize::MAX, usize::MAX).is_err());
     }
 }

@@ -19,6 +19,7 @@ pub mod hunyuan_video;
 pub mod latent_space;
 pub mod model;
 mod names;
+pub mod packing;
 pub mod random;
 mod source;
 
@@ -27,5 +28,6 @@ pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
 pub use config_video::HunyuanVideoConfig;
 pub use error::ModelError;
 pub use graph::{Activation, Edge, Graph, Node, Operation, Padding, Time, ValueId, WeightId, WeightSpec};
-pub use latent_space::{Factors, LatentSpace, Normalisation, Packing};
+pub use latent_space::{Factors, LatentSpace, Normalisation};
 pub use model::{Description, Model};
+pub use packing::{Layout, Packing};

@@ -8,9 +8,11 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::config::{ConfigFile, Family, KlConfig, VaeConfig};
-use crate::graph::Graph;
-use crate::latent_space::{LatentSpace, Normalisation, Packing};
-use crate::names::{Half, Names};
+use crate::graph::{Graph, WeightSpec};
+use crate::header::tensor_error;
+use crate::latent_space::{LatentSpace, Normalisation};
+use crate::names::{Half, KlNames, Names};
+use crate::packing::Packing;
 use crate::source::Source;
 use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video};
 
@@ -72,7 +74,9 @@ impl Model {
         }
         let config = match (file, &names) {
             (None, names) => detect::config(&checkpoint, names)?,
-            (Some(file), Names::Kl(_)) => VaeConfig::Kl(file.kl()?),
+            (Some(file), Names::Kl(own)) => {
+                VaeConfig::Kl(if own.batch_norm { file.flux2()? } else { file.kl()? })
+            }
             (Some(file), Names::Tiny(tiny)) => {
                 let mut config = file.tiny()?;
                 config.midblock_pool |= detect::has_pool(&checkpoint, tiny);
@@ -97,7 +101,13 @@ impl Model {
         let (decoder, encoder) = (half(Half::Decoder)?, half(Half::Encoder)?);
         let graphs: Vec<&Graph> = decoder.iter().chain(&encoder).collect();
         names.check_all_used(&checkpoint, &graphs)?;
-        let latent_space = latent_space(&config);
+        let mut latent_space = latent_space(&config);
+        if let (VaeConfig::Kl(config), Names::Kl(names)) = (&config, &names)
+            && let Some(epsilon) = config.batch_norm_eps
+        {
+            latent_space.normalisation = batch_norm(&checkpoint, names, config.latent_channels, epsilon)?;
+            latent_space.packing = Packing::Patches2x2AndPlanes;
+        }
         let (checkpoint, label) = (Arc::new(checkpoint), label.to_owned());
         Ok(Model { family, config, latent_space, decoder, encoder, checkpoint, label })
     }
@@ -160,7 +170,10 @@ impl Model {
 
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
-        self.family != Family::AutoencoderTiny
+        match self.family {
+            Family::AutoencoderKl | Family::AutoencoderKlFlux2 | Family::AutoencoderKlHunyuanVideo => true,
+            Family::AutoencoderTiny => false,
+        }
     }
 
     /// Where the model came from: its path, or `embedded`.
@@ -242,6 +255,33 @@ fn latent_space(config: &VaeConfig) -> LatentSpace {
             packing,
         },
     }
+}
+
+/// The statistics of FLUX.2's batch norm. The deviation is rounded as PyTorch rounds it: the sum and its root in f32.
+fn batch_norm(
+    checkpoint: &Checkpoint,
+    names: &KlNames,
+    channels: usize,
+    epsilon: f64,
+) -> Result<Normalisation, ModelError> {
+    let read = |statistic: &str| {
+        let name = format!("{}bn.{statistic}", names.prefix);
+        checkpoint.check(&WeightSpec { name: name.clone(), shape: vec![4 * channels], narrow: false })?;
+        let values = checkpoint.read_f32(&name)?;
+        Ok::<_, ModelError>((name, values))
+    };
+    let (name, mean) = read("running_mean")?;
+    if let Some(bad) = mean.iter().find(|value| !value.is_finite()) {
+        return Err(tensor_error(&name, format!("it holds {bad}, expected finite numbers")));
+    }
+    let (name, variance) = read("running_var")?;
+    let deviation: Vec<f32> = variance.iter().map(|value| (value + epsilon as f32).sqrt()).collect();
+    if let Some(at) = deviation.iter().position(|value| !(value.is_finite() && *value > 0.0)) {
+        let message = format!("it holds {}, expected finite numbers above -{epsilon}", variance[at]);
+        return Err(tensor_error(&name, message));
+    }
+    let double = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+    Ok(Normalisation::PerPatchElement { mean: double(mean), std: double(deviation) })
 }
 
 fn kl_normalisation(config: &KlConfig) -> Normalisation {

@@ -54,12 +54,14 @@ pub(crate) enum Names {
     HunyuanVideo(KlNames),
 }
 
-/// Naming of an `AutoencoderKL`.
+/// Naming of an `AutoencoderKL` or `AutoencoderKLFlux2`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KlNames {
     pub prefix: String,
     pub style: KlStyle,
     pub halves: [bool; 2],
+    /// Whether the file holds the batch-norm statistics that make it an `AutoencoderKLFlux2`.
+    pub batch_norm: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +100,7 @@ impl Names {
 
     pub(crate) fn family(&self) -> Family {
         match self {
+            Names::Kl(names) if names.batch_norm => Family::AutoencoderKlFlux2,
             Names::Kl(_) => Family::AutoencoderKl,
             Names::Tiny(_) => Family::AutoencoderTiny,
             Names::HunyuanVideo(_) => Family::AutoencoderKlHunyuanVideo,
@@ -224,7 +227,8 @@ impl KlNames {
             KlStyle::Diffusers
         };
         let halves = anchors.map(|anchor| checkpoint.shape(&format!("{prefix}{anchor}")).is_some());
-        Some(Self { prefix: prefix.to_owned(), style, halves })
+        let batch_norm = has("bn.running_mean");
+        Some(Self { prefix: prefix.to_owned(), style, halves, batch_norm })
     }
 
     fn candidates(&self, name: &str) -> Vec<String> {

@@ -36,7 +36,7 @@ enum Pixels {
 
 /// Checks the request and makes its job. A picture is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, kind, body, lease, accept } = job;
+    let Job { autoencoder, parameters, precision, kind, body, lease, accept } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
@@ -61,14 +61,14 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     };
     let [batch, _, height, width] = shape;
     let count = check_size(shared, batch, height, width)?;
-    check_plan(shared, autoencoder.plan_encode(shape))?;
+    check_plan(shared, autoencoder.plan_encode(shape, precision))?;
 
     let draw = draw(&parameters);
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let pixels = pixels.into_model_range()?;
         drop(lease);
-        let latents = autoencoder.encode(&pixels, shape, &scaling, draw, control)?;
+        let latents = autoencoder.encode(&pixels, shape, &scaling, draw, precision, control)?;
         Ok(Tensor { values: latents.values, shape: latents.shape })
     });
     let answer = Form::Latents(negotiate_encode(accept.as_deref()).encoding);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use remote_vae_wire::content_type;
+use remote_vae_engine::{Autoencoder, Precision};
+use remote_vae_wire::{Operation, content_type};
 use serde_json::{Value, json};
 
 use crate::error::Refusal;
@@ -33,6 +34,18 @@ pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
+/// What was found when `fast` was first used; null before.
+fn fast(autoencoder: &Autoencoder, operation: Operation) -> Value {
+    autoencoder.calibration(operation).map_or(Value::Null, |found| {
+        json!({
+            "psnr_db": found.psnr,
+            "largest_error": found.largest_error,
+            "integer16_layers": found.integer16_layers,
+            "float32_layers": found.float32_layers,
+        })
+    })
+}
+
 fn describe(shared: &Shared) -> Value {
     let models: Vec<Value> = shared
         .models
@@ -44,9 +57,13 @@ fn describe(shared: &Shared) -> Value {
                 "name": entry.name,
                 "default": index == 0,
                 "path": if index == 0 { "/".to_owned() } else { format!("/{}", entry.name) },
-                "engine": engine.name(),
+                "engine": engine.name(shared.options.precision),
                 "isa": engine.isa(),
                 "threads": engine.threads(),
+                "fast": {
+                    "decode": fast(&entry.autoencoder, Operation::Decode),
+                    "encode": fast(&entry.autoencoder, Operation::Encode),
+                },
                 "description": entry.autoencoder.model().description(),
             })
         })
@@ -58,7 +75,8 @@ fn describe(shared: &Shared) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "state": shared.phase().name(),
         "uptime_seconds": shared.started.elapsed().as_secs_f64(),
-        "precisions": ["exact"],
+        "precisions": Precision::ALL.map(Precision::name),
+        "default_precision": options.precision.name(),
         "answer_dtype": "float16",
         "models": models,
         "limits": options.limits,

@@ -7,7 +7,6 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `options` | what an operator can set |
-//! | `memory` | how much memory there is, for a default |
 //! | `lifecycle` | listening, warm-up, graceful shutdown |
 //! | `connections`, `watched` | the open connections: how many, and how long each may be silent |
 //! | `observe` | request ids, the access log, request metrics, and the last guard against panics |
@@ -26,7 +25,6 @@ mod encode;
 mod error;
 mod info;
 mod lifecycle;
-mod memory;
 mod metrics;
 mod observe;
 mod options;

@@ -151,12 +151,12 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Reads the default model's weights, on the engine's thread.
+/// Reads the default model's weights and prepares the default precision, on the engine's thread.
 fn warm_up(shared: &Shared) -> Result<(), ServerError> {
     let Some(entry) = shared.models.first() else { return Err(ServerError::NoModel) };
     for entry in &shared.models {
         let engine = entry.autoencoder.engine();
-        shared.metrics.build_info(&engine.name(), engine.isa());
+        shared.metrics.build_info(&engine.name(shared.options.precision), engine.isa());
     }
     if !shared.options.warm_up {
         return Ok(());
@@ -164,7 +164,8 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
     let start = Instant::now();
     let model = entry.autoencoder.model();
     let operation = if model.decoder().is_some() { Operation::Decode } else { Operation::Encode };
-    let loading = std::panic::AssertUnwindSafe(|| entry.autoencoder.warm(operation));
+    let loading =
+        std::panic::AssertUnwindSafe(|| entry.autoencoder.warm(operation, shared.options.precision));
     let outcome = std::panic::catch_unwind(loading).unwrap_or(Err(EngineError::Cancelled));
     outcome.map_err(|source| ServerError::WarmUp { model: entry.name.clone(), source })?;
     shared.metrics.loaded(&entry.name, start.elapsed());

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use remote_vae_engine::Precision;
 use serde::Serialize;
 
 use crate::error::ServerError;
-use crate::memory;
+use remote_vae_engine::memory;
 
 const MIB: u64 = 1 << 20;
 
@@ -17,6 +18,8 @@ pub struct ServerOptions {
     pub host: String,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
+    /// Precision of requests that do not name one.
+    pub precision: Precision,
     /// What a request may ask for, and how many may wait.
     pub limits: Limits,
     /// Whether the default model's weights are loaded before the server calls itself ready.
@@ -46,6 +49,7 @@ impl Default for ServerOptions {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            precision: Precision::default(),
             limits: Limits::default(),
             warm_up: true,
             drain_timeout: Duration::from_secs(30),
@@ -90,7 +94,8 @@ impl Default for Limits {
             max_pixels: 4096 * 4096,
             max_batch: 16,
             max_queue: 64,
-            max_plan_bytes: memory::default_plan_bytes(),
+            // The rest is for weights, bodies and answers.
+            max_plan_bytes: memory::limit_bytes().map(|bytes| bytes / 5 * 4),
             max_connections: 1024,
         }
     }

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
-use remote_vae_engine::{Autoencoder, Control, EngineError, PlanSummary};
+use remote_vae_engine::{Autoencoder, Control, EngineError, PlanSummary, Precision};
 use remote_vae_model::ModelError;
 use remote_vae_wire::{BodyKind, Operation, Parameters, WireError, classify, shortened, unwrap_json_body};
 
@@ -30,6 +30,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Job<'a> {
     pub(crate) autoencoder: &'a Arc<Autoencoder>,
     pub(crate) parameters: Parameters,
+    pub(crate) precision: Precision,
     pub(crate) kind: BodyKind,
     pub(crate) body: Vec<u8>,
     /// The body's share of the budget; goes where the bytes go.
@@ -81,6 +82,7 @@ async fn handle(
     trace.update(|trace| trace.operation = Some(operation.name()));
 
     let deadline = deadline(shared, &head.headers)?;
+    let precision = job.precision;
     let prepared = match operation {
         Operation::Decode => decode::prepare(shared, job)?,
         Operation::Encode => encode::prepare(shared, job).await?,
@@ -105,7 +107,7 @@ async fn handle(
     let post = start.elapsed();
     shared.metrics.output(form.name(), post);
     trace.update(|trace| trace.post = Some(post));
-    Ok(answer::finish(response, &entry.autoencoder.engine().name()))
+    Ok(answer::finish(response, &entry.autoencoder.engine().name(precision)))
 }
 
 /// Reads and unwraps the body, and finds out what it is for.
@@ -126,7 +128,7 @@ async fn read<'a>(
     let announced = reader.check_announced(&head.headers)?;
     check_coding(&head.headers)?;
     let mut parameters = Parameters::from_query(head.uri.query().unwrap_or(""))?;
-    check_precision(&parameters)?;
+    let mut precision = precision(&parameters, options.precision)?;
     let kind = BodyKind::from_content_type(text(&head.headers, header::CONTENT_TYPE).as_deref());
     let reading = reader.read(announced, body).await;
     let (mut bytes, mut lease) = reading.inspect_err(|refusal| shared.note_no_room(refusal))?;
@@ -139,7 +141,7 @@ async fn read<'a>(
             Ok::<_, WireError>((inner, parameters, lease))
         };
         (bytes, parameters, lease) = shared.blocking(unwrapping).await??;
-        check_precision(&parameters)?;
+        precision = self::precision(&parameters, options.precision)?;
     }
     let operation = match target.operation {
         Some(operation) => operation,
@@ -147,7 +149,7 @@ async fn read<'a>(
     };
     let accept = text(&head.headers, header::ACCEPT);
     let autoencoder = &target.model.autoencoder;
-    Ok((Job { autoencoder, parameters, kind, body: bytes, lease, accept }, operation))
+    Ok((Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept }, operation))
 }
 
 /// All values of a header, joined; bytes that are no text are ignored with their value.
@@ -167,17 +169,13 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-fn check_precision(parameters: &Parameters) -> Result<(), Refusal> {
-    match parameters.precision.as_deref() {
-        None | Some("exact") => Ok(()),
-        Some("fast") => Err(Refusal::bad_request(
-            "This server computes with `precision=exact` only; `fast` is not available.",
-        )),
-        Some(other) => Err(Refusal::bad_request(format!(
-            "Expected `precision` to be `exact`. Got `{}`.",
-            shortened(other)
-        ))),
-    }
+/// The precision asked for, or the server's own.
+fn precision(parameters: &Parameters, default: Precision) -> Result<Precision, Refusal> {
+    let Some(name) = parameters.precision.as_deref() else { return Ok(default) };
+    Precision::by_name(name).ok_or_else(|| {
+        let names = Precision::ALL.map(|precision| format!("`{}`", precision.name())).join(" or ");
+        Refusal::bad_request(format!("Expected `precision` to be {names}. Got `{}`.", shortened(name)))
+    })
 }
 
 /// Anybody if no key is set; else only who sends one of them.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use remote_vae_engine::{Autoencoder, Control, CpuEngine, EngineOptions};
+use remote_vae_engine::{Autoencoder, Control, CpuEngine, EngineOptions, Precision};
 use remote_vae_media::to_uint8_channel_last;
 use remote_vae_model::{Model, Normalisation, random};
 use remote_vae_wire::{Dtype, Scaling};
@@ -44,7 +44,7 @@ fn own_slices() -> Value {
     let autoencoder = Autoencoder::new(Model::embedded().unwrap(), engine);
     let latents = random::normal_of(13, SHAPE.iter().product(), Dtype::Float16).unwrap();
     let scaling = Scaling::Explicit { scale: factor(), shift: None };
-    let image = autoencoder.decode(latents, SHAPE, &scaling, &Control::new()).unwrap();
+    let image = autoencoder.decode(latents, SHAPE, &scaling, Precision::Exact, &Control::new()).unwrap();
     let [_, _, height, width] = image.shape;
     let bytes = to_uint8_channel_last(&image.pixels, image.shape);
     let corner = || (height - 3..height).flat_map(|y| (width - 3..width).map(move |x| y * width + x));

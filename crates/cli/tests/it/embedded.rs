@@ -1,6 +1,6 @@
 //! The embedded model is worth embedding: on photographs that it was not trained on it beats plain scaling.
 
-use remote_vae_engine::{Autoencoder, Control, CpuEngine, Draw, EngineOptions};
+use remote_vae_engine::{Autoencoder, Control, CpuEngine, Draw, EngineOptions, Precision};
 use remote_vae_media::{DecodeLimits, RgbImage, decode_image, psnr, to_model_range, to_uint8_channel_last};
 use remote_vae_model::Model;
 use remote_vae_wire::Scaling;
@@ -36,9 +36,12 @@ fn held_out(name: &str) -> RgbImage {
 fn round_trip(autoencoder: &Autoencoder, photograph: &RgbImage) -> Vec<u8> {
     let (pixels, shape) = (to_model_range(photograph), [1, 3, SIDE, SIDE]);
     let (scaling, control) = (Scaling::Model { shift: None }, Control::new());
-    let latents = autoencoder.encode(&pixels, shape, &scaling, Draw::Mode, &control).unwrap();
+    let latents = autoencoder
+        .encode(&pixels, shape, &scaling, Draw::Mode, remote_vae_engine::Precision::Exact, &control)
+        .unwrap();
     assert_eq!(latents.shape, [1, 4, SIDE / FACTOR, SIDE / FACTOR]);
-    let image = autoencoder.decode(latents.values, latents.shape, &scaling, &control).unwrap();
+    let image =
+        autoencoder.decode(latents.values, latents.shape, &scaling, Precision::Exact, &control).unwrap();
     to_uint8_channel_last(&image.pixels, image.shape)
 }
 

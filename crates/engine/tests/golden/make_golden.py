@@ -13,10 +13,10 @@ can do), `family`, `latent_channels`, `spatial_factor`, `client` (below) and `ex
     decode.<n>.latents         [batch, channels, height, width]   in the model's own space, scaling already undone
     decode.<n>.pixels          [batch, 3, f*height, f*width]      vae.decode(latents).sample, not clamped
     encode.<n>.pixels          [batch, 3, height, width]          in [-1, 1]
-    encode.<n>.moments         [batch, 2*channels, ...]           AutoencoderKL: mean and log variance before the clamp
+    encode.<n>.moments         [batch, 2*channels, ...]           AutoencoderKL*: mean and log variance before the clamp
     encode.<n>.sample          [batch, channels, ...]             AutoencoderKL: drawn with a generator seeded with 13
     encode.<n>.latents         [batch, channels, ...]             AutoencoderTiny
-    client.<n>.latents         4-D, or packed [batch, tokens, 4*channels]   as a client sends them
+    client.<n>.latents         4-D (FLUX.2: also [batch, 4*channels, h/2, w/2]), or packed [batch, tokens, 4*channels]   as a client sends them
     client.<n>.pixels          [batch, 3, ...]                    after scaling by hand as the pipelines do
     client_encode.<n>.pixels   [batch, 3, height, width]
     client_encode.<n>.latents  [batch, channels, ...]             the mode, scaled as the pipelines do
@@ -26,367 +26,32 @@ can do), `family`, `latent_channels`, `spatial_factor`, `client` (below) and `ex
 Every input is a bfloat16 number and a normal float16 number, so it survives either dtype on the wire unchanged.
 Weights are rounded to the dtype of the file; the reference then computes in f32 from the rounded weights.
 
+The rooms: `inputs.py` (inputs and random weights), `networks.py` (the models), `forms.py` (names in other files),
+`record.py` (what is written), and here the cases and the comparison.
+
 Names in `taef2/taef2.safetensors` are those of the published file for FLUX.2: `{encoder,decoder}.layers.<n>` as in
 AutoencoderTiny, and in blocks that pool also `.pool.0.weight` (1x1 convolution, width -> 4*width), `.pool.1.{weight,bias}`
 (GroupNorm of 4 groups, epsilon 1e-5) and `.pool.3.weight` (1x1 convolution back).
 """
 
 import argparse
-import copy
 import filecmp
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
-from torch import nn
+
+from forms import bare_tiny, bfl_flux_two, ldm_checkpoint, old_attention_names
+from inputs import pack
+from networks import build_flux_two, build_flux_two_tiny, build_kl, build_tiny
+from record import Golden, Recorder, scalar_rows
 
 HERE = Path(__file__).resolve().parent
-KL_BLOCKS = 4
 PLAYGROUND_MEAN = [-1.6574, 1.886, -1.383, 2.5155]
 PLAYGROUND_STD = [8.4927, 5.9022, 6.5498, 5.2299]
-
-
-# ---- inputs ---------------------------------------------------------------------------------------------------------
-
-
-def exact(values):
-    """Rounds to numbers that float16 and bfloat16 both hold."""
-    values = values.to(torch.bfloat16).float()
-    return torch.where(values.abs() < 2.0**-14, torch.zeros(()), values)
-
-
-def random_latents(generator, *shape, scale=1.0):
-    return exact(torch.randn(shape, generator=generator) * scale)
-
-
-def random_pixels(generator, batch, height, width):
-    """A smooth field with some noise: [batch, 3, height, width] in [-1, 1]."""
-    field = torch.randn((batch, 3, height // 8 + 1, width // 8 + 1), generator=generator)
-    field = nn.functional.interpolate(field, size=(height, width), mode="bilinear", align_corners=True)
-    noise = torch.randn((batch, 3, height, width), generator=generator)
-    return exact((0.5 * field + 0.1 * noise).clamp(-1, 1))
-
-
-def pack(latents):
-    """2x2 patches as tokens: [batch, channels, h, w] -> [batch, h/2 * w/2, 4*channels], channel = c*4 + dy*2 + dx."""
-    batch, channels, height, width = latents.shape
-    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(batch, (height // 2) * (width // 2), channels * 4).contiguous()
-
-
-# ---- models ---------------------------------------------------------------------------------------------------------
-
-
-def tidy(scale):
-    """Two significant digits, so that the last bits of a CPU's convolution cannot change a weight."""
-    return float(f"{scale:.1e}")
-
-
-@torch.no_grad()
-def give_life(model, generator):
-    """Spreads norms and biases, and sharpens attention, so that no term of the network is close to neutral."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.GroupNorm):
-            module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
-            module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            bound = (3.0 / module.weight[0].numel()) ** 0.5
-            gain = 2.0 if name.endswith(("to_q", "to_k")) else 0.9
-            module.weight.copy_((2 * torch.rand(module.weight.shape, generator=generator) - 1) * bound * gain)
-            if module.bias is not None:
-                module.bias.copy_(0.1 * torch.randn(module.bias.shape, generator=generator))
-
-
-@torch.no_grad()
-def calibrate(model, decoder_end, encoder_end, latent_channels, generator, offset=0.0):
-    """Scales both last convolutions: pixels of deviation about 0.5, latents of deviation about 1."""
-    out = model.decode(random_latents(generator, 1, latent_channels, 6, 6)).sample
-    decoder_end.weight.mul_(tidy(0.5 / out.std().item()))
-    decoder_end.bias.add_(offset)
-    pixels = random_pixels(generator, 1, 64, 64)
-    out = encode(model, pixels)[:, :latent_channels]
-    encoder_end.weight.mul_(tidy(1.0 / out.std().item()))
-
-
-def round_weights(model, dtype):
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).float()
-
-
-def build_kl(seed, dtype=torch.float16, **config):
-    config = dict(
-        in_channels=3, out_channels=3, norm_num_groups=4, layers_per_block=2, latent_channels=4, sample_size=64,
-        block_out_channels=(8, 16, 16, 24),
-    ) | config
-    blocks = len(config["block_out_channels"])
-    config["down_block_types"] = ("DownEncoderBlock2D",) * blocks
-    config["up_block_types"] = ("UpDecoderBlock2D",) * blocks
-    generator = torch.Generator().manual_seed(seed)
-    model = AutoencoderKL(**config).eval().requires_grad_(False)
-    give_life(model, generator)
-    calibrate(model, model.decoder.conv_out, model.encoder.conv_out, config["latent_channels"], generator)
-    round_weights(model, dtype)
-    return model
-
-
-def build_tiny(seed, **config):
-    width = config.pop("width")
-    config = dict(encoder_block_out_channels=(width,) * 4, decoder_block_out_channels=(width,) * 4) | config
-    generator = torch.Generator().manual_seed(seed)
-    model = AutoencoderTiny(**config).eval().requires_grad_(False)
-    give_life(model, generator)
-    channels = config["latent_channels"]
-    calibrate(model, model.decoder.layers[-1], model.encoder.layers[-1], channels, generator, offset=0.3)
-    round_weights(model, torch.float16)
-    return model
-
-
-class PoolingBlock(nn.Module):
-    """AutoencoderTiny's block, preceded by a pooled branch where `pools` is set (the FLUX.2 variant)."""
-
-    def __init__(self, width, pools):
-        super().__init__()
-        conv = lambda: nn.Conv2d(width, width, 3, padding=1)
-        self.conv = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
-        if pools:
-            self.pool = nn.Sequential(
-                nn.Conv2d(width, 4 * width, 1, bias=False),
-                nn.GroupNorm(4, 4 * width),
-                nn.ReLU(),
-                nn.Conv2d(4 * width, width, 1, bias=False),
-            )
-
-    def forward(self, x):
-        if hasattr(self, "pool"):
-            x = x + self.pool(x)
-        return torch.relu(x + self.conv(x))
-
-
-class Layers(nn.Module):
-    def __init__(self, *layers):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-
-class FluxTwoTiny(nn.Module):
-    """The FLUX.2 member of the AutoencoderTiny family; diffusers has no class for it."""
-
-    class Output:
-        def __init__(self, sample=None, latents=None):
-            self.sample, self.latents = sample, latents
-
-    def __init__(self, width, channels):
-        super().__init__()
-        blocks = lambda count, pools=False: [PoolingBlock(width, pools) for _ in range(count)]
-        down = lambda: nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False)
-        up = lambda: [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
-        self.encoder = Layers(
-            nn.Conv2d(3, width, 3, padding=1), *blocks(1), down(), *blocks(3), down(), *blocks(3), down(),
-            *blocks(3, pools=True), nn.Conv2d(width, channels, 3, padding=1),
-        )
-        self.decoder = Layers(
-            nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), *blocks(3, pools=True), *up(), *blocks(3), *up(),
-            *blocks(3), *up(), *blocks(1), nn.Conv2d(width, 3, 3, padding=1),
-        )
-
-    def decode(self, latents):
-        return self.Output(sample=self.decoder.layers(torch.tanh(latents / 3) * 3) * 2 - 1)
-
-    def encode(self, pixels):
-        return self.Output(latents=self.encoder.layers((pixels + 1) / 2))
-
-
-def build_flux_two_tiny(seed, width, channels):
-    generator = torch.Generator().manual_seed(seed)
-    model = FluxTwoTiny(width, channels).eval().requires_grad_(False)
-    give_life(model, generator)
-    calibrate(model, model.decoder.layers[-1], model.encoder.layers[-1], channels, generator, offset=0.3)
-    round_weights(model, torch.float16)
-    return model
-
-
-# ---- names of other checkpoint forms --------------------------------------------------------------------------------
-
-
-def ldm_name(name, blocks=KL_BLOCKS):
-    """diffusers' name of a tensor in an AutoencoderKL -> its name in LDM and ComfyUI files."""
-    parts = name.split(".")
-    for index in range(len(parts) - 1):
-        number = parts[index + 1]
-        if parts[index] == "down_blocks":
-            parts[index] = "down"
-        elif parts[index] == "up_blocks":
-            parts[index], parts[index + 1] = "up", str(blocks - 1 - int(number))
-        elif parts[index] == "mid_block":
-            parts[index] = "mid"
-        elif parts[index] == "resnets" and parts[index - 1] == "mid":
-            parts[index], parts[index + 1] = f"block_{int(number) + 1}", None
-        elif parts[index] == "resnets":
-            parts[index] = "block"
-        elif parts[index] == "downsamplers":
-            parts[index], parts[index + 1] = "downsample", None
-        elif parts[index] == "upsamplers":
-            parts[index], parts[index + 1] = "upsample", None
-        elif parts[index] == "attentions":
-            parts[index], parts[index + 1] = "attn_1", None
-    name = ".".join(part for part in parts if part is not None)
-    for ours, theirs in (
-        ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"),
-        ("conv_shortcut", "nin_shortcut"), ("conv_norm_out", "norm_out"),
-    ):
-        name = name.replace(f".{ours}.", f".{theirs}.")
-    return name
-
-
-def ldm_checkpoint(state):
-    """A full LDM checkpoint in small: the autoencoder under its prefix, and tensors that are none of its business."""
-    tensors = {}
-    for name, value in state.items():
-        if ".attentions." in name and value.ndim == 2:
-            value = value[:, :, None, None]
-        tensors["first_stage_model." + ldm_name(name)] = value.contiguous()
-    tensors["model.diffusion_model.out.2.weight"] = torch.zeros(3, 2)
-    tensors["cond_stage_model.logit_scale"] = torch.zeros(1)
-    tensors["model_ema.decay"] = torch.zeros(1)
-    tensors["first_stage_model.loss.logvar"] = torch.zeros(1)
-    return tensors
-
-
-def old_attention_names(state):
-    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-        state = {name.replace(f".{new}.", f".{old}."): value for name, value in state.items()}
-    return state
-
-
-def bare_tiny(state, side):
-    """One half of an AutoencoderTiny with the bare names of its original release (whose decoder begins with a clamp)."""
-    shift = 1 if side == "decoder" else 0
-    tensors = {}
-    for name, value in state.items():
-        owner, _, number, rest = name.split(".", 3)
-        if owner == side:
-            tensors[f"{int(number) + shift}.{rest}"] = value
-    return tensors
-
-
-# ---- cases ----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def encode(model, pixels):
-    """Raw encoder output: moments of an AutoencoderKL, latents of a tiny model."""
-    if isinstance(model, AutoencoderKL):
-        return model.encode(pixels).latent_dist.parameters
-    return model.encode(pixels).latents
-
-
-class Recorder:
-    """Collects the named tensors and client parameters of one case."""
-
-    def __init__(self, model, latent_channels, seed):
-        self.model, self.channels = model, latent_channels
-        self.generator = torch.Generator().manual_seed(1000 + seed)
-        self.tensors, self.client = {}, {}
-        self.counts = {}
-
-    def name(self, kind):
-        number = self.counts.get(kind, 0)
-        self.counts[kind] = number + 1
-        return f"{kind}.{number}"
-
-    def latents(self, batch, height, width, scale=1.0):
-        return random_latents(self.generator, batch, self.channels, height, width, scale=scale)
-
-    def decode(self, batch, height, width):
-        name, latents = self.name("decode"), self.latents(batch, height, width)
-        self.tensors[f"{name}.latents"] = latents
-        self.tensors[f"{name}.pixels"] = self.model.decode(latents).sample
-
-    def encode(self, batch, height, width):
-        name, pixels = self.name("encode"), random_pixels(self.generator, batch, height, width)
-        self.tensors[f"{name}.pixels"] = pixels
-        if isinstance(self.model, AutoencoderKL):
-            distribution = self.model.encode(pixels).latent_dist
-            self.tensors[f"{name}.moments"] = distribution.parameters
-            self.tensors[f"{name}.sample"] = distribution.sample(torch.Generator().manual_seed(13))
-        else:
-            self.tensors[f"{name}.latents"] = encode(self.model, pixels)
-
-    def decode_client(self, to_model, parameters, shape=(1, 3, 4), scale=1.0, packed=False):
-        name, latents = self.name("client"), self.latents(*shape, scale=scale)
-        self.tensors[f"{name}.latents"] = pack(latents) if packed else latents
-        self.tensors[f"{name}.pixels"] = self.model.decode(to_model(latents)).sample
-        self.client[name] = parameters
-
-    def encode_client(self, from_model, parameters, shape=(1, 24, 32)):
-        name, pixels = self.name("client_encode"), random_pixels(self.generator, *shape)
-        self.tensors[f"{name}.pixels"] = pixels
-        raw = encode(self.model, pixels)
-        self.tensors[f"{name}.latents"] = from_model(raw[:, : self.channels])
-        self.client[name] = parameters
-
-    def save(self, path):
-        tensors = {name: value.contiguous() for name, value in self.tensors.items()}
-        for name, value in tensors.items():
-            assert value.dtype == torch.float32 and torch.isfinite(value).all(), name
-            if name.endswith(".pixels") and value.shape[-1] > 8 and "encode" not in name:
-                assert 0.2 < value.std() < 1.2, (str(path), name, value.std())
-        save_file(tensors, path)
-
-
-def scalar_rows(recorder, scaling, shift=None):
-    """The rows of the scaling table that a model with one scaling factor can meet."""
-    both = {"scaling_factor": scaling} | ({} if shift is None else {"shift_factor": shift})
-    undo = lambda z: z / scaling + (shift or 0.0)
-    recorder.decode_client(undo, [both, {"do_scaling": True}], scale=scaling)
-    recorder.decode_client(lambda z: z, [{}, {"do_scaling": False}])
-    recorder.decode_client(lambda z: z / 0.25, [{"scaling_factor": 0.25}], scale=0.25)
-    recorder.decode_client(
-        lambda z: z / scaling + 0.5, [{"do_scaling": True, "shift_factor": 0.5}], scale=scaling, shape=(1, 2, 3)
-    )
-    recorder.encode_client(lambda z: (z - (shift or 0.0)) * scaling, [both])
-    recorder.encode_client(lambda z: z, [{}], shape=(2, 16, 24))
-
-
-def save_diffusers(model, folder, dtype):
-    copy.deepcopy(model).to(dtype).save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-class Golden:
-    def __init__(self, root):
-        self.root, self.entries = root, []
-
-    def add(self, source, recorder, expected, spatial_factor=8, operations=("decode", "encode")):
-        tiny = not isinstance(recorder.model, AutoencoderKL)
-        self.entries.append({
-            "source": source,
-            "operations": list(operations),
-            "family": "AutoencoderTiny" if tiny else "AutoencoderKL",
-            "expected": expected,
-            "latent_channels": recorder.channels,
-            "spatial_factor": spatial_factor,
-            "client": recorder.client,
-        })
-
-    def diffusers_case(self, name, model, recorder, dtype=torch.float16, spatial_factor=8):
-        folder = self.root / name
-        save_diffusers(model, folder, dtype)
-        recorder.save(folder / "cases.safetensors")
-        self.add(name, recorder, f"{name}/cases.safetensors", spatial_factor)
-        return folder
-
-    def finish(self):
-        for path in self.root.rglob("*.safetensors"):
-            path.chmod(0o644)
-        (self.root / "golden.json").write_text(json.dumps(self.entries, indent=2) + "\n")
 
 
 def kl_cases(golden):
@@ -409,7 +74,7 @@ def kl_cases(golden):
     scalar_rows(record, 0.13025)
     packed = {"height": 32, "width": 48}
     record.decode_client(
-        lambda z: z / 0.13025, [{"scaling_factor": 0.13025} | packed], shape=(1, 4, 6), scale=0.13, packed=True
+        lambda z: z / 0.13025, [{"scaling_factor": 0.13025} | packed], shape=(1, 4, 6), scale=0.13, form=pack
     )
     golden.diffusers_case("sdxl-bf16", model, record, torch.bfloat16)
 
@@ -428,7 +93,7 @@ def kl_cases(golden):
     record.decode_client(
         undo, [size | row for row in (flux, {"do_scaling": True})
                for size in ({"height": 32, "width": 48}, {"height": 40, "width": 63})],
-        shape=(2, 4, 6), scale=0.36, packed=True,
+        shape=(2, 4, 6), scale=0.36, form=pack,
     )
     # Height and width mean nothing beside latents that are not packed.
     record.decode_client(undo, [flux | {"height": 1024, "width": 8}], scale=0.36)
@@ -545,7 +210,7 @@ def tiny_cases(golden):
     record.decode(3, 4, 6)
     record.encode(1, 40, 56)
     tiny_rows(record)
-    record.decode_client(lambda z: z, [{"height": 32, "width": 48}], shape=(1, 4, 6), packed=True)
+    record.decode_client(lambda z: z, [{"height": 32, "width": 48}], shape=(1, 4, 6), form=pack)
     golden.diffusers_case("tiny-16-channels", model, record)
 
     model = build_flux_two_tiny(22, 8, 32)
@@ -561,12 +226,67 @@ def tiny_cases(golden):
     golden.add("taef2/taef2.safetensors", record, "taef2/cases.safetensors")
 
 
+def flux_two_cases(golden):
+    """The three forms of latents, each with the model's statistics and without; the pipelines' own functions make them."""
+    from diffusers import Flux2Pipeline
+
+    patches = Flux2Pipeline._patchify_latents
+    whole = Flux2Pipeline._unpatchify_latents
+
+    model = build_flux_two(30, latent_channels=32, block_out_channels=(8, 8, 16, 16))
+    mean = model.bn.running_mean.view(1, -1, 1, 1)
+    deviation = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + model.config.batch_norm_eps)
+    undo = lambda z: whole(patches(z) * deviation + mean)
+    record = Recorder(model, 32, 30)
+    record.decode(1, 5, 7)
+    record.decode(2, 3, 4)
+    record.encode(1, 40, 56)
+    size = {"height": 32, "width": 48}
+    tokens = lambda z: Flux2Pipeline._pack_latents(patches(z)).contiguous()
+    for form, extra in ((lambda z: z, {}), (patches, {}), (tokens, size)):
+        record.decode_client(undo, [{"do_scaling": True} | extra], shape=(2, 4, 6), scale=0.5, form=form)
+        record.decode_client(lambda z: z, [extra, {"do_scaling": False} | extra], shape=(1, 4, 6), form=form)
+    record.encode_client(
+        lambda z: whole((patches(z) - mean) / deviation), [{"do_scaling": True}], shape=(2, 32, 48)
+    )
+    record.encode_client(lambda z: z, [{}])
+    golden.diffusers_case("flux2", model, record, torch.bfloat16)
+
+    # Another width in the decoder, as in FLUX.2's small decoder.
+    model = build_flux_two(
+        31, latent_channels=8, layers_per_block=1, block_out_channels=(8, 16, 16, 16),
+        decoder_block_out_channels=(4, 8, 12, 12),
+    )
+    record = Recorder(model, 8, 31)
+    record.decode(1, 5, 7)
+    record.encode(1, 24, 40)
+    golden.diffusers_case("flux2-small-decoder", model, record, torch.bfloat16)
+
+    model = build_flux_two(
+        32, norm_num_groups=32, layers_per_block=1, latent_channels=8, block_out_channels=(32, 32, 32, 32)
+    )
+    mean = model.bn.running_mean.view(1, -1, 1, 1)
+    deviation = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + model.config.batch_norm_eps)
+    record = Recorder(model, 8, 32)
+    record.decode(1, 5, 7)
+    record.encode(1, 24, 40)
+    record.decode_client(
+        lambda z: whole(patches(z) * deviation + mean), [{"do_scaling": True}], shape=(1, 4, 6), form=patches
+    )
+    folder = golden.root / "single-file"
+    state = {name: value.bfloat16() for name, value in model.state_dict().items() if value.ndim}
+    save_file(bfl_flux_two(state), folder / "bfl-flux2.safetensors")
+    record.save(folder / "bfl-flux2.cases.safetensors")
+    golden.add("single-file/bfl-flux2.safetensors", record, "single-file/bfl-flux2.cases.safetensors")
+
+
 def make(root):
     golden = Golden(root)
     with torch.no_grad():
         kl_cases(golden)
         single_file_cases(golden)
         tiny_cases(golden)
+        flux_two_cases(golden)
     golden.finish()
 
 

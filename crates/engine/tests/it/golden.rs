@@ -1,7 +1,7 @@
 //! diffusers' output on small random models: `tests/golden`, made by the script there.
 
 use crate::support::{Tensor, assert_close, engine, engines, golden_folder, read_tensors, run};
-use remote_vae_engine::{Autoencoder, Control, Draw};
+use remote_vae_engine::{Autoencoder, Control, Draw, Precision};
 use remote_vae_kernels::Isa;
 use remote_vae_model::Model;
 use remote_vae_wire::Parameters;
@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 const TOLERANCE: f32 = 1e-4;
 
-struct Case {
-    source: String,
+pub(crate) struct Case {
+    pub source: String,
     /// `decode`, `encode` or both: what the file holds.
     operations: Vec<String>,
     client: BTreeMap<String, Vec<Value>>,
@@ -19,13 +19,13 @@ struct Case {
 }
 
 impl Case {
-    fn model(&self) -> Model {
+    pub(crate) fn model(&self) -> Model {
         Model::open(&golden_folder().join(&self.source))
             .unwrap_or_else(|error| panic!("{}: {error}", self.source))
     }
 
     /// `prefix.0`, `prefix.1`, … as far as they go; none if the file lacks the half they need.
-    fn numbered(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn numbered(&self, prefix: &str) -> Vec<String> {
         let operation = if prefix.ends_with("encode") { "encode" } else { "decode" };
         if !self.operations.iter().any(|own| own == operation) {
             return Vec::new();
@@ -36,15 +36,15 @@ impl Case {
             .collect()
     }
 
-    fn tensor(&self, case: &str, what: &str) -> &Tensor {
+    pub(crate) fn tensor(&self, case: &str, what: &str) -> &Tensor {
         &self.expected[&format!("{case}.{what}")]
     }
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let list = std::fs::read_to_string(golden_folder().join("golden.json")).unwrap();
     let list: Vec<Value> = serde_json::from_str(&list).unwrap();
-    assert!(list.len() >= 14, "{} golden models", list.len());
+    assert!(list.len() >= 17, "{} golden models", list.len());
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap().to_owned();
     list.iter()
         .map(|entry| Case {
@@ -66,7 +66,7 @@ fn decoders_give_what_diffusers_gives() {
             for engine in engines() {
                 let graph = model.decoder().unwrap();
                 let (found, shape) = run(&*engine, graph, model.weights(), latents.shape4(), &latents.values);
-                let what = format!("{} {name} {}", case.source, engine.name());
+                let what = format!("{} {name} {}", case.source, engine.name(Precision::Exact));
                 assert_eq!(shape, pixels.shape4(), "{what}");
                 assert_close(&found, &pixels.values, TOLERANCE, &what);
                 checked += 1;
@@ -88,7 +88,7 @@ fn encoders_give_what_diffusers_gives() {
             for engine in engines() {
                 let graph = model.encoder().unwrap();
                 let (found, shape) = run(&*engine, graph, model.weights(), pixels.shape4(), &pixels.values);
-                let what = format!("{} {name} {}", case.source, engine.name());
+                let what = format!("{} {name} {}", case.source, engine.name(Precision::Exact));
                 assert_eq!(shape, expected.shape4(), "{what}");
                 assert_close(&found, &expected.values, TOLERANCE, &what);
                 checked += 1;
@@ -121,16 +121,12 @@ fn latents_of_clients_decode_as_the_pipelines_decode_them() {
             let (latents, pixels) = (case.tensor(&name, "latents"), case.tensor(&name, "pixels"));
             for set in &case.client[&name] {
                 let parameters = parameters(set);
-                let (values, shape) = match latents.shape[..] {
-                    [batch, tokens, size] => {
-                        let (height, width) = (parameters.height.unwrap(), parameters.width.unwrap());
-                        let space = &autoencoder.model().latent_space;
-                        space.unpack(&latents.values, [batch, tokens, size], height, width).unwrap()
-                    }
-                    _ => (latents.values.clone(), latents.shape4()),
-                };
-                let image =
-                    autoencoder.decode(values, shape, &parameters.scaling(), &Control::new()).unwrap();
+                let space = &autoencoder.model().latent_space;
+                let layout = space.layout(&latents.shape, parameters.height, parameters.width).unwrap();
+                let (values, shape) = space.arrange(latents.values.clone(), layout).unwrap();
+                let image = autoencoder
+                    .decode(values, shape, &parameters.scaling(), Precision::Exact, &Control::new())
+                    .unwrap();
                 let what = format!("{} {name} {set}", case.source);
                 assert_eq!(image.shape, pixels.shape4(), "{what}");
                 assert_close(&image.pixels, &pixels.values, TOLERANCE, &what);
@@ -151,7 +147,14 @@ fn pictures_of_clients_encode_as_the_pipelines_encode_them() {
             for set in &case.client[&name] {
                 let scaling = parameters(set).scaling();
                 let found = autoencoder
-                    .encode(&pixels.values, pixels.shape4(), &scaling, Draw::Mode, &Control::new())
+                    .encode(
+                        &pixels.values,
+                        pixels.shape4(),
+                        &scaling,
+                        Draw::Mode,
+                        Precision::Exact,
+                        &Control::new(),
+                    )
                     .unwrap();
                 let what = format!("{} {name} {set}", case.source);
                 assert_eq!(found.shape, latents.shape4(), "{what}");

@@ -1,7 +1,7 @@
 //! diffusers' output on small random video models: `tests/golden_video`, made by the script there.
 
-use crate::support::{Tensor, assert_close, engine, engines, read_tensors};
-use remote_vae_engine::{Autoencoder, Control, Draw, Windows};
+use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors};
+use remote_vae_engine::{Autoencoder, Control, Draw, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
 use remote_vae_wire::Scaling;
@@ -22,10 +22,10 @@ fn check_whole(model: &Model, graph: &Graph, kind: &str, input: &str, output: &s
         let wanted = whole.unwrap_or_else(|| &expected[&format!("{kind}.{checked}.{output}")]);
         let shape: [usize; 5] = given.shape.as_slice().try_into().unwrap();
         for engine in engines() {
-            let plan = engine.plan_clip(graph, shape).unwrap();
+            let plan = engine.plan_clip(graph, shape, Precision::Exact).unwrap();
             let program = engine.load(graph, model.weights()).unwrap();
             let found = program.run(&plan, &given.values, &Control::new()).unwrap();
-            let what = format!("{kind}.{checked} {}", engine.name());
+            let what = format!("{kind}.{checked} {}", engine.name(Precision::Exact));
             let [batch, channels, height, width] = plan.output;
             assert_eq!([batch, channels, plan.frames[1], height, width][..], wanted.shape[..], "{what}");
             assert_close(&found, &wanted.values, TOLERANCE, &what);
@@ -66,6 +66,7 @@ fn clips_are_cut_into_windows_as_diffusers_cuts_them() {
                 shape5(latents),
                 &Scaling::None,
                 Windows::default(),
+                Precision::Exact,
                 &Control::new(),
             )
             .unwrap();
@@ -84,6 +85,7 @@ fn clips_are_cut_into_windows_as_diffusers_cuts_them() {
                 &Scaling::None,
                 Draw::Mode,
                 Windows::default(),
+                Precision::Exact,
                 &Control::new(),
             )
             .unwrap();
@@ -110,7 +112,14 @@ fn tiles_of_pictures_are_those_of_diffusers() {
     let shape = latents.shape.as_slice().try_into().unwrap();
     let windows = Windows { frames: true, tiles: true };
     let found = autoencoder
-        .decode_clip(latents.values.clone(), shape, &Scaling::None, windows, &Control::new())
+        .decode_clip(
+            latents.values.clone(),
+            shape,
+            &Scaling::None,
+            windows,
+            Precision::Exact,
+            &Control::new(),
+        )
         .unwrap();
     // Rows 14 and columns 15 apart stand for all: the seams lie among them.
     let [_, channels, frames, height, width] = found.shape;
@@ -126,9 +135,44 @@ fn tiles_of_pictures_are_those_of_diffusers() {
 }
 
 #[test]
+fn fast_clips_are_close_to_exact_ones_and_need_less_memory() {
+    let autoencoder = autoencoder();
+    let expected = read_tensors(&folder().join("hunyuan.safetensors"));
+    for case in 0..6 {
+        let latents = &expected[&format!("decode.{case}.latents")];
+        let shape = latents.shape.as_slice().try_into().unwrap();
+        let decode = |threads| {
+            let model = Model::open(&folder().join("hunyuan")).unwrap();
+            Autoencoder::new(model, engine(threads, Isa::detect().name()))
+                .decode_clip(
+                    latents.values.clone(),
+                    shape,
+                    &Scaling::None,
+                    Windows::default(),
+                    Precision::Fast,
+                    &Control::new(),
+                )
+                .unwrap()
+        };
+        let exact = &expected[&format!("decode.{case}.pixels")].values;
+        let (fast, again) = (decode(1), decode(3));
+        assert_eq!(fast, again, "threads change the bytes");
+        let psnr = psnr(&fast.values, exact);
+        // The bound of pictures.
+        assert!(psnr >= 54.0, "decode.{case}: {psnr:.1} dB");
+        assert!(fast.values != *exact, "decode.{case} ran in f32");
+    }
+    let bytes = |precision| {
+        let windows = Windows { frames: false, tiles: false };
+        autoencoder.plan_decode_clip([1, 4, 5, 16, 16], windows, precision).unwrap().activation_bytes
+    };
+    assert!(bytes(Precision::Fast) < bytes(Precision::Exact) * 4 / 5);
+}
+
+#[test]
 fn plans_of_windows_cost_less_memory_than_whole_clips() {
     let autoencoder = autoencoder();
-    let plan = |windows| autoencoder.plan_decode_clip([1, 4, 21, 8, 8], windows).unwrap();
+    let plan = |windows| autoencoder.plan_decode_clip([1, 4, 21, 8, 8], windows, Precision::Exact).unwrap();
     let (whole, cut) = (plan(Windows { frames: false, tiles: false }), plan(Windows::default()));
     assert_eq!((whole.frames, cut.frames), ([21, 81], [21, 81]));
     assert!(cut.activation_bytes < whole.activation_bytes / 2 && cut.peak_bytes < whole.peak_bytes);
@@ -138,10 +182,14 @@ fn plans_of_windows_cost_less_memory_than_whole_clips() {
 #[test]
 fn clips_that_do_not_fit_are_refused_by_what_is_expected() {
     let autoencoder = autoencoder();
-    let decode = |shape| autoencoder.plan_decode_clip(shape, Windows::default()).unwrap_err().to_string();
+    let decode = |shape| {
+        autoencoder.plan_decode_clip(shape, Windows::default(), Precision::Exact).unwrap_err().to_string()
+    };
     assert!(decode([1, 3, 2, 4, 4]).contains("expected 4 channels, got 3"));
     assert!(decode([1, 4, 0, 4, 4]).contains("empty side"));
-    let encode = |shape| autoencoder.plan_encode_clip(shape, Windows::default()).unwrap_err().to_string();
+    let encode = |shape| {
+        autoencoder.plan_encode_clip(shape, Windows::default(), Precision::Exact).unwrap_err().to_string()
+    };
     assert!(encode([1, 3, 6, 8, 8]).contains("1 frame more than a multiple of 4"));
     assert!(encode([1, 3, 5, 8, 9]).contains("multiples of 8"));
     assert!(encode([1, 3, 0, 8, 8]).contains("1 frame more"));

@@ -1,5 +1,6 @@
 //! The engine against diffusers' own output (golden files), against a naive interpreter, and against itself.
 
+mod fast;
 mod golden;
 mod golden_video;
 mod oracle;

@@ -2,7 +2,7 @@
 
 use crate::oracle::interpret;
 use crate::support::{assert_close, engine, engines, largest_difference, run, values};
-use remote_vae_engine::{Autoencoder, Control, Draw, EngineError};
+use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Precision};
 use remote_vae_kernels::Isa;
 use remote_vae_model::Model;
 use remote_vae_wire::{Operation, Scaling};
@@ -25,7 +25,7 @@ fn the_embedded_model_runs_as_its_graph_says() {
         for engine in engines() {
             let (found, found_shape) = run(&*engine, graph, model.weights(), shape, &input);
             assert_eq!(found_shape, expected.shape);
-            assert_close(&found, &expected_values, 1e-4, &engine.name());
+            assert_close(&found, &expected_values, 1e-4, &engine.name(Precision::Exact));
         }
     }
 }
@@ -35,8 +35,12 @@ fn bytes_are_equal_for_any_number_of_threads() {
     let shape = [1, 4, 19, 23];
     let latents = values(shape.iter().product(), 1);
     let scaling = Scaling::None;
-    let decode =
-        |threads| embedded(threads).decode(latents.clone(), shape, &scaling, &Control::new()).unwrap().pixels;
+    let decode = |threads| {
+        embedded(threads)
+            .decode(latents.clone(), shape, &scaling, Precision::Exact, &Control::new())
+            .unwrap()
+            .pixels
+    };
     let one = decode(1);
     assert!(one == decode(2) && one == decode(7));
 }
@@ -47,7 +51,10 @@ fn a_sample_alone_and_in_a_batch_gives_equal_bytes() {
     let latents = values(3 * sample, 2);
     let autoencoder = embedded(2);
     let decode = |values: &[f32], shape| {
-        autoencoder.decode(values.to_vec(), shape, &Scaling::None, &Control::new()).unwrap().pixels
+        autoencoder
+            .decode(values.to_vec(), shape, &Scaling::None, Precision::Exact, &Control::new())
+            .unwrap()
+            .pixels
     };
     let together = decode(&latents, shape);
     for (alone, pixels) in latents.chunks_exact(sample).zip(together.chunks_exact(together.len() / 3)) {
@@ -77,19 +84,19 @@ fn values_that_are_not_finite_do_no_harm() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
         let mut latents = values(256, 4);
         latents[100] = bad;
-        autoencoder.decode(latents, shape, &Scaling::None, &Control::new()).unwrap();
+        autoencoder.decode(latents, shape, &Scaling::None, Precision::Exact, &Control::new()).unwrap();
     }
 }
 
 #[test]
 fn plans_count_work_and_memory() {
     let autoencoder = embedded(2);
-    let small = autoencoder.plan_decode([1, 4, 32, 32]).unwrap();
+    let small = autoencoder.plan_decode([1, 4, 32, 32], Precision::Exact).unwrap();
     assert_eq!(small.output, [1, 3, 256, 256]);
-    let large = autoencoder.plan_decode([1, 4, 64, 64]).unwrap();
+    let large = autoencoder.plan_decode([1, 4, 64, 64], Precision::Exact).unwrap();
     assert!(large.flops > 4 * small.flops && large.activation_bytes > 3 * small.activation_bytes);
     assert_eq!(large.weight_bytes, small.weight_bytes);
-    let batch = autoencoder.plan_decode([3, 4, 32, 32]).unwrap();
+    let batch = autoencoder.plan_decode([3, 4, 32, 32], Precision::Exact).unwrap();
     assert_eq!(batch.flops, 3 * small.flops);
     assert_eq!(batch.activation_bytes, small.activation_bytes, "samples run one after the other");
     // Three full-size tensors at the widest place would be a plan that overwrites nothing.
@@ -103,7 +110,9 @@ fn progress_ends_at_the_whole() {
     let sink = Arc::clone(&seen);
     let control = Control::with_progress(move |progress| sink.lock().unwrap().push(progress));
     let autoencoder = embedded(2);
-    autoencoder.decode(values(2 * 4 * 36, 1), [2, 4, 6, 6], &Scaling::None, &control).unwrap();
+    autoencoder
+        .decode(values(2 * 4 * 36, 1), [2, 4, 6, 6], &Scaling::None, Precision::Exact, &control)
+        .unwrap();
     let seen = seen.lock().unwrap();
     let last = seen.last().unwrap();
     assert_eq!((last.done_flops, last.step), (last.total_flops, last.steps));
@@ -124,7 +133,7 @@ fn a_cancelled_run_ends_within_one_step() {
         }
     });
     *flag.lock().unwrap() = Some(control.cancel_handle());
-    let result = autoencoder.decode(values(256, 1), [1, 4, 8, 8], &Scaling::None, &control);
+    let result = autoencoder.decode(values(256, 1), [1, 4, 8, 8], &Scaling::None, Precision::Exact, &control);
     assert!(matches!(result, Err(EngineError::Cancelled)));
     assert_eq!(*steps.lock().unwrap(), 1);
 }
@@ -133,31 +142,46 @@ fn a_cancelled_run_ends_within_one_step() {
 fn what_does_not_fit_is_refused_by_name() {
     let autoencoder = embedded(1);
     let decode = |len: usize, shape| {
-        autoencoder.decode(vec![0.0; len], shape, &Scaling::None, &Control::new()).unwrap_err().to_string()
+        autoencoder
+            .decode(vec![0.0; len], shape, &Scaling::None, Precision::Exact, &Control::new())
+            .unwrap_err()
+            .to_string()
     };
     let message = decode(3 * 64, [1, 3, 8, 8]);
     assert!(message.contains('4') && message.contains('3'), "{message}");
     let message = decode(100, [1, 4, 8, 8]);
     assert!(message.contains("100") && message.contains("256"), "{message}");
     let error = autoencoder
-        .encode(&[0.0; 3 * 12 * 16], [1, 3, 12, 16], &Scaling::None, Draw::Mode, &Control::new())
+        .encode(
+            &[0.0; 3 * 12 * 16],
+            [1, 3, 12, 16],
+            &Scaling::None,
+            Draw::Mode,
+            Precision::Exact,
+            &Control::new(),
+        )
         .unwrap_err();
     assert!(error.to_string().contains("12x16") && error.to_string().contains('8'), "{error}");
     for shape in [[1, 4, usize::MAX / 2, 8], [1, 4, 1 << 44, 1], [1, 4, 1 << 27, 1 << 27], [1 << 50, 4, 1, 1]]
     {
-        assert!(autoencoder.plan_decode(shape).is_err(), "{shape:?}");
+        assert!(autoencoder.plan_decode(shape, Precision::Exact).is_err(), "{shape:?}");
     }
     // Large, but countable: the plan is made, and says what it would take.
-    assert!(autoencoder.plan_decode([1, 4, 1 << 16, 1 << 16]).unwrap().peak_bytes > 1 << 40);
+    assert!(
+        autoencoder.plan_decode([1, 4, 1 << 16, 1 << 16], Precision::Exact).unwrap().peak_bytes > 1 << 40
+    );
 }
 
 #[test]
 fn a_sample_is_drawn_around_the_mode_and_repeats_with_its_seed() {
     let autoencoder = embedded(2);
-    autoencoder.warm(Operation::Encode).unwrap();
+    autoencoder.warm(Operation::Encode, Precision::Exact).unwrap();
     let pixels = values(3 * 32 * 32, 8);
     let encode = |draw| {
-        autoencoder.encode(&pixels, [1, 3, 32, 32], &Scaling::None, draw, &Control::new()).unwrap().values
+        autoencoder
+            .encode(&pixels, [1, 3, 32, 32], &Scaling::None, draw, Precision::Exact, &Control::new())
+            .unwrap()
+            .values
     };
     let (mode, first) = (encode(Draw::Mode), encode(Draw::Sample { seed: 1 }));
     assert_eq!(first, encode(Draw::Sample { seed: 1 }));

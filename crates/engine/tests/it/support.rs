@@ -1,6 +1,6 @@
 //! What the tests of the engine share.
 
-use remote_vae_engine::{Control, CpuEngine, Engine, EngineOptions};
+use remote_vae_engine::{Control, CpuEngine, Engine, EngineOptions, Precision};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Graph, WeightSource};
 use safetensors::SafeTensors;
@@ -25,9 +25,28 @@ pub(crate) fn run(
     shape: [usize; 4],
     input: &[f32],
 ) -> (Vec<f32>, [usize; 4]) {
-    let plan = engine.plan(graph, shape).unwrap();
+    run_in(Precision::Exact, engine, graph, weights, shape, input)
+}
+
+pub(crate) fn run_in(
+    precision: Precision,
+    engine: &dyn Engine,
+    graph: &Graph,
+    weights: &dyn WeightSource,
+    shape: [usize; 4],
+    input: &[f32],
+) -> (Vec<f32>, [usize; 4]) {
+    let plan = engine.plan(graph, shape, precision).unwrap();
     let output = engine.load(graph, weights).unwrap().run(&plan, input, &Control::new()).unwrap();
     (output, plan.output)
+}
+
+/// Peak signal-to-noise ratio of values that reach from -1 to 1 (a peak of 2), in dB; NaN where a value is NaN.
+pub(crate) fn psnr(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let error: f64 =
+        a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>() / a.len() as f64;
+    10.0 * (4.0 / (error + 1e-30)).log10()
 }
 
 pub(crate) fn golden_folder() -> PathBuf {

@@ -29,7 +29,8 @@ fn run(isa: Isa, pool: &Pool, tensors: [&[f32]; 3], channels: usize, tokens: usi
     let [query, key, value] = tensors.map(|tensor| blocked(tensor, channels, tokens));
     let mut scratch = vec![f32::NAN; scratch_len(isa, channels, tokens)];
     let mut output = vec![f32::NAN; query.len()];
-    attention(isa, pool, [&query, &key, &value], channels, tokens, &mut scratch, &mut output);
+    let operands = [&query, &key, &value].map(|tensor| tensor.as_slice().into());
+    attention(isa, pool, operands, channels, tokens, &mut scratch, output.as_mut_slice().into());
     plain(&output, channels, tokens)
 }
 

@@ -3,7 +3,7 @@
 use crate::support::{assert_close, blocked, each_tier, plain, values};
 use remote_vae_kernels::attention::{clip_attention, scratch_len};
 use remote_vae_kernels::clip::{Clip, Edge};
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::layout::blocked_len;
 use remote_vae_kernels::{Activation, Isa, Pool};
 
@@ -87,19 +87,23 @@ impl Case {
                 let pool = Pool::new(Some(threads)).unwrap();
                 let convolution = Convolution::new(isa, geometry, &laid, Some(&bias));
                 let mut output = vec![f32::NAN; residual.len()];
-                let mut scratch = vec![f32::NAN; Convolution::scratch_len(isa, &geometry, upsample)];
+                let mut scratch =
+                    vec![f32::NAN; Convolution::scratch_len(isa, &geometry, upsample, Arithmetic::Float32)];
                 let prologue = Prologue { affine: None, activation: Activation::Relu, upsample };
-                let epilogue =
-                    Epilogue { residual: Residual::Tensor(&residual), activation: Activation::None };
+                let epilogue = Epilogue {
+                    residual: Residual::Tensor(residual.as_slice().into()),
+                    activation: Activation::None,
+                };
                 convolution.run_clip(
                     &pool,
-                    &input,
+                    Arithmetic::Float32,
+                    input.as_slice().into(),
                     clip,
                     size,
                     prologue,
                     epilogue,
                     &mut scratch,
-                    &mut output,
+                    output.as_mut_slice().into(),
                 );
                 let found: Vec<f32> = output
                     .chunks_exact(blocked_len(outputs, height * width))
@@ -170,8 +174,9 @@ fn a_frame_attends_to_itself_and_to_what_came_before() {
     each_tier(|isa, pool| {
         let mut scratch = vec![f32::NAN; scratch_len(isa, channels, frames * tokens)];
         let mut output = vec![f32::NAN; cut[0].len()];
-        let operands = [cut[0].as_slice(), &cut[1], &cut[2]];
-        clip_attention(isa, pool, operands, channels, [frames, tokens], &mut scratch, &mut output);
+        let operands = cut.each_ref().map(|values| values.as_slice().into());
+        let target = output.as_mut_slice().into();
+        clip_attention(isa, pool, operands, channels, [frames, tokens], &mut scratch, target);
         let found: Vec<f32> = output
             .chunks_exact(blocked_len(channels, tokens))
             .flat_map(|frame| plain(frame, channels, tokens))

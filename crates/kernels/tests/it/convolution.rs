@@ -2,12 +2,19 @@
 
 use crate::support::{blocked, each_tier, plain, silu, values};
 use proptest::prelude::*;
-use remote_vae_kernels::convolution::{Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::{Activation, Isa, Pool};
 
 /// Of the largest possible sum: sixteen roundings of `f32`, of which the longest transform has about ten in a row; the
 /// chain of sums over channels adds its own, of random sign.
 const TOLERANCE: f64 = 16.0 * f32::EPSILON as f64;
+
+/// The same for 16-bit integers: half a step of 1 ⁄ 16383 for an input, half of that and more for a weight (whose sums
+/// are bounded), and what the transforms make of both. Where errors are of random sign they are far smaller: see
+/// `integers_err_by_less_than_a_thousandth`.
+const INTEGER_TOLERANCE: f64 = 5e-4;
+
+const ARITHMETICS: [Arithmetic; 2] = [Arithmetic::Float32, Arithmetic::Integer16];
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -120,19 +127,31 @@ impl Case {
             .collect()
     }
 
-    fn check(&self, isa: Isa, pool: &Pool, data: &Data, expected: &[f64]) -> Vec<f32> {
-        let found = self.run(isa, pool, data, false);
+    fn check(
+        &self,
+        isa: Isa,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        data: &Data,
+        expected: &[f64],
+    ) -> Vec<f32> {
+        let found = self.run(isa, pool, arithmetic, data, false);
+        let tolerance = match self.geometry.arithmetic(arithmetic, self.upsample) {
+            Arithmetic::Float32 => TOLERANCE,
+            Arithmetic::Integer16 => INTEGER_TOLERANCE,
+        };
         assert_eq!(found.len(), expected.len());
         let magnitudes = self.magnitudes(data);
         for (index, value) in found.iter().enumerate() {
             let error = (f64::from(*value) - expected[index]).abs() / magnitudes[index];
-            let what = format!("{} [{index}]: {value}, expected {}", isa.name(), expected[index]);
-            assert!(error <= TOLERANCE, "{what}, {error:e} of the magnitude");
+            let name = arithmetic.name();
+            let what = format!("{} {name} [{index}]: {value}, expected {}", isa.name(), expected[index]);
+            assert!(error <= tolerance, "{what}, {error:e} of the magnitude");
         }
         found
     }
 
-    fn run(&self, isa: Isa, pool: &Pool, data: &Data, in_place: bool) -> Vec<f32> {
+    fn run(&self, isa: Isa, pool: &Pool, arithmetic: Arithmetic, data: &Data, in_place: bool) -> Vec<f32> {
         let Geometry { input_channels, output_channels, .. } = self.geometry;
         let [height, width] = self.output_size();
         let pixels = self.size[0] * self.size[1];
@@ -150,14 +169,24 @@ impl Case {
         };
         let residual = match (self.residual, in_place) {
             (false, _) => Residual::None,
-            (true, false) => Residual::Tensor(&residual),
+            (true, false) => Residual::Tensor(residual.as_slice().into()),
             (true, true) => Residual::InPlace,
         };
         let epilogue = Epilogue { residual, activation: self.after };
-        let mut scratch = vec![f32::NAN; Convolution::scratch_len(isa, &self.geometry, self.upsample)];
-        convolution.run(pool, &input, self.size, prologue, epilogue, &mut scratch, &mut output);
+        let mut scratch =
+            vec![f32::NAN; Convolution::scratch_len(isa, &self.geometry, self.upsample, arithmetic)];
+        let (from, to) = (input.as_slice().into(), output.as_mut_slice().into());
+        convolution.run(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
         plain(&output, output_channels, height * width)
     }
+}
+
+fn each_tier_and_arithmetic(mut test: impl FnMut(Isa, &Pool, Arithmetic)) {
+    each_tier(|isa, pool| {
+        for arithmetic in ARITHMETICS {
+            test(isa, pool, arithmetic);
+        }
+    });
 }
 
 fn activation() -> impl Strategy<Value = Activation> {
@@ -193,9 +222,12 @@ proptest! {
         let data = case.data();
         let expected = case.oracle(&data);
         each_tier(|isa, pool| {
-            let found = case.check(isa, pool, &data, &expected);
-            if case.residual {
-                assert_eq!(case.run(isa, pool, &data, true), found, "in place, {}", isa.name());
+            for arithmetic in ARITHMETICS {
+                let found = case.check(isa, pool, arithmetic, &data, &expected);
+                if case.residual {
+                    let in_place = case.run(isa, pool, arithmetic, &data, true);
+                    assert_eq!(in_place, found, "in place, {} {}", isa.name(), arithmetic.name());
+                }
             }
         });
     }
@@ -223,7 +255,9 @@ fn many_channels_take_several_passes_and_smaller_patches() {
         let data = case.data();
         let expected = case.oracle(&data);
         each_tier(|isa, pool| {
-            case.check(isa, pool, &data, &expected);
+            for arithmetic in ARITHMETICS {
+                case.check(isa, pool, arithmetic, &data, &expected);
+            }
         });
     }
 }
@@ -235,10 +269,10 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let fold = Case { upsample: 2, ..winograd.clone() };
     for case in [winograd, direct, fold] {
         let data = case.data();
-        for isa in Isa::available() {
-            let run = |threads| case.run(isa, &Pool::new(Some(threads)).unwrap(), &data, false);
+        for (isa, arithmetic) in Isa::available().into_iter().flat_map(|isa| ARITHMETICS.map(|a| (isa, a))) {
+            let run = |threads| case.run(isa, &Pool::new(Some(threads)).unwrap(), arithmetic, &data, false);
             let one = run(1);
-            assert!(one == run(2) && one == run(7), "{} {:?}", isa.name(), case.geometry);
+            assert!(one == run(2) && one == run(7), "{} {arithmetic:?} {:?}", isa.name(), case.geometry);
         }
     }
 }
@@ -257,8 +291,8 @@ fn not_a_number_reaches_what_the_kernel_reaches_and_at_most_the_tiles_around() {
         let mut data = case.data();
         data.input[4 * 9 + 4] = f32::NAN;
         let [height, width] = case.output_size();
-        each_tier(|isa, pool| {
-            let found = case.run(isa, pool, &data, false);
+        each_tier_and_arithmetic(|isa, pool, arithmetic| {
+            let found = case.run(isa, pool, arithmetic, &data, false);
             for (index, value) in found.iter().enumerate() {
                 let (y, x) = (index % (height * width) / width, index % width);
                 let what = format!("{} {geometry:?} at {y},{x}", isa.name());
@@ -277,12 +311,13 @@ fn infinities_do_not_leave_the_tiles_around() {
         data.input[0] = f32::INFINITY;
         let expected = case.oracle(&case.data());
         let [height, width] = case.output_size();
-        each_tier(|isa, pool| {
-            for (index, value) in case.run(isa, pool, &data, false).iter().enumerate() {
+        each_tier_and_arithmetic(|isa, pool, arithmetic| {
+            let tolerance = if arithmetic == Arithmetic::Float32 { 1e-3 } else { 2e-2 };
+            for (index, value) in case.run(isa, pool, arithmetic, &data, false).iter().enumerate() {
                 let (y, x) = (index % (height * width) / width, index % width);
                 let far = y > 4 || x > 4;
                 assert!(
-                    !far || (f64::from(*value) - expected[index]).abs() < 1e-3,
+                    !far || (f64::from(*value) - expected[index]).abs() < tolerance,
                     "{} at {y},{x}",
                     isa.name()
                 );
@@ -292,12 +327,127 @@ fn infinities_do_not_leave_the_tiles_around() {
 }
 
 #[test]
-fn huge_values_are_not_clipped() {
-    let case = plain_case(16, 16, [8, 8]);
-    let mut data = case.data();
-    data.input.iter_mut().for_each(|value| *value *= 1e30);
-    let expected = case.oracle(&data);
-    each_tier(|isa, pool| {
-        case.check(isa, pool, &data, &expected);
-    });
+fn huge_and_tiny_values_are_neither_clipped_nor_lost() {
+    for (upsample, of_inputs, of_weights) in
+        [(1, 1e30, 1.0), (2, 1e30, 1.0), (1, 1e-30, 1.0), (2, 1.0, 1e-30), (1, 1e30, 1e-30), (2, 1e-30, 1e30)]
+    {
+        let case = Case { upsample, bias: false, ..plain_case(16, 16, [8, 8]) };
+        let mut data = case.data();
+        data.input.iter_mut().for_each(|value| *value *= of_inputs);
+        data.weight.iter_mut().for_each(|value| *value *= of_weights);
+        data.bias.fill(0.0);
+        data.residual.fill(0.0);
+        let expected = case.oracle(&data);
+        each_tier_and_arithmetic(|isa, pool, arithmetic| {
+            case.check(isa, pool, arithmetic, &data, &expected);
+        });
+    }
+}
+
+/// Root mean square of `found − expected` over that of `expected`.
+fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    let of = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let errors = of(&mut found.iter().zip(expected).map(|(found, expected)| f64::from(*found) - expected));
+    (errors / of(&mut expected.iter().copied())).sqrt()
+}
+
+/// About normal values: sums of four of [`values`].
+fn bell(len: usize, seed: u64) -> Vec<f32> {
+    values(4 * len, seed).chunks_exact(4).map(|four| four.iter().sum()).collect()
+}
+
+#[test]
+fn integers_err_by_less_than_a_thousandth_in_every_tier() {
+    for (channels, upsample) in [(24, 1), (24, 2), (300, 1), (300, 2)] {
+        let case = Case { upsample, bias: false, ..plain_case(channels, 20, [13, 22]) };
+        let mut data = case.data();
+        data.input = bell(data.input.len(), 7);
+        data.weight = bell(data.weight.len(), 8);
+        let expected = case.oracle(&data);
+        let mut first: Option<Vec<f64>> = None;
+        each_tier(|isa, pool| {
+            let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-3, "{} {channels} channels: {error:e}", isa.name());
+            assert!(error > 1e-5, "{} {channels} channels: {error:e}, not with integers", isa.name());
+            let first = first.get_or_insert_with(|| found.iter().map(|value| f64::from(*value)).collect());
+            let between = relative_error(&found, first);
+            assert!(between < 1e-3, "{} {channels} channels: {between:e} from the first tier", isa.name());
+        });
+    }
+}
+
+#[test]
+fn vector_neural_network_instructions_change_no_byte() {
+    let (Ok(with), Ok(without)) = (Isa::by_name("avx512vnni"), Isa::by_name("avx512")) else { return };
+    let pool = Pool::new(Some(2)).unwrap();
+    let winograd = Case { norm: true, before: Activation::Silu, ..plain_case(150, 40, [20, 37]) };
+    let fold = Case { upsample: 2, ..winograd.clone() };
+    let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
+    for case in [winograd, fold, direct] {
+        let data = case.data();
+        for arithmetic in ARITHMETICS {
+            let run = |isa| case.run(isa, &pool, arithmetic, &data, false);
+            assert!(run(with) == run(without), "{arithmetic:?} {:?}", case.geometry);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_transformed_ignores_the_arithmetic() {
+    let three = plain_case(40, 20, [9, 9]).geometry;
+    let pointwise = Geometry { kernel: [1, 1], padding: [0; 4], ..three };
+    for geometry in [pointwise, Geometry { stride: 2, ..three }] {
+        assert_eq!(geometry.arithmetic(Arithmetic::Integer16, 1), Arithmetic::Float32);
+        let case = Case { geometry, ..plain_case(40, 20, [9, 9]) };
+        let data = case.data();
+        each_tier(|isa, pool| {
+            let [floats, integers] =
+                ARITHMETICS.map(|arithmetic| case.run(isa, pool, arithmetic, &data, false));
+            assert!(floats == integers, "{} {geometry:?}", isa.name());
+        });
+    }
+    assert_eq!(three.arithmetic(Arithmetic::Integer16, 2), Arithmetic::Integer16);
+}
+
+/// Weights and inputs that all pull in one direction make the largest sums that their magnitudes allow; with as many
+/// bits as fit 16 they would leave 32 bits many times over.
+#[test]
+fn sums_of_one_sign_do_not_overflow() {
+    for (channels, upsample, of_inputs, of_weights) in
+        [(128, 1, 1.0, 1.0), (128, 2, -3e4, 1.0), (300, 1, -1.0, -1e20), (300, 2, 1.0, 1.0)]
+    {
+        let case = Case { upsample, bias: false, ..plain_case(channels, 20, [9, 14]) };
+        let mut data = case.data();
+        data.input.fill(of_inputs);
+        data.weight.fill(of_weights);
+        let expected = case.oracle(&data);
+        each_tier(|isa, pool| {
+            let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-3, "{} {channels} channels after {upsample}: {error:e}", isa.name());
+        });
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_spoils_its_own_channel() {
+    for upsample in [1, 2] {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let case = Case { upsample, ..plain_case(140, 20, [9, 9]) };
+            let good = case.data();
+            let mut bad = case.data();
+            // The kernel's centre, which covers every pixel.
+            bad.weight[3 * 140 * 9 + 130 * 9 + 4] = wrong;
+            let pixels: usize = case.output_size().iter().product();
+            each_tier_and_arithmetic(|isa, pool, arithmetic| {
+                let expected = case.run(isa, pool, arithmetic, &good, false);
+                let found = case.run(isa, pool, arithmetic, &bad, false);
+                for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let right = if index / pixels == 3 { !found.is_finite() } else { found == expected };
+                    assert!(right, "{} {arithmetic:?} {wrong} [{index}]: {found}", isa.name());
+                }
+            });
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{assert_close, blocked, each_tier, plain, silu, values};
 use remote_vae_kernels::elementwise::{Map, add, map, upsample_nearest};
-use remote_vae_kernels::{Activation, Pool};
+use remote_vae_kernels::{Activation, Isa, Pool};
 
 #[test]
 fn maps_agree_with_their_definitions_and_keep_the_padding_zero() {
@@ -20,7 +20,7 @@ fn maps_agree_with_their_definitions_and_keep_the_padding_zero() {
             let expected: Vec<f64> = input.iter().map(|value| definition(f64::from(*value))).collect();
             each_tier(|isa, pool| {
                 let mut tensor = blocked(&input, channels, pixels);
-                map(isa, pool, kind, channels, pixels, &mut tensor);
+                map(isa, pool, kind, [channels, pixels], None, tensor.as_mut_slice().into());
                 assert_close(&plain(&tensor, channels, pixels), &expected, 1e-6, &format!("{kind:?}"));
             });
         }
@@ -32,7 +32,7 @@ fn sums_are_sums() {
     let pool = Pool::new(Some(2)).unwrap();
     let (a, mut b) = (values(200_000, 1), values(200_000, 2));
     let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| b + a).collect();
-    add(&pool, &a, &mut b);
+    add(Isa::detect(), &pool, None, a.as_slice().into(), b.as_mut_slice().into());
     assert_eq!(b, expected);
 }
 
@@ -44,7 +44,8 @@ fn each_pixel_is_repeated() {
         let input = values(channels * height * width, 1);
         let mut output = vec![f32::NAN; blocked(&input, channels, height * width).len() * factor * factor];
         let tensor = blocked(&input, channels, height * width);
-        upsample_nearest(&pool, &tensor, [height, width], factor, &mut output);
+        let (from, to) = (tensor.as_slice().into(), output.as_mut_slice().into());
+        upsample_nearest(Isa::detect(), &pool, from, [height, width], factor, to);
         let found = plain(&output, channels, height * width * factor * factor);
         for (index, value) in found.iter().enumerate() {
             let (row, column) = (index / (width * factor), index % (width * factor));

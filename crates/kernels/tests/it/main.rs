@@ -5,4 +5,5 @@ mod clip;
 mod convolution;
 mod elementwise;
 mod norm;
+mod storage;
 mod support;

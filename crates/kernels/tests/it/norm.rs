@@ -35,9 +35,11 @@ fn run(
     let padded = channels.div_ceil(16) * 16;
     let (mut scale, mut shift) = (vec![f32::NAN; padded], vec![f32::NAN; padded]);
     let norm = GroupNorm { groups, epsilon: 1e-6, weight, bias };
-    statistics(isa, pool, norm, &blocked, pixels, &mut scale, &mut shift);
+    let input = blocked.as_slice().into();
+    statistics(isa, pool, norm, input, pixels, &mut scale, &mut shift);
     let mut output = vec![f32::NAN; blocked.len()];
-    apply(isa, pool, &blocked, pixels, (&scale, &shift), Activation::Silu, &mut output);
+    let out = output.as_mut_slice().into();
+    apply(isa, pool, input, pixels, (&scale, &shift), Activation::Silu, out);
     plain(&output, channels, pixels)
 }
 

@@ -1,7 +1,9 @@
 //! Files against what Pillow, torch and diffusers make of the same pixels; `golden/make_golden.py` makes the files.
 
+mod animation;
 mod files;
 mod hostile;
+mod video;
 
 use remote_vae_media::{DecodeLimits, RgbImage, decode_image};
 

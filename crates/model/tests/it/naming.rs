@@ -257,7 +257,6 @@ fn other_models_are_refused_by_name() {
         (vec![causal, ("latents_mean", &[1])], "an LTX-Video VAE"),
         (vec![("decoder.conv_in.weight", &[1, 1, 3, 3, 3])], "a Wan or Qwen-Image VAE"),
         (vec![("decoder.middle.0.residual.0.gamma", &[1, 1, 1, 1])], "a Wan or Qwen-Image VAE"),
-        (vec![flat, ("bn.running_mean", &[1])], "a FLUX.2 VAE"),
         (vec![flat, ("quantize.embedding.weight", &[1, 1])], "a VQ autoencoder"),
         (
             vec![flat, ("decoder.up.0.block.0.time_stack.in_layers.0.weight", &[1])],

@@ -1,7 +1,8 @@
 //! Decodes: every output, every way to ask for it, every row of the scaling table, packed latents, batches.
 
-use remote_vae_engine::{Autoencoder, Control};
+use remote_vae_engine::{Autoencoder, Control, Precision};
 use remote_vae_media as media;
+use remote_vae_server::ServerOptions;
 use remote_vae_wire::{Dtype, Scaling, bytes_from_elements};
 use serde_json::json;
 
@@ -11,7 +12,8 @@ const SHAPE: [usize; 4] = [1, 4, 8, 8];
 
 /// What the engine gives when nothing is between.
 fn direct(autoencoder: &Autoencoder, values: &[f32], shape: [usize; 4], scaling: Scaling) -> Vec<f32> {
-    let image = autoencoder.decode(values.to_vec(), shape, &scaling, &Control::new()).unwrap();
+    let image =
+        autoencoder.decode(values.to_vec(), shape, &scaling, Precision::Exact, &Control::new()).unwrap();
     image.pixels
 }
 
@@ -324,5 +326,31 @@ async fn the_same_request_gives_the_same_bytes() {
     let first = server.raw(&query, body.clone()).await.bytes().await.unwrap();
     for _ in 0..3 {
         assert_eq!(server.raw(&query, body.clone()).await.bytes().await.unwrap(), first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_chooses_its_precision_and_the_answer_names_it() {
+    let fast_by_default = ServerOptions { precision: Precision::Fast, ..options() };
+    let servers =
+        [TestServer::start().await, TestServer::with(fast_by_default, vec![("default", kl())]).await];
+    let (body, _) = latents(&SHAPE, 12);
+    let mut answers = Vec::new();
+    for (server, default) in servers.iter().zip(["exact", "fast"]) {
+        let info = crate::support::json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+        assert_eq!(info["precisions"], json!(["exact", "fast"]));
+        assert_eq!(info["default_precision"], default);
+        for (asked, expected) in [("", default), ("&precision=exact", "exact"), ("&precision=fast", "fast")] {
+            let query = format!("output_type=pt{asked}&{}", tensor_query(&SHAPE, Dtype::Float16));
+            let response = server.raw(&query, body.clone()).await;
+            let engine = response.headers()["x-remote-vae-engine"].to_str().unwrap().to_owned();
+            assert!(engine.ends_with(&format!("/{expected}")), "{asked}: {engine}");
+            answers.push((expected, response.bytes().await.unwrap()));
+        }
+    }
+    for (precision, bytes) in &answers {
+        for (other, others) in &answers {
+            assert_eq!(precision == other, bytes == others, "{precision} and {other}");
+        }
     }
 }

@@ -34,8 +34,7 @@ async fn wrong_tensors_are_named() {
         (format!("{good}&do_scaling=maybe"), &["do_scaling", "maybe"]),
         (format!("{good}&output_type=exe"), &["output_type", "exe"]),
         (format!("{good}&image_format=bmp"), &["image_format", "bmp"]),
-        (format!("{good}&precision=fast"), &["precision", "fast"]),
-        (format!("{good}&precision=best"), &["precision", "best"]),
+        (format!("{good}&precision=best"), &["`exact` or `fast`", "`best`"]),
         (format!("{good}&height=-3"), &["height"]),
     ] {
         let query = if query.contains("output_type") { query } else { format!("output_type=pt&{query}") };

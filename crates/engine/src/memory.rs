@@ -1,28 +1,44 @@
-//! How much memory this process may use: the machine's, or less where a control group limits it. Known on Linux only.
+//! What the system says about memory: how much this process may use (the machine's, or less where a control group
+//! limits it), and how much it uses. Known on Linux only. What a plan needs is not here but in [`crate::Plan`].
 
 use std::path::{Path, PathBuf};
 
-/// Four fifths of the memory that this process may use; the rest is for weights, bodies and answers. None where the
-/// system does not say.
-pub(crate) fn default_plan_bytes() -> Option<u64> {
-    available(Path::new("/")).map(|bytes| bytes / 5 * 4)
+/// The memory that this process may use, in bytes: the machine's, or the least limit of its control groups. None where
+/// the system does not say.
+pub fn limit_bytes() -> Option<u64> {
+    limit_below(Path::new("/"))
+}
+
+/// Bytes that may still be taken without pushing others out. None where the system does not say.
+pub fn available_bytes() -> Option<u64> {
+    counted(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+/// Bytes of this process that are in memory now. None where the system does not say.
+pub fn resident_bytes() -> Option<u64> {
+    counted(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// The most bytes of this process that were in memory at one time so far. None where the system does not say.
+pub fn peak_resident_bytes() -> Option<u64> {
+    counted(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
 /// The least of the machine's memory and of the limits of the process' control groups, in bytes. `root` is `/` but in
 /// tests.
-fn available(root: &Path) -> Option<u64> {
+fn limit_below(root: &Path) -> Option<u64> {
     if !cfg!(target_os = "linux") {
         return None;
     }
-    let total = machine(&std::fs::read_to_string(root.join("proc/meminfo")).ok()?);
+    let total = counted(&std::fs::read_to_string(root.join("proc/meminfo")).ok()?, "MemTotal:");
     let groups = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().filter_map(|line| group(root, line));
     total.into_iter().chain(limits).min()
 }
 
-/// `MemTotal` in `/proc/meminfo`, which counts in KiB.
-fn machine(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// The bytes of a line such as `MemTotal:  24 kB`; these files count in KiB.
+fn counted(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -55,7 +71,7 @@ fn group(root: &Path, line: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// What `available` finds among these files.
+    /// What `limit_below` finds among these files.
     fn found(name: &str, files: &[(&str, &str)]) -> Option<u64> {
         let root = std::env::temp_dir().join(format!("remote-vae-memory-{}-{name}", std::process::id()));
         for (path, text) in files {
@@ -63,7 +79,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let found = available(&root);
+        let found = limit_below(&root);
         let _ = std::fs::remove_dir_all(&root);
         found
     }
@@ -91,6 +107,8 @@ mod tests {
 
     #[test]
     fn this_machine_says() {
-        assert!(default_plan_bytes().unwrap() > 1 << 20);
+        let (limit, now) = (limit_bytes().unwrap(), resident_bytes().unwrap());
+        assert!(limit > 1 << 20 && available_bytes().unwrap() > 0);
+        assert!(0 < now && now <= peak_resident_bytes().unwrap());
     }
 }

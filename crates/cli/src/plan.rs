@@ -1,0 +1,167 @@
+//! `remote-vae plan`: what a picture's work would cost, step by step, without doing it. Reads no weights.
+
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, memory};
+use remote_vae_wire::Operation;
+use serde::Serialize;
+
+use crate::arguments::{PlanOptions, Size};
+use crate::local;
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    engine: String,
+    threads: usize,
+    op: &'static str,
+    /// `[batch, channels, height, width]`
+    input: [usize; 4],
+    output: [usize; 4],
+    /// Those of one sample; the samples of a batch run one after the other.
+    steps: Vec<StepReport>,
+    /// Of the whole batch.
+    flops: u64,
+    weight_bytes: usize,
+    load_bytes: usize,
+    activation_bytes: usize,
+    plan_peak_bytes: usize,
+    /// What this process holds before any work; `None` where the system does not tell.
+    process_bytes: Option<u64>,
+    expected_peak_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct StepReport {
+    name: String,
+    operation: String,
+    /// `[channels, height, width]`
+    output: [usize; 3],
+    flops: u64,
+    read_bytes: usize,
+    output_bytes: usize,
+    scratch_bytes: usize,
+}
+
+impl From<&Step> for StepReport {
+    fn from(step: &Step) -> StepReport {
+        StepReport {
+            name: step.name.clone(),
+            operation: step.operation.clone(),
+            output: step.output,
+            flops: step.flops,
+            read_bytes: step.read_bytes(),
+            output_bytes: step.output_bytes(),
+            scratch_bytes: step.scratch_bytes(),
+        }
+    }
+}
+
+pub(crate) fn run(options: &PlanOptions) -> Result<()> {
+    let autoencoder = local::autoencoder(&options.model, &options.engine)?;
+    let operation = if options.encode { Operation::Encode } else { Operation::Decode };
+    let precision = options.engine.precision();
+    let shape = shape(&autoencoder, operation, options.size, options.batch as usize)?;
+    let plan = autoencoder.plan(operation, shape, precision)?;
+    let report = report(&autoencoder, operation, precision, &plan);
+    let mut output = std::io::stdout().lock();
+    if options.json {
+        writeln!(output, "{}", serde_json::to_string(&report)?)?;
+        return Ok(());
+    }
+    print(&mut output, &report)
+}
+
+/// The shape of the input that `size` in pixels stands for, `[batch, channels, height, width]`.
+pub(crate) fn shape(
+    autoencoder: &Autoencoder,
+    operation: Operation,
+    size: Size,
+    batch: usize,
+) -> Result<[usize; 4]> {
+    let factor = autoencoder.model().spatial_factor();
+    if !size.width.is_multiple_of(factor) || !size.height.is_multiple_of(factor) {
+        bail!("--size {size}: both sides must be multiples of {factor}");
+    }
+    Ok(match operation {
+        Operation::Decode => {
+            [batch, autoencoder.model().latent_channels(), size.height / factor, size.width / factor]
+        }
+        Operation::Encode => [batch, 3, size.height, size.width],
+    })
+}
+
+fn report(autoencoder: &Autoencoder, operation: Operation, precision: Precision, plan: &Plan) -> Report {
+    let summary: PlanSummary = plan.summary();
+    let process_bytes = memory::resident_bytes();
+    Report {
+        model: autoencoder.model().label().to_owned(),
+        engine: autoencoder.engine().name(precision),
+        threads: autoencoder.engine().threads(),
+        op: if operation == Operation::Encode { "encode" } else { "decode" },
+        input: summary.input,
+        output: summary.output,
+        steps: plan.steps.iter().map(StepReport::from).collect(),
+        flops: summary.flops,
+        weight_bytes: summary.weight_bytes,
+        load_bytes: summary.load_bytes,
+        activation_bytes: summary.activation_bytes,
+        plan_peak_bytes: summary.peak_bytes,
+        process_bytes,
+        expected_peak_bytes: process_bytes.map(|bytes| bytes + summary.peak_bytes as u64),
+    }
+}
+
+fn print(output: &mut impl Write, report: &Report) -> Result<()> {
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    writeln!(
+        output,
+        "{} of {}, {}, {} threads, {:?} to {:?}\n",
+        report.op, report.model, report.engine, report.threads, report.input, report.output
+    )?;
+    let names = report.steps.iter().map(|step| step.name.len()).max().unwrap_or(0).max(4);
+    writeln!(
+        output,
+        "{:names$}  {:28}  {:>16}  {:>9}  {:>9}  {:>9}  {:>9}",
+        "step", "operation", "output", "GFLOP", "read MiB", "out MiB", "scratch"
+    )?;
+    for step in &report.steps {
+        let [channels, height, width] = step.output;
+        writeln!(
+            output,
+            "{:names$}  {:28}  {:>16}  {:>9.2}  {:>9.2}  {:>9.2}  {:>9.2}",
+            step.name,
+            step.operation,
+            format!("{channels}x{height}x{width}"),
+            step.flops as f64 / 1e9,
+            mib(step.read_bytes),
+            mib(step.output_bytes),
+            mib(step.scratch_bytes),
+        )?;
+    }
+    writeln!(
+        output,
+        "\n{} steps a sample, {:.1} GFLOP in all",
+        report.steps.len(),
+        report.flops as f64 / 1e9
+    )?;
+    writeln!(
+        output,
+        "weights {:.1} MiB (reading them {:.1} more), activations and workers {:.1} MiB, peak with input and output {:.1} MiB",
+        mib(report.weight_bytes),
+        mib(report.load_bytes),
+        mib(report.activation_bytes),
+        mib(report.plan_peak_bytes),
+    )?;
+    if let (Some(process), Some(peak)) = (report.process_bytes, report.expected_peak_bytes) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(
+            output,
+            "expected peak of the process {:.1} MiB: {:.1} MiB for the program before any work, and the plan",
+            mib(peak),
+            mib(process)
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! Where `fast` may use integers: each convolution is compared with itself in `f32` on a small made-up input, and then
+//! the whole graph with `exact`. What comes out depends on the weights and the instruction tier alone.
+
+use remote_vae_kernels::Buffer;
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue};
+use remote_vae_kernels::layout::{blocked_len, to_blocked};
+use remote_vae_model::random;
+
+use crate::arena::Views;
+use crate::cpu::{CpuProgram, place};
+use crate::fusion::Fused;
+use crate::plan::{Plan, Step, geometry};
+use crate::{Control, EngineError, Precision};
+
+/// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
+/// `f32`. Rounding to halves, which `fast` does between layers, differs by 2⁻¹² and is not counted.
+const LARGEST_LAYER_ERROR: f64 = 1.0 / 512.0;
+/// Below this many dB no layer uses integers.
+const LEAST_PSNR: f64 = 54.0;
+/// Sides of the probe, a single frame: as latents, and as a picture where the graph makes it smaller.
+const SIDES: [usize; 2] = [16, 128];
+
+/// How `fast` compares with `exact` on the probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    /// Peak signal-to-noise ratio of the result in dB, the peak being the range of the values of `exact`.
+    pub psnr: f64,
+    /// Largest difference of two values of the result.
+    pub largest_error: f32,
+    /// Names of the layers that could use integers but compute in `f32`.
+    pub float32_layers: Vec<String>,
+    /// Layers that use integers.
+    pub integer16_layers: usize,
+    /// For each graph node.
+    arithmetic: Vec<Arithmetic>,
+}
+
+impl Calibration {
+    /// Runs the probe.
+    pub(crate) fn new(program: &CpuProgram) -> Result<Calibration, EngineError> {
+        let graph = &program.graph;
+        let plan = |precision| {
+            let plan = |side| {
+                let shape = [1, graph.input_channels(), 1, side, side];
+                Plan::new(graph, shape, precision, program.isa, program.pool.threads())
+            };
+            let small = plan(SIDES[0])?;
+            if small.output[2] < small.input[2] { plan(SIDES[1]) } else { Ok(small) }
+        };
+        let (exact, fast) = (plan(Precision::Exact)?, plan(Precision::Fast)?);
+        let input = random::normal(0, exact.input.iter().product());
+        let expected = program.run_calibrated(&exact, None, &input, &Control::new())?;
+        let errors = layer_errors(program, &exact, &input)?;
+        let mut calibration = Calibration {
+            psnr: 0.0,
+            largest_error: 0.0,
+            float32_layers: Vec::new(),
+            integer16_layers: 0,
+            arithmetic: vec![Arithmetic::Float32; graph.nodes.len()],
+        };
+        for (node, error) in &errors {
+            // Written so that an error that is not a number keeps the layer in `f32`.
+            if *error <= LARGEST_LAYER_ERROR {
+                calibration.arithmetic[*node] = Arithmetic::Integer16;
+            }
+        }
+        calibration.compare(program, &fast, &input, &expected)?;
+        let close = calibration.psnr >= LEAST_PSNR;
+        if !close && calibration.arithmetic.contains(&Arithmetic::Integer16) {
+            calibration.arithmetic.fill(Arithmetic::Float32);
+            calibration.compare(program, &fast, &input, &expected)?;
+        }
+        for (node, _) in errors {
+            match calibration.arithmetic[node] {
+                Arithmetic::Float32 => calibration.float32_layers.push(graph.nodes[node].name.clone()),
+                Arithmetic::Integer16 => calibration.integer16_layers += 1,
+            }
+        }
+        tracing::info!(
+            psnr_db = calibration.psnr,
+            largest_error = calibration.largest_error,
+            integer16_layers = calibration.integer16_layers,
+            float32_layers = calibration.float32_layers.join(" "),
+            "compared fast with exact"
+        );
+        Ok(calibration)
+    }
+
+    /// What a node computes in.
+    pub(crate) fn arithmetic(&self, node: usize) -> Arithmetic {
+        self.arithmetic[node]
+    }
+
+    fn compare(
+        &mut self,
+        program: &CpuProgram,
+        fast: &Plan,
+        input: &[f32],
+        expected: &[f32],
+    ) -> Result<(), EngineError> {
+        let found = program.run_calibrated(fast, Some(self), input, &Control::new())?;
+        let (mut squares, mut lowest, mut highest) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
+        self.largest_error = 0.0;
+        for (found, expected) in found.iter().zip(expected) {
+            let error = (found - expected).abs();
+            squares += f64::from(error) * f64::from(error);
+            // `max` would drop NaN.
+            if error > self.largest_error || error.is_nan() {
+                self.largest_error = error;
+            }
+            (lowest, highest) = (lowest.min(*expected), highest.max(*expected));
+        }
+        let range = f64::from(highest) - f64::from(lowest);
+        let mean = squares / expected.len() as f64;
+        self.psnr = 10.0 * (range * range / mean.max(f64::MIN_POSITIVE)).log10();
+        Ok(())
+    }
+}
+
+/// The error of each convolution that may use integers, by node: root mean square over that of its sums.
+fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<(usize, f64)>, EngineError> {
+    let [_, channels, height, width] = plan.input;
+    let mut arena = buffer(plan.arena_len)?;
+    to_blocked(input, channels, height * width, place(&mut arena, plan.input_place));
+    let mut errors = Vec::new();
+    for step in &plan.steps {
+        if let Fused::Convolution { node, .. } = &step.fused
+            && let Some(error) = layer_error(program, plan, step, &mut arena)?
+        {
+            errors.push((*node, error));
+        }
+        program.step(plan, step, None, &mut arena);
+    }
+    Ok(errors)
+}
+
+/// `None` if the layer knows no integers.
+fn layer_error(
+    program: &CpuProgram,
+    plan: &Plan,
+    step: &Step,
+    arena: &mut [f32],
+) -> Result<Option<f64>, EngineError> {
+    let Fused::Convolution { node, source, .. } = &step.fused else { return Ok(None) };
+    let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else { return Ok(None) };
+    if geometry.arithmetic(Arithmetic::Integer16, source.upsample) == Arithmetic::Float32 {
+        return Ok(None);
+    }
+    let views = Views::new(arena, step.places.reads.clone());
+    let operands = program.operands(plan, step, &views);
+    let [frames, height, width] = plan.sizes[*node];
+    let sums = |arithmetic| -> Result<Buffer, EngineError> {
+        let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;
+        let mut scratch =
+            buffer(Convolution::scratch_len(program.isa, &geometry, source.upsample, arithmetic))?;
+        let output = (&mut sums[..]).into();
+        operands.run(&program.pool, arithmetic, Epilogue::default(), &mut scratch, output);
+        Ok(sums)
+    };
+    let (expected, found) = (sums(Arithmetic::Float32)?, sums(Arithmetic::Integer16)?);
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    let error: f64 = found.iter().zip(&*expected).map(|(found, expected)| square(found - expected)).sum();
+    let size: f64 = expected.iter().map(|value| square(*value)).sum();
+    Ok(Some(if error == 0.0 { 0.0 } else { (error / size).sqrt() }))
+}
+
+fn buffer(len: usize) -> Result<Buffer, EngineError> {
+    Buffer::zeroed(len).ok_or(EngineError::Memory { bytes: len.saturating_mul(size_of::<f32>()) })
+}

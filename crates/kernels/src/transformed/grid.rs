@@ -1,0 +1,166 @@
+//! How the tiles of an output are cut into batches, and how much memory one batch takes. Nothing here touches numbers.
+
+use super::integers::SPLIT;
+use super::{OUTPUTS, SKEW, Transform};
+use crate::convolution::{Arithmetic, Geometry};
+use crate::isa::Isa;
+use crate::layout::{BLOCK, blocks};
+
+/// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
+const SOURCES_BUDGET: usize = 1536 * 1024;
+const TILES: [usize; 2] = [32, 96];
+
+/// Neighbouring tiles that one task treats together.
+#[derive(Clone, Copy)]
+pub(super) struct Batch {
+    /// Row and column of the first tile.
+    pub origin: [usize; 2],
+    /// Tiles down and across.
+    pub size: [usize; 2],
+}
+
+/// How the tiles of an output are cut into batches; a function of shape, tier and arithmetic alone.
+#[derive(Clone, Copy)]
+pub(super) struct Grid {
+    pub arithmetic: Arithmetic,
+    /// Channel blocks of the input.
+    pub input_blocks: usize,
+    /// Tiles down and across.
+    tiles: [usize; 2],
+    /// Tiles of a batch, down and across.
+    batch: [usize; 2],
+    /// Batches down and across.
+    count: [usize; 2],
+    /// Places for the tiles of a batch: whole passes of the micro-kernel.
+    pub room: usize,
+    /// 32-bit words from one point's transformed inputs to the next's.
+    pub source_stride: usize,
+    /// `f32` from one point's products to the next's.
+    pub product_stride: usize,
+}
+
+/// `f32` of the parts of a worker's scratch.
+pub(super) struct ScratchLens {
+    pub window: usize,
+    pub tile_sources: usize,
+    pub sources: usize,
+    pub source_factors: usize,
+    pub products: usize,
+}
+
+impl ScratchLens {
+    pub(super) fn sum(&self) -> usize {
+        self.window + self.tile_sources + self.sources + self.source_factors + self.products
+    }
+}
+
+impl Grid {
+    pub(super) fn new<W: Transform>(
+        isa: Isa,
+        geometry: &Geometry,
+        size: [usize; 2],
+        arithmetic: Arithmetic,
+    ) -> Grid {
+        let tiles = size.map(|side| (side + W::SKIP).div_ceil(OUTPUTS));
+        let input_blocks = blocks(geometry.input_channels);
+        let words = input_blocks * words_per_block(arithmetic);
+        // The inputs of a split lie beside the transformed ones; those of one block do not count.
+        let window = match arithmetic {
+            Arithmetic::Float32 => 0,
+            Arithmetic::Integer16 => W::STEP * W::STEP * input_blocks.min(SPLIT) * BLOCK,
+        };
+        let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
+        let most = (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1]);
+        let mut best = ([1, 1], usize::MAX);
+        for rows in 1..=most.min(tiles[0]) {
+            for columns in 1..=(most / rows).min(tiles[1]) {
+                let cost = batch_cost::<W>(tiles, [rows, columns], isa.pixels());
+                if cost < best.1 {
+                    best = ([rows, columns], cost);
+                }
+            }
+        }
+        let batch = best.0;
+        let room = (batch[0] * batch[1]).next_multiple_of(isa.pixels());
+        Grid {
+            arithmetic,
+            input_blocks,
+            tiles,
+            batch,
+            count: [0, 1].map(|axis| tiles[axis].div_ceil(batch[axis])),
+            room,
+            source_stride: words * room + SKEW,
+            product_stride: room * isa.lanes() + SKEW,
+        }
+    }
+
+    /// How many batches there are.
+    pub(super) fn batches(&self) -> usize {
+        self.count[0] * self.count[1]
+    }
+
+    /// The batch `position` of [`Grid::batches`].
+    pub(super) fn at(&self, position: usize) -> Batch {
+        let place = [position / self.count[1], position % self.count[1]];
+        let origin = [0, 1].map(|axis| place[axis] * self.batch[axis]);
+        Batch { origin, size: [0, 1].map(|axis| self.batch[axis].min(self.tiles[axis] - origin[axis])) }
+    }
+
+    /// Splits of the input channels, each with scales of its own.
+    pub(super) fn splits(&self) -> usize {
+        self.input_blocks.div_ceil(SPLIT)
+    }
+
+    pub(super) fn scratch<W: Transform>(&self) -> ScratchLens {
+        let points = W::SOURCES * W::SOURCES;
+        let window = self.batch.map(window_side::<W>).iter().product::<usize>() * BLOCK;
+        let [window_blocks, tile_sources, source_factors] = match self.arithmetic {
+            Arithmetic::Float32 => [1, 0, 0],
+            Arithmetic::Integer16 => {
+                let split = self.input_blocks.min(SPLIT);
+                [split, points * SPLIT * BLOCK, points * self.splits() * self.room]
+            }
+        };
+        ScratchLens {
+            window: window_blocks * window,
+            tile_sources,
+            sources: points * self.source_stride,
+            source_factors,
+            products: W::PRODUCTS * W::PRODUCTS * self.product_stride,
+        }
+    }
+}
+
+/// 32-bit words that hold sixteen numbers.
+pub(super) fn words_per_block(arithmetic: Arithmetic) -> usize {
+    match arithmetic {
+        Arithmetic::Float32 => BLOCK,
+        Arithmetic::Integer16 => BLOCK / 2,
+    }
+}
+
+/// Inputs that `tiles` neighbouring tiles read, in one direction.
+pub(super) const fn window_side<W: Transform>(tiles: usize) -> usize {
+    (tiles - 1) * W::STEP + W::INPUTS
+}
+
+/// What cutting `tiles` into batches of `batch` costs beside the products themselves: places of the micro-kernel that
+/// no tile fills, inputs read by two batches, and the weights' way through the cache for each batch. The unit is a
+/// tenth of a tile's products; an input pixel and a batch count about as much as was measured.
+fn batch_cost<W: Transform>(tiles: [usize; 2], batch: [usize; 2], pixels: usize) -> usize {
+    let mut cost = 0;
+    let parts = [0, 1].map(|axis| {
+        let rest = tiles[axis] % batch[axis];
+        [(batch[axis], tiles[axis] / batch[axis]), (rest, usize::from(rest > 0))]
+    });
+    for (rows, vertical) in parts[0] {
+        for (columns, horizontal) in parts[1] {
+            if vertical * horizontal > 0 {
+                let products = (rows * columns).next_multiple_of(pixels) * 10;
+                let inputs = window_side::<W>(rows) * window_side::<W>(columns) / 10;
+                cost += vertical * horizontal * (products + inputs + 80);
+            }
+        }
+    }
+    cost
+}

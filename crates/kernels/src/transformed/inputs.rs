@@ -1,0 +1,137 @@
+//! From the picture to transformed inputs: a batch's window through the prologue, and the forward transform.
+
+use super::grid::window_side;
+use super::integers::{self, PAIRS, SPLIT};
+use super::{Batch, Job, Scratch, Transform};
+use crate::convolution::Arithmetic;
+use crate::layout::BLOCK;
+use crate::microkernel::Tile;
+use crate::vector::Vector;
+
+/// Fills the transformed inputs of a batch.
+///
+/// # Safety
+/// The CPU has the tier.
+#[inline(always)]
+pub(super) unsafe fn transform<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, batch: Batch) {
+    let corner = batch.origin.map(|tile| tile * W::STEP);
+    let [rows, columns] = batch.size.map(window_side::<W>);
+    let window_len = rows * columns * BLOCK;
+    let input_blocks = job.grid.input_blocks;
+    for block in 0..input_blocks {
+        if block + 1 < input_blocks {
+            job.source.prefetch(block + 1, corner, [rows, columns]);
+        }
+        let place = match job.grid.arithmetic {
+            Arithmetic::Float32 => 0,
+            Arithmetic::Integer16 => block % SPLIT,
+        };
+        let window = &mut scratch.window[place * window_len..][..window_len];
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.source.gather::<T>(block, corner, columns, window) };
+        // SAFETY: the caller vouches for the CPU.
+        unsafe {
+            match job.grid.arithmetic {
+                Arithmetic::Float32 => transform_block::<T, W>(job, scratch, batch, block),
+                Arithmetic::Integer16 if place + 1 == SPLIT || block + 1 == input_blocks => {
+                    transform_split::<T, W>(job, scratch, batch, block / SPLIT, place + 1);
+                }
+                Arithmetic::Integer16 => {}
+            }
+        }
+    }
+}
+
+/// The window's one channel block, number `block` → transformed inputs.
+#[inline(always)]
+unsafe fn transform_block<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    batch: Batch,
+    block: usize,
+) {
+    let Batch { size: [rows, columns], .. } = batch;
+    let row_stride = window_side::<W>(columns) * BLOCK;
+    for row in 0..rows {
+        for column in 0..columns {
+            let inputs = &scratch.window[row * W::STEP * row_stride + column * W::STEP * BLOCK..];
+            let out = &mut scratch.sources[place::<T>(job, row * columns + column, block) * BLOCK..];
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, job.grid.source_stride) };
+        }
+    }
+}
+
+/// The window's `count` channel blocks, those of split `split` → transformed inputs as integers, with their factors.
+#[inline(always)]
+unsafe fn transform_split<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    batch: Batch,
+    split: usize,
+    count: usize,
+) {
+    let Batch { size: [rows, columns], .. } = batch;
+    let row_stride = window_side::<W>(columns) * BLOCK;
+    let window_len = window_side::<W>(rows) * row_stride;
+    for row in 0..rows {
+        for column in 0..columns {
+            let corner = row * W::STEP * row_stride + column * W::STEP * BLOCK;
+            for block in 0..count {
+                let inputs = &scratch.window[block * window_len + corner..];
+                let out = &mut scratch.tile_sources[block * BLOCK..];
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, SPLIT * BLOCK) };
+            }
+            let tile = row * columns + column;
+            let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
+            let sources = integers::words_mut(&mut scratch.sources);
+            for point in 0..W::SOURCES * W::SOURCES {
+                let values = &scratch.tile_sources[point * SPLIT * BLOCK..][..count * BLOCK];
+                let out = &mut sources[point * job.grid.source_stride + start..];
+                // SAFETY: the caller vouches for the CPU.
+                let factor =
+                    unsafe { integers::quantize_sources::<T::Vector>(values, out, T::PIXELS * PAIRS) };
+                scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] = factor;
+            }
+        }
+    }
+}
+
+/// Which of a point's places of sixteen channels belongs to `tile` and `block`.
+#[inline(always)]
+fn place<T: Tile>(job: &Job<'_>, tile: usize, block: usize) -> usize {
+    (tile / T::PIXELS * job.grid.input_blocks + block) * T::PIXELS + tile % T::PIXELS
+}
+
+/// One tile and channel block: `inputs` with rows `row_stride` apart → points `stride` apart.
+#[inline(always)]
+unsafe fn transform_tile<V: Vector, W: Transform>(
+    inputs: &[f32],
+    row_stride: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
+    for lane in (0..BLOCK).step_by(V::LANES) {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
+        unsafe {
+            let mut half = [[V::splat(0.0); 6]; 6];
+            for x in 0..W::INPUTS {
+                let mut d = [V::splat(0.0); 6];
+                for y in 0..W::INPUTS {
+                    d[y] = V::load(&inputs[y * row_stride + x * BLOCK + lane..][..V::LANES]);
+                }
+                let d = W::input(d);
+                for y in 0..W::SOURCES {
+                    half[y][x] = d[y];
+                }
+            }
+            for y in 0..W::SOURCES {
+                let d = W::input(half[y]);
+                for x in 0..W::SOURCES {
+                    d[x].store(&mut out[(y * W::SOURCES + x) * stride + lane..][..V::LANES]);
+                }
+            }
+        }
+    }
+}

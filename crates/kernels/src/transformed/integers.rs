@@ -1,0 +1,210 @@
+//! Transformed inputs and weights as 16-bit integers: scales, rounding and the bound that keeps sums inside 32 bits.
+//!
+//! Input channels are summed in splits of [`SPLIT`] blocks. Within one split, the inputs of one tile and point share a
+//! scale, and so do the weights of one output channel and point. Both come from the numbers themselves, their largest
+//! magnitude and their length as a vector, so that nothing is clipped and no sum overflows. The products of a split are
+//! summed exactly, and the scales undone when the sum goes to `f32`.
+//!
+//! Two numbers share a 32-bit word: channels `i` (low half) and `i + 8` of a block.
+
+use crate::layout::BLOCK;
+use crate::vector::Vector;
+
+/// Input channel blocks whose products are summed as integers.
+pub(super) const SPLIT: usize = 8;
+/// Words that hold one block.
+pub(super) const PAIRS: usize = BLOCK / 2;
+/// Output channels of one group, at most.
+pub(super) const MOST_LANES: usize = 32;
+
+/// Largest magnitude of an integer.
+const MAGNITUDE_LIMIT: f32 = 32767.0;
+/// Largest Euclidean length of a split's integers before they are rounded, which adds ½√128 < 5.7 to it at most.
+/// No partial sum of products leaves 32 bits, because (46330 + 5.7)² < 2³¹ (Cauchy and Schwarz).
+const LENGTH_LIMIT: f32 = 46_330.0;
+/// Inputs' factors are larger by this than what undoes their scale, and weights' smaller: neither the factors nor an
+/// integer sum times a weights' factor then leave `f32` before the result does. 2¹¹
+const BALANCE: f32 = 2048.0;
+/// Magnitudes below this count as this, lest their scale overflow: 2⁻¹¹⁰.
+const SMALLEST: f32 = f32::from_bits((127 - 110) << 23);
+
+/// 32-bit words in place of `values`, whatever their bits.
+pub(super) fn words(values: &[f32]) -> &[i32] {
+    // SAFETY: the types agree in size and alignment, and each holds any bits.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// See [`words`].
+pub(super) fn words_mut(values: &mut [f32]) -> &mut [i32] {
+    // SAFETY: as for `words`; `values` is borrowed exclusively.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
+
+/// Two numbers below 2¹⁵ in magnitude, rounded to the nearest integers, in one word. Added to 3 · 2²², the low bits of
+/// a float are those of the integer.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> i32 {
+    const ROUNDER: f32 = 12_582_912.0;
+    let integer = |value: f32| (value + ROUNDER).to_bits();
+    (integer(low) & 0xffff | integer(high) << 16) as i32
+}
+
+/// Scale, and what undoes it, for numbers whose largest magnitude is `most` and whose squares over that of `most` sum up
+/// to `squares`. What undoes it is NaN if `most` is not finite.
+#[inline(always)]
+fn scale(most: f32, squares: f32) -> [f32; 2] {
+    if most.is_finite() {
+        let steps = MAGNITUDE_LIMIT.min(LENGTH_LIMIT / squares.max(1.0).sqrt());
+        [steps / most.max(SMALLEST), most.max(SMALLEST) / steps]
+    } else {
+        [0.0, f32::NAN]
+    }
+}
+
+/// Rounds the split's inputs of one tile and point (`[block][16]`) into `out`, whose blocks of [`PAIRS`] words are
+/// `stride` apart; returns what undoes the scale, times [`BALANCE`]; NaN if an input is not finite.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn quantize_sources<V: Vector>(values: &[f32], out: &mut [i32], stride: usize) -> f32 {
+    let mut lanes = [0.0; BLOCK];
+    let mut squares = [0.0; BLOCK];
+    // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
+    let most = unsafe {
+        let mut most = V::splat(0.0);
+        for values in values.chunks_exact(V::LANES) {
+            most = most.largest_magnitude(V::load(values));
+        }
+        most.store(&mut lanes[..V::LANES]);
+        let most = f32::from_bits(lanes.into_iter().fold(0, |most, lane| most.max(lane.to_bits())));
+        let unit = V::splat(1.0 / most.max(SMALLEST));
+        let mut sums = V::splat(0.0);
+        for values in values.chunks_exact(V::LANES) {
+            let share = V::load(values).times(unit);
+            sums = sums.plus(share.times(share));
+        }
+        sums.store(&mut squares[..V::LANES]);
+        most
+    };
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            squares[lane] += squares[lane + half];
+        }
+    }
+    let [scale, factor] = scale(most, squares[0]);
+    for (index, block) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let out: &mut [i32; PAIRS] =
+            out[index * stride..].first_chunk_mut().expect("one place for each block");
+        for lane in 0..PAIRS {
+            out[lane] = pair(block[lane] * scale, block[lane + PAIRS] * scale);
+        }
+    }
+    factor * BALANCE
+}
+
+/// Rounds the split's weights of one point (`[block][16][lanes]`) into `out` (`[block][pair][lanes]`), and writes for
+/// each lane what undoes the scale, over [`BALANCE`]; NaN if a weight is not finite.
+#[inline(always)]
+pub(super) fn quantize_weights(values: &[f32], lanes: usize, out: &mut [i32], factors: &mut [f32]) {
+    let mut most = [0; MOST_LANES];
+    for row in values.chunks_exact(lanes) {
+        for lane in 0..lanes {
+            most[lane] = most[lane].max(row[lane].to_bits() & 0x7fff_ffff);
+        }
+    }
+    let most = most.map(f32::from_bits);
+    let units = most.map(|most| 1.0 / most.max(SMALLEST));
+    let mut squares = [0.0; MOST_LANES];
+    for row in values.chunks_exact(lanes) {
+        for lane in 0..lanes {
+            let share = row[lane] * units[lane];
+            squares[lane] += share * share;
+        }
+    }
+    let mut scales = [0.0; MOST_LANES];
+    for lane in 0..lanes {
+        let [scale, factor] = scale(most[lane], squares[lane]);
+        scales[lane] = scale;
+        factors[lane] = factor / BALANCE;
+    }
+    for (block, out) in values.chunks_exact(BLOCK * lanes).zip(out.chunks_exact_mut(PAIRS * lanes)) {
+        let (low, high) = block.split_at(PAIRS * lanes);
+        let rows = low.chunks_exact(lanes).zip(high.chunks_exact(lanes));
+        for ((low, high), out) in rows.zip(out.chunks_exact_mut(lanes)) {
+            for lane in 0..lanes {
+                out[lane] = pair(low[lane] * scales[lane], high[lane] * scales[lane]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Portable;
+
+    fn halves(word: i32) -> [i64; 2] {
+        [i64::from(word as i16), i64::from((word >> 16) as i16)]
+    }
+
+    #[test]
+    fn pairs_hold_the_nearest_integers() {
+        for (low, high) in [(0.0, -0.0), (1.4, -1.6), (16383.0, -16383.0), (32767.0, -32767.0), (-0.4, 2.5)] {
+            let nearest = |value: f32| value.round_ties_even() as i64;
+            assert_eq!(halves(pair(low, high)), [nearest(low), nearest(high)]);
+        }
+    }
+
+    #[test]
+    fn no_weights_and_inputs_make_a_sum_that_leaves_32_bits() {
+        for size in [1.0, 0.999_99, 3.0e38, 1e-30] {
+            for spread in [0.0, 0.5, 1.0] {
+                for period in [2, 7, 128] {
+                    let values: Vec<f32> = (0..SPLIT * BLOCK)
+                        .map(|i| size * (1.0 - spread * (i % period) as f32 / (period - 1) as f32))
+                        .collect();
+                    let (mut sources, mut weights) = (vec![0; SPLIT * PAIRS], vec![0; SPLIT * PAIRS]);
+                    quantize_weights(&values, 1, &mut weights, &mut [0.0]);
+                    // SAFETY: the portable vector needs no special instructions.
+                    unsafe { quantize_sources::<Portable>(&values, &mut sources, PAIRS) };
+                    let of = |words: &[i32]| words.iter().flat_map(|word| halves(*word)).collect::<Vec<_>>();
+                    let (sources, weights) = (of(&sources), of(&weights));
+                    // One vector with itself: the largest sum of its length.
+                    let sum: i64 = sources.iter().zip(&weights).map(|(source, weight)| source * weight).sum();
+                    let limit = i64::from(i32::MAX);
+                    assert!(sum <= limit && sum > limit / 1000 * 999, "{size} {spread} {period}: {sum}");
+                }
+            }
+        }
+        // A single large one is bounded by its own 16 bits.
+        let mut words = [0; PAIRS];
+        quantize_weights(&[&[-5.0][..], &[0.0; 15]].concat(), 1, &mut words, &mut [0.0]);
+        assert_eq!(halves(words[0]), [-32767, 0]);
+    }
+
+    #[test]
+    fn what_is_rounded_comes_back() {
+        for size in [1.0, 1e-30, 1e30, 3e38] {
+            let values: Vec<f32> = (0..32).map(|i| size * ((i * 37 % 32) as f32 / 32.0 - 0.5)).collect();
+            let mut words = [0; 16];
+            // SAFETY: the portable vector needs no special instructions.
+            let factor = unsafe { quantize_sources::<Portable>(&values, &mut words, PAIRS) };
+            for (index, value) in values.iter().enumerate() {
+                let word = words[index / BLOCK * PAIRS + index % PAIRS];
+                let found = halves(word)[index % BLOCK / PAIRS] as f32 / BALANCE * factor;
+                assert!((found - value).abs() <= 0.51 / BALANCE * factor, "{found} for {value}");
+            }
+        }
+        let mut words = [0; 8];
+        let mut values = [1.0; 16];
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            values[3] = wrong;
+            // SAFETY: as above.
+            assert!(unsafe { quantize_sources::<Portable>(&values, &mut words, PAIRS) }.is_nan());
+        }
+        // SAFETY: as above.
+        let factor = unsafe { quantize_sources::<Portable>(&[0.0; 16], &mut words, PAIRS) };
+        assert!(factor.is_finite() && words == [0; 8]);
+    }
+}

@@ -1,0 +1,93 @@
+//! From products to the picture: the inverse transform and the epilogue.
+
+use super::{Batch, Job, OUTPUTS, Scratch, Transform};
+use crate::layout::{BLOCK, blocks};
+use crate::microkernel::Tile;
+use crate::vector::Vector;
+
+/// Finishes one group of output channels of a batch.
+///
+/// # Safety
+/// The CPU has the tier, and no other task treats this batch and group.
+#[inline(always)]
+pub(super) unsafe fn transform<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    batch: Batch,
+    group: usize,
+) {
+    let Batch { origin, size: [rows, columns] } = batch;
+    let first = group * (T::LANES / BLOCK);
+    for block in first..(first + T::LANES / BLOCK).min(blocks(job.geometry.output_channels)) {
+        let bias = &job.bias[block * BLOCK..][..BLOCK];
+        for row in 0..rows {
+            for column in 0..columns {
+                let tile = (row * columns + column) * T::LANES + (block - first) * BLOCK;
+                // SAFETY: the caller vouches for the CPU and for this batch's and group's output.
+                unsafe {
+                    transform_output::<T::Vector, W>(
+                        &scratch.products[tile..],
+                        job.grid.product_stride,
+                        bias,
+                        &mut scratch.tile,
+                    );
+                    store::<T, W>(job, block, [origin[0] + row, origin[1] + column], &scratch.tile);
+                }
+            }
+        }
+    }
+}
+
+/// One tile and channel block: points `stride` apart → `[row][column][16]` with bias.
+#[inline(always)]
+unsafe fn transform_output<V: Vector, W: Transform>(
+    products: &[f32],
+    stride: usize,
+    bias: &[f32],
+    out: &mut [f32; OUTPUTS * OUTPUTS * BLOCK],
+) {
+    for lane in (0..BLOCK).step_by(V::LANES) {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
+        unsafe {
+            let bias = V::load(&bias[lane..][..V::LANES]);
+            let mut half = [[V::splat(0.0); 6]; OUTPUTS];
+            for y in 0..W::PRODUCTS {
+                let mut m = [V::splat(0.0); 6];
+                for x in 0..W::PRODUCTS {
+                    m[x] = V::load(&products[(y * W::PRODUCTS + x) * stride + lane..][..V::LANES]);
+                }
+                let m = W::output(m);
+                for x in 0..OUTPUTS {
+                    half[x][y] = m[x];
+                }
+            }
+            for x in 0..OUTPUTS {
+                let outputs = W::output(half[x]);
+                for y in 0..OUTPUTS {
+                    let place = &mut out[(y * OUTPUTS + x) * BLOCK + lane..][..V::LANES];
+                    outputs[y].plus(bias).store(place);
+                }
+            }
+        }
+    }
+}
+
+/// Writes what of a tile lies inside the picture.
+///
+/// # Safety
+/// No other task treats this tile and channel block.
+#[inline(always)]
+unsafe fn store<T: Tile, W: Transform>(job: &Job<'_>, block: usize, tile: [usize; 2], values: &[f32]) {
+    let range = |axis: usize| {
+        let start = (tile[axis] * OUTPUTS).saturating_sub(W::SKIP);
+        let end = (tile[axis] * OUTPUTS + OUTPUTS - W::SKIP).min(job.target.size[axis]);
+        // How many of the tile's outputs come before the picture.
+        (start, end, start + W::SKIP - tile[axis] * OUTPUTS)
+    };
+    let ((top, bottom, above), (left, right, before)) = (range(0), range(1));
+    for row in top..bottom {
+        let values = &values[((row - top + above) * OUTPUTS + before) * BLOCK..];
+        // SAFETY: the caller's contract.
+        unsafe { job.target.finish::<T>(block, [row, left], right - left, values, BLOCK) };
+    }
+}

@@ -1,0 +1,191 @@
+//! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
+
+use super::grid::words_per_block;
+use super::integers::{self, SPLIT};
+use super::{SKEW, TAPS, Transform};
+use crate::buffer::{self, Buffer};
+use crate::convolution::{Arithmetic, Geometry};
+use crate::isa::{Isa, dispatch};
+use crate::layout::{BLOCK, blocks};
+use crate::microkernel::Tile;
+use crate::pool::Pool;
+use crate::shared::SharedOutput;
+use crate::vector::Vector;
+use crate::weights::Compact;
+
+/// Where things lie in the transformed weights: panels (`[group][point][input block][16][lanes]`, with integers
+/// `[pair][lanes]` for `[16][lanes]`, points skewed), then, with integers, `f32` factors (`[group][point][split][lanes]`).
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    pub arithmetic: Arithmetic,
+    points: usize,
+    groups: usize,
+    lanes: usize,
+    input_blocks: usize,
+}
+
+impl Panels {
+    pub(super) fn new<W: Transform>(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> Panels {
+        Panels {
+            arithmetic,
+            points: W::PRODUCTS * W::PRODUCTS,
+            groups: geometry.output_channels.div_ceil(isa.lanes()),
+            lanes: isa.lanes(),
+            input_blocks: blocks(geometry.input_channels),
+        }
+    }
+
+    /// 32-bit words of one input block's panel.
+    pub(super) fn block_len(&self) -> usize {
+        words_per_block(self.arithmetic) * self.lanes
+    }
+
+    /// 32-bit words of one point's panel.
+    pub(super) fn len(&self) -> usize {
+        self.input_blocks * self.block_len()
+    }
+
+    /// Where the panel of a group and point begins.
+    pub(super) fn start(&self, group: usize, point: usize) -> usize {
+        (group * self.points + point) * (self.len() + SKEW)
+    }
+
+    /// Where the factors of a group, point and split lie.
+    pub(super) fn factors(&self, group: usize, point: usize, split: usize) -> usize {
+        let splits = self.input_blocks.div_ceil(SPLIT);
+        self.start(self.groups, 0) + ((group * self.points + point) * splits + split) * self.lanes
+    }
+
+    /// `f32` of all.
+    pub(super) fn total(&self) -> usize {
+        match self.arithmetic {
+            Arithmetic::Float32 => self.start(self.groups, 0),
+            Arithmetic::Integer16 => self.factors(self.groups, 0, 0),
+        }
+    }
+
+    /// Input blocks that one task transforms.
+    fn blocks_per_task(&self) -> usize {
+        match self.arithmetic {
+            Arithmetic::Float32 => 1,
+            Arithmetic::Integer16 => SPLIT,
+        }
+    }
+
+    /// `f32` that a worker takes: weights as they came, and with integers a split's transformed weights.
+    pub(super) fn worker_lens(&self) -> [usize; 2] {
+        let block = BLOCK * self.lanes;
+        let transformed = match self.arithmetic {
+            Arithmetic::Float32 => 0,
+            Arithmetic::Integer16 => self.points * SPLIT.min(self.input_blocks) * block,
+        };
+        [TAPS * TAPS * block, transformed]
+    }
+}
+
+/// Makes the transformed weights.
+pub(super) fn transform<W: Transform>(
+    isa: Isa,
+    pool: &Pool,
+    panels: Panels,
+    weights: &Compact,
+    output: &mut [f32],
+) {
+    let parts = panels.input_blocks.div_ceil(panels.blocks_per_task());
+    let output = SharedOutput::new(output);
+    let job = &Job { weights, panels, output: &output, parts };
+    pool.run(
+        panels.groups * parts,
+        || Scratch {
+            taps: buffer::worker(panels.worker_lens()[0]),
+            transformed: buffer::worker(panels.worker_lens()[1]),
+        },
+        |scratch, index| {
+            dispatch!(isa, part::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize));
+        },
+    );
+}
+
+struct Job<'a> {
+    weights: &'a Compact,
+    panels: Panels,
+    output: &'a SharedOutput<'a>,
+    /// Tasks of one group.
+    parts: usize,
+}
+
+struct Scratch {
+    /// Weights between sixteen input channels and one group, `[tap][16][lanes]`.
+    taps: Buffer,
+    /// Their transform before it is rounded, `[point][input block of the split][16][lanes]`.
+    transformed: Buffer,
+}
+
+/// Transforms the weights between some input blocks and one group of output channels.
+#[inline(always)]
+unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+    let panels = job.panels;
+    let (group, part) = (index / job.parts, index % job.parts);
+    let first = part * panels.blocks_per_task();
+    let count = panels.blocks_per_task().min(panels.input_blocks - first);
+    let len = TAPS * TAPS * BLOCK * T::LANES;
+    let block_len = BLOCK * T::LANES;
+    for block in 0..count {
+        let at = (group * panels.input_blocks + first + block) * len;
+        let taps = job.weights.widen(at, len, &mut scratch.taps);
+        // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
+        unsafe {
+            match panels.arithmetic {
+                Arithmetic::Float32 => transform_block::<T, W>(taps, |point, row, factor| {
+                    let offset = panels.start(group, point) + (first + block) * block_len + row;
+                    factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
+                }),
+                Arithmetic::Integer16 => transform_block::<T, W>(taps, |point, row, factor| {
+                    let offset = (point * count + block) * block_len + row;
+                    factor.store(&mut scratch.transformed[offset..][..<T::Vector as Vector>::LANES]);
+                }),
+            }
+        }
+    }
+    if panels.arithmetic == Arithmetic::Integer16 {
+        for point in 0..panels.points {
+            let values = &scratch.transformed[point * count * block_len..][..count * block_len];
+            let start = panels.start(group, point) + first * panels.block_len();
+            // SAFETY: as above; panels and factors do not overlap.
+            let (words, factors) = unsafe {
+                (
+                    job.output.part(start, count * panels.block_len()),
+                    job.output.part(panels.factors(group, point, part), T::LANES),
+                )
+            };
+            integers::quantize_weights(values, T::LANES, integers::words_mut(words), factors);
+        }
+    }
+}
+
+/// One input block: `[tap][16][lanes]` → `put(point, offset in [16][lanes], factors)`.
+#[inline(always)]
+unsafe fn transform_block<T: Tile, W: Transform>(taps: &[f32], mut put: impl FnMut(usize, usize, T::Vector)) {
+    for row in (0..BLOCK * T::LANES).step_by(<T::Vector as Vector>::LANES) {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
+        unsafe {
+            let mut half = [[T::Vector::splat(0.0); TAPS]; 6];
+            for column in 0..TAPS {
+                let mut w = [T::Vector::splat(0.0); TAPS];
+                for (y, w) in w.iter_mut().enumerate() {
+                    let from = (y * TAPS + column) * BLOCK * T::LANES + row;
+                    *w = T::Vector::load(&taps[from..][..<T::Vector as Vector>::LANES]);
+                }
+                let factors = W::weight(w);
+                for (half, factor) in half.iter_mut().zip(factors) {
+                    half[column] = factor;
+                }
+            }
+            for (y, half) in half.into_iter().enumerate().take(W::PRODUCTS) {
+                for (x, factor) in W::weight(half).into_iter().enumerate().take(W::PRODUCTS) {
+                    put(y * W::PRODUCTS + x, row, factor);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Animated WebP files, lossless, written frame by frame. Reading pictures is `decode`, which takes the first frame.
+//!
+//! Every frame is a whole picture without alpha that replaces the one before; the animation repeats for ever.
+
+use image::ExtendedColorType;
+use image::codecs::webp::WebPEncoder;
+
+use crate::error::{MediaError, check_length};
+
+const WEBP: &str = "WebP";
+/// The longest side of a lossless picture.
+const LIMIT: usize = 1 << 14;
+/// What a chunk's 32-bit length can hold, less room for the header.
+const LARGEST_FILE: usize = u32::MAX as usize - 64;
+
+/// Writes one animation.
+#[derive(Debug)]
+pub struct WebpAnimation {
+    width: usize,
+    height: usize,
+    fps: f64,
+    count: u32,
+    /// The frames' chunks.
+    frames: Vec<u8>,
+}
+
+fn unwritable(reason: impl std::fmt::Display) -> MediaError {
+    MediaError::Unwritable { format: WEBP, reason: reason.to_string() }
+}
+
+fn u24(value: usize) -> [u8; 3] {
+    let [a, b, c, ..] = value.to_le_bytes();
+    [a, b, c]
+}
+
+/// Appends a chunk, with the zero that makes its length even.
+fn push_chunk(file: &mut Vec<u8>, name: &[u8; 4], parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    file.extend(name);
+    file.extend((length as u32).to_le_bytes());
+    parts.iter().for_each(|part| file.extend(*part));
+    file.extend(&[0][..length % 2]);
+}
+
+impl WebpAnimation {
+    /// Starts an animation of `width` by `height` pixels. `fps` is 0.1 to 240 frames per second; a frame lasts whole
+    /// milliseconds, rounded such that the animation as a whole keeps its time.
+    ///
+    /// # Errors
+    /// [`MediaError::UnsupportedSize`] for an empty picture or a side above 16384, [`MediaError::OutOfRange`] for `fps`.
+    pub fn new(width: usize, height: usize, fps: f64) -> Result<Self, MediaError> {
+        if width == 0 || height == 0 || width > LIMIT || height > LIMIT {
+            return Err(MediaError::UnsupportedSize { format: WEBP, width, height, limit: LIMIT });
+        }
+        if !(0.1..=240.0).contains(&fps) {
+            let range = "from 0.1 to 240".to_owned();
+            return Err(MediaError::OutOfRange { name: "fps", range, found: fps.to_string() });
+        }
+        Ok(Self { width, height, fps, count: 0, frames: vec![] })
+    }
+
+    /// Adds a frame of `height * width * 3` bytes, red first.
+    ///
+    /// # Errors
+    /// [`MediaError::BufferLength`], [`MediaError::Unwritable`], also when the file would pass 4 GiB.
+    pub fn push_rgb(&mut self, rgb: &[u8]) -> Result<(), MediaError> {
+        check_length(&[self.height, self.width, 3], rgb.len())?;
+        let mut picture = Vec::new();
+        WebPEncoder::new_lossless(&mut picture)
+            .encode(rgb, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)
+            .map_err(unwritable)?;
+        // What follows the header of a plain file is the one chunk that a frame holds.
+        let chunk = match &picture[..] {
+            [_, _, _, _, _, _, _, _, b'W', b'E', b'B', b'P', chunk @ ..] if chunk.starts_with(b"VP8L") => {
+                chunk
+            }
+            _ => return Err(unwritable("the encoder gave no plain lossless picture")),
+        };
+        if self.frames.len().saturating_add(chunk.len()) > LARGEST_FILE {
+            return Err(unwritable("the file would be larger than 4 GiB"));
+        }
+        let milliseconds = |frame: u32| (f64::from(frame) * 1000.0 / self.fps).round();
+        let duration = (milliseconds(self.count + 1) - milliseconds(self.count)) as usize;
+        let place = [[0; 3], [0; 3], u24(self.width - 1), u24(self.height - 1), u24(duration)].concat();
+        // Neither blended with the frame before nor wiped after.
+        push_chunk(&mut self.frames, b"ANMF", &[&place, &[0b10], chunk]);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Ends the animation and returns the file.
+    ///
+    /// # Errors
+    /// [`MediaError::Unwritable`] when there was no frame.
+    pub fn finish(self) -> Result<Vec<u8>, MediaError> {
+        const ANIMATED: u8 = 0b10;
+        const OPAQUE_BLACK: [u8; 4] = [0, 0, 0, 255];
+        const FOR_EVER: [u8; 2] = [0, 0];
+        if self.count == 0 {
+            return Err(unwritable("an animation needs at least one frame"));
+        }
+        let mut chunks = b"WEBP".to_vec();
+        let canvas = [u24(self.width - 1), u24(self.height - 1)].concat();
+        push_chunk(&mut chunks, b"VP8X", &[&[ANIMATED, 0, 0, 0], &canvas]);
+        push_chunk(&mut chunks, b"ANIM", &[&OPAQUE_BLACK, &FOR_EVER]);
+        chunks.extend(self.frames);
+        let mut file = Vec::with_capacity(chunks.len() + 8);
+        push_chunk(&mut file, b"RIFF", &[&chunks]);
+        Ok(file)
+    }
+}
