@@ -1,6 +1,6 @@
 //! Encodes: pictures and tensors, ranges, sizes, samples, and back again.
 
-use remote_vae_engine::{Control, Draw};
+use remote_vae_engine::{Control, Draw, Precision};
 use remote_vae_media as media;
 use remote_vae_wire::{Dtype, Scaling, bytes_from_elements, elements_from_bytes};
 
@@ -14,7 +14,7 @@ fn picture(width: usize, height: usize) -> media::RgbImage {
 
 /// What the engine gives when nothing is between.
 fn direct(pixels: &[f32], shape: [usize; 4], scaling: Scaling, draw: Draw) -> Vec<u8> {
-    let latents = kl().encode(pixels, shape, &scaling, draw, &Control::new()).unwrap();
+    let latents = kl().encode(pixels, shape, &scaling, draw, Precision::Exact, &Control::new()).unwrap();
     bytes_from_elements(Dtype::Float16, &latents.values)
 }
 
