@@ -139,7 +139,7 @@ fn norms_read_and_write_halves() {
     let input = tensor(channels, pixels, 1);
     let (weight, bias) = (values(channels, 2), values(channels, 3));
     each_tier(|isa, pool| {
-        check(&[input.clone()], None, input.groups, isa.name(), |tensors, out| {
+        check(std::slice::from_ref(&input), None, input.groups, isa.name(), |tensors, out| {
             let norm = GroupNorm { groups: 8, epsilon: 1e-6, weight: &weight, bias: &bias };
             let (mut scale, mut shift) = (vec![0.0; 48], vec![0.0; 48]);
             statistics(isa, pool, norm, tensors[0], pixels, &mut scale, &mut shift);
@@ -170,7 +170,7 @@ fn maps_sums_and_upsampling_read_and_write_halves() {
     each_tier(|isa, pool| {
         let what = isa.name();
         for kind in [Map::SoftClamp { limit: 3.0 }, shifted, Map::Activation(Activation::Silu)] {
-            check(&[a.clone()], None, a.groups, what, |tensors, out| {
+            check(std::slice::from_ref(&a), None, a.groups, what, |tensors, out| {
                 map(isa, pool, kind, [channels, pixels], Some(tensors[0]), out);
             });
             check(&[], Some(&a), a.groups, what, |_, out| {
@@ -180,10 +180,10 @@ fn maps_sums_and_upsampling_read_and_write_halves() {
         check(&[a.clone(), b.clone()], None, a.groups, what, |tensors, out| {
             add(isa, pool, Some(tensors[0]), tensors[1], out);
         });
-        check(&[b.clone()], Some(&a), a.groups, what, |tensors, out| {
+        check(std::slice::from_ref(&b), Some(&a), a.groups, what, |tensors, out| {
             add(isa, pool, None, tensors[0], out);
         });
-        check(&[a.clone()], None, 9 * a.groups, what, |tensors, out| {
+        check(std::slice::from_ref(&a), None, 9 * a.groups, what, |tensors, out| {
             upsample_nearest(isa, pool, tensors[0], size, 3, out);
         });
     });
