@@ -148,7 +148,7 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
     )?;
     writeln!(
         output,
-        "weights {:.1} MiB (reading them {:.1} more), activations and workers {:.1} MiB, peak with input and output {:.1} MiB",
+        "weights {:.1} MiB and {:.1} MiB for reading them, activations and workers {:.1} MiB; peak with input and output {:.1} MiB",
         mib(report.weight_bytes),
         mib(report.load_bytes),
         mib(report.activation_bytes),

@@ -158,7 +158,7 @@ impl Autoencoder {
         }
         // All parts with what they overlap, and the whole put together of them.
         let running = summary.activation_bytes.saturating_add(tensors.saturating_mul(3));
-        summary.peak_bytes = whole.weight_bytes.saturating_add(running.max(whole.load_bytes + tensors));
+        summary.peak_bytes = (whole.weight_bytes + whole.load_bytes).saturating_add(running);
         Ok(summary)
     }
 

@@ -18,7 +18,7 @@ const LARGEST_LAYER_ERROR: f64 = 1.0 / 512.0;
 /// Below this many dB no layer uses integers.
 const LEAST_PSNR: f64 = 54.0;
 /// Sides of the probe, a single frame: as latents, and as a picture where the graph makes it smaller.
-const SIDES: [usize; 2] = [16, 128];
+const SIDES: [usize; 2] = [8, 64];
 
 /// How `fast` compares with `exact` on the probe.
 #[derive(Clone, Debug, PartialEq)]

@@ -96,10 +96,10 @@ pub struct PlanSummary {
     /// Bytes of activations and of the workers' scratch while one sample runs.
     pub activation_bytes: usize,
     /// Bytes beside the weights laid out so far while weights are read, at most: the largest one as it was read and in
-    /// its layout.
+    /// its layout. They are free afterwards, but allocators keep blocks of that size.
     pub load_bytes: usize,
-    /// Bytes at the peak: weights, activations, input and output, or weights and what reading them takes. What the
-    /// process holds beside that (program, threads, the caller's own copies) is not in it.
+    /// Bytes at the peak: weights and what reading them took, activations, input and output. What the process holds
+    /// beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -164,8 +164,10 @@ impl Plan {
             activation_bytes,
             load_bytes: self.load_bytes,
             peak_bytes: self.weight_bytes
+                + self.load_bytes
+                + activation_bytes
                 + bytes(self.input, self.frames[0])
-                + self.load_bytes.max(activation_bytes + bytes(self.output, self.frames[1])),
+                + bytes(self.output, self.frames[1]),
         }
     }
 }

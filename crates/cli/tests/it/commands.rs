@@ -60,6 +60,66 @@ fn a_seed_draws_a_sample_that_repeats() {
 }
 
 #[test]
+fn the_plan_lists_every_step_and_what_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |arguments: &[&str]| -> serde_json::Value {
+        let all = [&["plan", "embedded", "--json"], arguments].concat();
+        serde_json::from_str(&stdout(folder.path(), &all)).unwrap()
+    };
+    let number = |report: &serde_json::Value, key: &str| report[key].as_u64().unwrap();
+    let one = plan(&["--size", "96x64"]);
+    assert_eq!(
+        (one["input"].to_string(), one["output"].to_string()),
+        ("[1,4,8,12]".into(), "[1,3,64,96]".into())
+    );
+    let steps = one["steps"].as_array().unwrap();
+    assert_eq!(steps.iter().map(|step| number(step, "flops")).sum::<u64>(), number(&one, "flops"));
+    let last = steps.last().unwrap();
+    // 3 channels are padded to 16, each 4 bytes.
+    assert_eq!(
+        (number(last, "output_bytes"), last["output"].to_string()),
+        (64 * 96 * 64, "[3,64,96]".into())
+    );
+    let three = plan(&["--size", "96x64", "--batch", "3"]);
+    assert_eq!(number(&three, "flops"), 3 * number(&one, "flops"));
+    // Samples run one after the other: only input and output grow.
+    let tensors = (4 * 8 * 12 + 3 * 64 * 96) * 4;
+    assert_eq!(number(&three, "plan_peak_bytes"), number(&one, "plan_peak_bytes") + 2 * tensors);
+    assert_eq!(plan(&["--size", "96x64", "--encode"])["input"].to_string(), "[1,3,64,96]");
+    let text = stdout(folder.path(), &["plan", "--size", "96x64"]);
+    assert!(text.contains("upsample fold") && text.contains("expected peak"), "{text}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_planned_peak_is_the_measured_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for (op, size) in [("decode", "64x64"), ("decode", "512x384"), ("encode", "512x512")] {
+        let text = stdout(folder.path(), &["bench", "--op", op, "--size", size, "--runs", "1", "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mib = |key: &str| report[key].as_f64().unwrap();
+        let (planned, measured) = (mib("planned_peak_mib"), mib("peak_rss_mib"));
+        let allowed = (measured * 0.05).max(4.0);
+        assert!(
+            (planned - measured).abs() < allowed,
+            "{op} {size}: planned {planned}, measured {measured} MiB"
+        );
+    }
+}
+
+#[test]
+fn bench_times_each_kind_of_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = stdout(folder.path(), &["bench", "--size", "64x64", "--runs", "3", "--steps", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let kernels = report["kernels"].as_array().unwrap();
+    let sum = |key: &str| kernels.iter().map(|kernel| kernel[key].as_f64().unwrap()).sum::<f64>();
+    assert!((sum("gflop") / report["gflop"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    assert!(sum("ms") > 0.0 && sum("ms") / 1e3 < report["max_s"].as_f64().unwrap() * 1.001);
+    assert!(report["peak_gflop_per_s"].as_f64().unwrap() > 0.1);
+}
+
+#[test]
 fn bench_prints_one_object_with_the_promised_keys() {
     let folder = tempfile::tempdir().unwrap();
     for (op, precision) in [("decode", "exact"), ("encode", "exact"), ("decode", "fast")] {
@@ -147,7 +207,7 @@ fn a_closed_pipe_is_no_failure() {
 fn help_tells_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let text = stdout(folder.path(), &["--help"]);
-    for command in ["serve", "decode", "encode", "demo", "models", "bench"] {
+    for command in ["serve", "decode", "encode", "demo", "models", "plan", "bench"] {
         assert!(text.contains(command), "{command}");
         assert!(run(folder.path(), &[command, "--help"]).status.success());
     }

@@ -36,9 +36,8 @@ fn held_out(name: &str) -> RgbImage {
 fn round_trip(autoencoder: &Autoencoder, photograph: &RgbImage) -> Vec<u8> {
     let (pixels, shape) = (to_model_range(photograph), [1, 3, SIDE, SIDE]);
     let (scaling, control) = (Scaling::Model { shift: None }, Control::new());
-    let latents = autoencoder
-        .encode(&pixels, shape, &scaling, Draw::Mode, remote_vae_engine::Precision::Exact, &control)
-        .unwrap();
+    let latents =
+        autoencoder.encode(&pixels, shape, &scaling, Draw::Mode, Precision::Exact, &control).unwrap();
     assert_eq!(latents.shape, [1, 4, SIDE / FACTOR, SIDE / FACTOR]);
     let image =
         autoencoder.decode(latents.values, latents.shape, &scaling, Precision::Exact, &control).unwrap();
