@@ -40,8 +40,8 @@ pub enum Draw {
 
 /// A model bound to an engine. Weights are read when an operation is first used, or by [`Autoencoder::warm`].
 pub struct Autoencoder {
-    model: Model,
-    engine: Arc<dyn Engine>,
+    pub(crate) model: Model,
+    pub(crate) engine: Arc<dyn Engine>,
     decoder: Half,
     encoder: Half,
 }
@@ -135,7 +135,7 @@ impl Autoencoder {
         Ok(Latents { values, shape })
     }
 
-    fn draw(
+    pub(crate) fn draw(
         &self,
         moments: Vec<f32>,
         shape: [usize; 4],
@@ -170,7 +170,7 @@ impl Autoencoder {
         self.engine.plan(self.graph(operation)?, shape, precision)
     }
 
-    fn graph(&self, operation: Operation) -> Result<&Graph, EngineError> {
+    pub(crate) fn graph(&self, operation: Operation) -> Result<&Graph, EngineError> {
         Ok(match operation {
             Operation::Decode => self.model.require_decoder()?,
             Operation::Encode => self.model.require_encoder()?,
@@ -184,7 +184,7 @@ impl Autoencoder {
         }
     }
 
-    fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
+    pub(crate) fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
         let graph = self.graph(operation)?;
         let mut half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*half {

@@ -17,7 +17,7 @@ use crate::{Control, EngineError, Precision};
 const LARGEST_LAYER_ERROR: f64 = 1.0 / 512.0;
 /// Below this many dB no layer uses integers.
 const LEAST_PSNR: f64 = 54.0;
-/// Sides of the probe: as latents, and as a picture where the graph makes it smaller.
+/// Sides of the probe, a single frame: as latents, and as a picture where the graph makes it smaller.
 const SIDES: [usize; 2] = [8, 64];
 
 /// How `fast` compares with `exact` on the probe.
@@ -41,7 +41,7 @@ impl Calibration {
         let graph = &program.graph;
         let plan = |precision| {
             let plan = |side| {
-                let shape = [1, graph.input_channels(), side, side];
+                let shape = [1, graph.input_channels(), 1, side, side];
                 Plan::new(graph, shape, precision, program.isa, program.pool.threads())
             };
             let small = plan(SIDES[0])?;
@@ -148,9 +148,9 @@ fn layer_error(
     }
     let views = Views::new(arena, step.places.reads.clone());
     let operands = program.operands(plan, step, &views);
-    let [height, width] = plan.sizes[*node];
+    let [frames, height, width] = plan.sizes[*node];
     let sums = |arithmetic| -> Result<Buffer, EngineError> {
-        let mut sums = buffer(blocked_len(geometry.output_channels, height * width))?;
+        let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;
         let mut scratch =
             buffer(Convolution::scratch_len(program.isa, &geometry, source.upsample, arithmetic))?;
         let output = (&mut sums[..]).into();

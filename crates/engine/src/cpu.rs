@@ -1,18 +1,19 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
-use remote_vae_kernels::attention::attention;
+use remote_vae_kernels::attention::clip_attention;
+use remote_vae_kernels::clip::Clip;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
-use remote_vae_kernels::layout::{from_blocked, to_blocked};
+use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{self, GroupNorm};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
-use remote_vae_model::{Graph, Operation, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, Precision, Program, Progress};
+use crate::{Control, Engine, EngineError, Precision, Program, Progress, frames};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +59,7 @@ impl Engine for CpuEngine {
         remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
     }
 
-    fn plan(&self, graph: &Graph, input: [usize; 4], precision: Precision) -> Result<Plan, EngineError> {
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
         Plan::new(graph, input, precision, self.isa, self.pool.threads())
     }
 
@@ -88,12 +89,17 @@ impl CpuEngine {
         };
         let node = &graph.nodes[node];
         Ok(match &node.operation {
-            Operation::Convolution { weight, bias, .. } => {
+            Operation::Convolution { weight, bias, time, .. } => {
                 let Some(geometry) = geometry(graph, node) else {
                     unreachable!("convolution nodes have a geometry")
                 };
                 let bias = bias.map(read).transpose()?;
-                Layer::Convolution(Convolution::new(self.isa, geometry, &read(*weight)?, bias.as_deref()))
+                let weight = match time.taps {
+                    1 => read(*weight)?,
+                    taps => frames::taps_as_channels(&read(*weight)?, &graph.weights[weight.0].shape, taps),
+                };
+                let convolution = Convolution::new(self.isa, geometry, &weight, bias.as_deref());
+                Layer::Convolution { convolution, time: *time }
             }
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
@@ -105,7 +111,7 @@ impl CpuEngine {
 
 /// What a graph node needs at run time.
 enum Layer {
-    Convolution(Convolution),
+    Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
     Weightless,
 }
@@ -161,13 +167,14 @@ impl CpuProgram {
         control: &Control,
     ) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
-        let expected = batch * channels * height * width;
+        let [frames, output_frames] = plan.frames;
+        let expected = batch * channels * frames * height * width;
         if input.len() != expected {
             return Err(EngineError::InputLength { shape: plan.input, found: input.len(), expected });
         }
         let [_, output_channels, output_height, output_width] = plan.output;
-        let sample = channels * height * width;
-        let output_sample = output_channels * output_height * output_width;
+        let sample = channels * frames * height * width;
+        let output_sample = output_channels * output_frames * output_height * output_width;
         let mut output = zeroed(batch * output_sample)?;
         let mut arena = Buffer::zeroed(plan.arena_len)
             .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
@@ -178,7 +185,8 @@ impl CpuProgram {
             steps: plan.steps.len() * batch,
         };
         for (from, to) in input.chunks_exact(sample).zip(output.chunks_exact_mut(output_sample)) {
-            to_blocked(from, channels, height * width, place(&mut arena, plan.input_place));
+            let input = place(&mut arena, plan.input_place);
+            frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 control.check()?;
                 self.step(plan, step, calibration, &mut arena);
@@ -187,7 +195,7 @@ impl CpuProgram {
                 control.report(progress);
             }
             let result = place(&mut arena, plan.output_place);
-            from_blocked(result, output_channels, output_height * output_width, to);
+            frames::from_blocked(result, [output_channels, output_frames, output_height * output_width], to)?;
         }
         Ok(output)
     }
@@ -198,7 +206,7 @@ pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
 }
 
 /// Zeros, or an error where `vec!` would end the process.
-fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
+pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
     let mut values = Vec::new();
     values
         .try_reserve_exact(len)
@@ -213,7 +221,7 @@ impl CpuProgram {
         let (Fused::Convolution { node, source, .. }, reads) = (&step.fused, &step.places.reads) else {
             unreachable!("only convolutions have these operands")
         };
-        let Layer::Convolution(convolution) = &self.layers[*node] else {
+        let Layer::Convolution { convolution, time } = &self.layers[*node] else {
             unreachable!("the plan belongs to another graph")
         };
         let Some(geometry) = geometry(&self.graph, &self.graph.nodes[*node]) else {
@@ -221,8 +229,10 @@ impl CpuProgram {
         };
         let affine = source.norm.map(|_| halves(views.read(reads[1])));
         let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
-        let (input, size) = (views.tensor(reads[0]), plan.sizes[source.base]);
-        Operands { isa: self.isa, geometry, convolution, input, size, prologue }
+        let [frames, height, width] = plan.sizes[source.base];
+        let clip = frames::clip(frames, source.doubles_frames, time);
+        let (input, size) = (views.tensor(reads[0]), [height, width]);
+        Operands { isa: self.isa, geometry, convolution, input, clip, size, prologue }
     }
 
     pub(crate) fn step(
@@ -239,7 +249,9 @@ impl CpuProgram {
         let mut views = Views::new(arena, regions);
         let in_place = |region: Region| region == places.output;
         let elsewhere = |region: Region| (!in_place(region)).then_some(region);
-        let pixels = |node: usize| plan.sizes[node][0] * plan.sizes[node][1];
+        let pixels = |node: usize| plan.sizes[node][1] * plan.sizes[node][2];
+        let frames = |node: usize| plan.sizes[node][0];
+        let frame_groups = |node: usize| blocks(plan.channels[node]) * pixels(node);
         match &step.fused {
             Fused::Convolution { node, residual, activation, .. } => {
                 let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
@@ -260,38 +272,44 @@ impl CpuProgram {
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
                 let (scale, shift) = views.take(places.output).split_at_mut(places.output.len / 2);
-                norm::statistics(
-                    isa,
-                    pool,
-                    norm,
-                    views.tensor(places.reads[0]),
-                    pixels(*input),
-                    scale,
-                    shift,
-                );
+                let (values, shape) = (views.tensor(places.reads[0]), [frames(*input), pixels(*input)]);
+                norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
             }
             Fused::NormApply { input, .. } => {
                 let output = views.take_tensor(places.output);
                 let table = halves(views.read(places.reads[1]));
                 let values = views.tensor(places.reads[0]);
-                norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
+                let len = frame_groups(*input);
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
+                }
             }
             Fused::Attention { inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
                 let [query, key, value] = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
                 let channels = plan.channels[inputs[0]];
-                attention(isa, pool, [query, key, value], channels, pixels(inputs[0]), scratch, output);
+                let shape = [frames(inputs[0]), pixels(inputs[0])];
+                clip_attention(isa, pool, [query, key, value], channels, shape, scratch, output);
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);
                 let values = elsewhere(places.reads[0]).map(|region| views.tensor(region));
-                let shape = [plan.channels[*input], pixels(*input)];
-                elementwise::map(isa, pool, *map, shape, values, output);
+                let (shape, len) = ([plan.channels[*input], pixels(*input)], frame_groups(*input));
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.map(|values| values.part(frame * len, len));
+                    elementwise::map(isa, pool, *map, shape, values, output);
+                }
             }
-            Fused::Upsample { factor, input } => {
+            Fused::Upsample { factor, doubles_frames, input } => {
                 let output = views.take_tensor(places.output);
                 let values = views.tensor(places.reads[0]);
-                elementwise::upsample_nearest(isa, pool, values, plan.sizes[*input], *factor, output);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                for (frame, output) in output.parts(len * factor * factor).into_iter().enumerate() {
+                    let from = if *doubles_frames { frame.div_ceil(2) } else { frame };
+                    let values = values.part(from * len, len);
+                    elementwise::upsample_nearest(isa, pool, values, [height, width], *factor, output);
+                }
             }
             Fused::Add { .. } => {
                 let output = views.take_tensor(places.output);
@@ -310,6 +328,7 @@ pub(crate) struct Operands<'a> {
     pub(crate) geometry: Geometry,
     convolution: &'a Convolution,
     input: Tensor<'a>,
+    clip: Clip,
     size: [usize; 2],
     prologue: Prologue<'a>,
 }
@@ -324,10 +343,10 @@ impl Operands<'_> {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
-        let Operands { convolution, input, size, prologue, .. } = *self;
+        let Operands { convolution, input, clip, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run(pool, arithmetic, input, size, prologue, epilogue, scratch, output);
+        convolution.run_clip(pool, arithmetic, input, clip, size, prologue, epilogue, scratch, output);
     }
 }
 

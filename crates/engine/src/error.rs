@@ -49,6 +49,30 @@ pub enum EngineError {
         /// What both must be multiples of.
         factor: usize,
     },
+    /// A clip's values do not fit its shape.
+    #[error("{found} values do not fill the shape {shape:?}, which has {expected}")]
+    ClipLength {
+        /// The shape.
+        shape: [usize; 5],
+        /// Values that were given.
+        found: usize,
+        /// Values that the shape has.
+        expected: usize,
+    },
+    /// A clip for a model of pictures.
+    #[error("this model takes pictures, one frame each; expected 1 frame, got {frames}")]
+    NoVideo {
+        /// Frames that were given.
+        frames: usize,
+    },
+    /// Frames that the encoder cannot merge.
+    #[error("a clip of {frames} frames cannot be encoded: expected 1 frame more than a multiple of {factor}")]
+    ClipFrames {
+        /// Frames that were given.
+        frames: usize,
+        /// Frames of a latent.
+        factor: usize,
+    },
     /// The system refuses the memory of the activations.
     #[error("cannot allocate {bytes} bytes for the activations")]
     Memory {

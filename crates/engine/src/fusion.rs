@@ -25,6 +25,8 @@ pub(crate) struct Source {
     pub norm: Option<usize>,
     pub activation: Activation,
     pub upsample: usize,
+    /// Whether each frame but the first is read twice.
+    pub doubles_frames: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +36,7 @@ pub(crate) enum Fused {
     NormApply { node: usize, input: usize },
     Attention { inputs: [usize; 3] },
     Map { map: Map, input: usize },
-    Upsample { factor: usize, input: usize },
+    Upsample { factor: usize, doubles_frames: bool, input: usize },
     Add { inputs: [usize; 2] },
 }
 
@@ -121,8 +123,9 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 let map = Map::Affine { scale: *scale, shift: *shift };
                 push(Fused::Map { map, input: input(0) }, Value::Node(index));
             }
-            Operation::UpsampleNearest { factor } => {
-                push(Fused::Upsample { factor: *factor, input: input(0) }, Value::Node(index));
+            Operation::UpsampleNearest { factor, doubles_frames } => {
+                let (factor, doubles_frames) = (*factor, *doubles_frames);
+                push(Fused::Upsample { factor, doubles_frames, input: input(0) }, Value::Node(index));
             }
             Operation::Attention => {
                 push(Fused::Attention { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
@@ -227,13 +230,17 @@ fn lazy(graph: &Graph, consumers: &[Vec<usize>], tails: &Tails) -> Vec<bool> {
 
 /// How a convolution that reads the value of node `from` gets at it.
 fn source(graph: &Graph, lazy: &[bool], mut from: usize) -> Source {
-    let mut source = Source { base: from, norm: None, activation: Activation::None, upsample: 1 };
+    let mut source =
+        Source { base: from, norm: None, activation: Activation::None, upsample: 1, doubles_frames: false };
     while lazy[from] {
         let node = &graph.nodes[from];
         match &node.operation {
             Operation::GroupNorm { .. } => source.norm = Some(from),
             Operation::Activation(kind) => source.activation = activation(*kind),
-            Operation::UpsampleNearest { factor } => source.upsample = *factor,
+            Operation::UpsampleNearest { factor, doubles_frames } => {
+                source.upsample = *factor;
+                source.doubles_frames = *doubles_frames;
+            }
             _ => unreachable!("only what a gather applies is lazy"),
         }
         from = node.inputs[0].0;

@@ -6,22 +6,27 @@
 
 mod arena;
 mod autoencoder;
+mod autoencoder_video;
 mod calibration;
 mod control;
 mod cpu;
 mod error;
+mod frames;
 mod fusion;
 pub mod memory;
 mod plan;
 mod precision;
+mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use autoencoder_video::Clip;
 pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
 pub use plan::{Plan, PlanSummary, Step};
 pub use precision::Precision;
+pub use windows::Windows;
 
 use std::sync::Arc;
 
@@ -42,11 +47,24 @@ pub trait Engine: Send + Sync {
     /// second.
     fn peak_flops_per_second(&self) -> f64;
 
-    /// How `graph` runs on an input `[batch, channels, height, width]`; allocates nothing of that size.
+    /// How `graph` runs on pictures `[batch, channels, height, width]`; allocates nothing of that size.
     ///
     /// # Errors
     /// The shape does not fit the graph.
-    fn plan(&self, graph: &Graph, input: [usize; 4], precision: Precision) -> Result<Plan, EngineError>;
+    fn plan(
+        &self,
+        graph: &Graph,
+        [batch, channels, height, width]: [usize; 4],
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        self.plan_clip(graph, [batch, channels, 1, height, width], precision)
+    }
+
+    /// How `graph` runs on clips `[batch, channels, frames, height, width]`; allocates nothing of that size.
+    ///
+    /// # Errors
+    /// The shape does not fit the graph.
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///
@@ -67,8 +85,8 @@ pub trait Program: Send + Sync {
     /// What the comparison found, once it was made.
     fn calibration(&self) -> Option<Arc<Calibration>>;
 
-    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, height, width]`) in the
-    /// plan's precision.
+    /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, frames, height, width]`)
+    /// in the plan's precision.
     ///
     /// A sample's bytes do not depend on the number of threads or on the other samples of its batch.
     ///

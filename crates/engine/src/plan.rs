@@ -19,7 +19,7 @@ pub struct Step {
     pub name: String,
     /// What it does and how, e.g. `convolution 3x3, winograd`.
     pub operation: String,
-    /// Shape of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
+    /// Shape of a frame of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
     pub output: [usize; 3],
     /// Floating-point operations of the definition, whatever the algorithm saves; a multiplication with its addition
     /// counts two. Norms and maps count as none.
@@ -61,6 +61,8 @@ pub struct Plan {
     pub input: [usize; 4],
     /// `[batch, channels, height, width]`
     pub output: [usize; 4],
+    /// Frames of input and output; both 1 for pictures.
+    pub frames: [usize; 2],
     /// How numbers are kept and multiplied.
     pub precision: Precision,
     /// In order; the same for each sample of the batch.
@@ -68,8 +70,8 @@ pub struct Plan {
     pub(crate) arena_len: usize,
     pub(crate) input_place: Region,
     pub(crate) output_place: Region,
-    /// Spatial size `[height, width]` of each graph node's value.
-    pub(crate) sizes: Vec<[usize; 2]>,
+    /// `[frames, height, width]` of each graph node's value.
+    pub(crate) sizes: Vec<[usize; 3]>,
     pub(crate) channels: Vec<usize>,
     weight_bytes: usize,
     load_bytes: usize,
@@ -83,6 +85,8 @@ pub struct PlanSummary {
     pub input: [usize; 4],
     /// Output `[batch, channels, height, width]`.
     pub output: [usize; 4],
+    /// Frames of input and output; both 1 for pictures.
+    pub frames: [usize; 2],
     /// Floating-point operations of the whole batch.
     pub flops: u64,
     /// Steps of one sample.
@@ -102,14 +106,16 @@ pub struct PlanSummary {
 impl Plan {
     pub(crate) fn new(
         graph: &Graph,
-        input: [usize; 4],
+        input: [usize; 5],
         precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Plan, EngineError> {
-        let shapes = graph.shapes(input)?;
+        let shapes = graph.clip_shapes(input)?;
         check_addressable(&shapes)?;
-        let sizes: Vec<[usize; 2]> = shapes.iter().map(|shape| [shape[2], shape[3]]).collect();
+        let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
+        let output = shapes[graph.output.0];
+        let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
         let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
         let fused = fuse(graph);
         let layout = Layout::new(graph, &fused, &sizes, precision, isa);
@@ -123,8 +129,9 @@ impl Plan {
             })
             .collect();
         Ok(Plan {
-            input,
-            output: shapes[graph.output.0],
+            input: picture(input),
+            output: picture(output),
+            frames: [input[2], output[2]],
             precision,
             steps,
             arena_len: layout.arena_len,
@@ -140,11 +147,13 @@ impl Plan {
 
     /// What it costs.
     pub fn summary(&self) -> PlanSummary {
-        let bytes = |shape: [usize; 4]| shape.iter().product::<usize>() * size_of::<f32>();
+        let bytes =
+            |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
         let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
         PlanSummary {
             input: self.input,
             output: self.output,
+            frames: self.frames,
             flops: self
                 .steps
                 .iter()
@@ -157,17 +166,20 @@ impl Plan {
             peak_bytes: self.weight_bytes
                 + self.load_bytes
                 + activation_bytes
-                + bytes(self.input)
-                + bytes(self.output),
+                + bytes(self.input, self.frames[0])
+                + bytes(self.output, self.frames[1]),
         }
     }
 }
 
 /// Refuses shapes whose plan could not be counted in machine words: all tensors together must stay far below them.
-fn check_addressable(shapes: &[[usize; 4]]) -> Result<(), EngineError> {
-    let bytes = shapes.iter().try_fold(0usize, |sum, [batch, channels, height, width]| {
-        let padded =
-            batch.checked_mul(blocks(*channels) * BLOCK)?.checked_mul(*height)?.checked_mul(*width)?;
+fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
+    let bytes = shapes.iter().try_fold(0usize, |sum, [batch, channels, frames, height, width]| {
+        let padded = batch
+            .checked_mul(blocks(*channels) * BLOCK)?
+            .checked_mul(*frames)?
+            .checked_mul(*height)?
+            .checked_mul(*width)?;
         sum.checked_add(padded.checked_mul(size_of::<f32>())?)
     });
     match bytes {
@@ -176,11 +188,13 @@ fn check_addressable(shapes: &[[usize; 4]]) -> Result<(), EngineError> {
     }
 }
 
-/// The kernel's geometry of a convolution node; `None` for other nodes.
+/// The kernel's geometry of a convolution node; `None` for other nodes. The channels of the frames that several time
+/// taps read are one after another, each padded to whole blocks.
 pub(crate) fn geometry(graph: &Graph, node: &Node) -> Option<Geometry> {
-    let Operation::Convolution { kernel, stride, padding, .. } = node.operation else { return None };
+    let Operation::Convolution { kernel, stride, padding, time, .. } = node.operation else { return None };
+    let channels = graph.nodes[node.inputs[0].0].channels;
     Some(Geometry {
-        input_channels: graph.nodes[node.inputs[0].0].channels,
+        input_channels: if time.taps > 1 { time.taps * blocks(channels) * BLOCK } else { channels },
         output_channels: node.channels,
         kernel,
         stride,
@@ -202,12 +216,21 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
         .sum()
 }
 
-/// What reading one weight takes beside its final layout: its values, and their layout before they are narrowed.
+/// What reading one weight takes beside its final layout: its values as stored and as laid out by frames, and their
+/// layout before they are narrowed.
 fn load_bytes(graph: &Graph, isa: Isa) -> usize {
     let of = |node: &Node| match (geometry(graph, node), &node.operation) {
-        (Some(geometry), Operation::Convolution { weight, .. }) => {
+        (Some(geometry), Operation::Convolution { weight, time, .. }) => {
             let values: usize = graph.weights[weight.0].shape.iter().product();
-            values * size_of::<f32>() + Convolution::weight_bytes(isa, &geometry, false)
+            let by_frames = match time.taps {
+                1 => 0,
+                _ => {
+                    geometry.output_channels
+                        * geometry.input_channels
+                        * geometry.kernel.iter().product::<usize>()
+                }
+            };
+            (values + by_frames) * size_of::<f32>() + Convolution::weight_bytes(isa, &geometry, false)
         }
         _ => 0,
     };
@@ -227,14 +250,15 @@ fn most(
 fn worker_scratch(
     graph: &Graph,
     step: &FusedStep,
-    sizes: &[[usize; 2]],
+    sizes: &[[usize; 3]],
     precision: Precision,
     isa: Isa,
 ) -> usize {
     match &step.operation {
         Fused::Convolution { node, source, .. } => {
+            let [_, height, width] = sizes[*node];
             most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
-                Convolution::worker_bytes(isa, geometry, sizes[*node], source.upsample, arithmetic)
+                Convolution::worker_bytes(isa, geometry, [height, width], source.upsample, arithmetic)
             })
         }
         Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
@@ -246,7 +270,7 @@ fn worker_scratch(
 fn scratch_len(
     graph: &Graph,
     step: &FusedStep,
-    sizes: &[[usize; 2]],
+    sizes: &[[usize; 3]],
     precision: Precision,
     isa: Isa,
 ) -> usize {
@@ -257,16 +281,16 @@ fn scratch_len(
             })
         }
         Fused::Attention { inputs } => {
-            let [height, width] = sizes[inputs[0]];
-            attention::scratch_len(isa, graph.nodes[inputs[0]].channels, height * width)
+            let [frames, height, width] = sizes[inputs[0]];
+            attention::scratch_len(isa, graph.nodes[inputs[0]].channels, frames * height * width)
         }
         _ => 0,
     }
 }
 
-fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 2]]) -> Step {
+fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]]) -> Step {
     let of = |node: usize| {
-        let [height, width] = sizes[node];
+        let [_, height, width] = sizes[node];
         [graph.nodes[node].channels, height, width]
     };
     let (node, output) = match (&step.operation, step.output) {
@@ -274,21 +298,34 @@ fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 2]]
         (_, Value::Node(node)) => (node, of(node)),
         (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
     };
+    let made_frames = match step.output {
+        Value::Node(last) => sizes[last][0],
+        Value::Table(_) => 1,
+    };
     let (operation, flops) = match &step.operation {
         Fused::Convolution { node, source, .. } => {
             let node = &graph.nodes[*node];
             let Some(geometry) = geometry(graph, node) else {
                 unreachable!("a convolution step starts from a convolution node")
             };
-            let Geometry { input_channels, kernel: [rows, columns], .. } = geometry;
-            let taps = (input_channels * rows * columns) as u64;
+            let Geometry { kernel: [rows, columns], .. } = geometry;
+            let frames = match node.operation {
+                Operation::Convolution { time, .. } => time.taps,
+                _ => 1,
+            };
+            let taps = (graph.nodes[node.inputs[0].0].channels * frames * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
+            let outputs = outputs.saturating_mul(made_frames as u64);
             let algorithm = geometry.algorithm(source.upsample).name();
-            (format!("convolution {rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
+            let depth = if frames > 1 { format!("{frames}x") } else { String::new() };
+            (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }
         Fused::Attention { .. } => {
-            let tokens = (output[1] * output[2]) as u64;
-            let products = tokens.saturating_mul(tokens).saturating_mul(output[0] as u64);
+            let (tokens, frames) = ((output[1] * output[2]) as u64, made_frames as u64);
+            // Frame n sees n frames.
+            let seen = frames.saturating_mul(frames + 1) / 2;
+            let products =
+                tokens.saturating_mul(tokens).saturating_mul(output[0] as u64).saturating_mul(seen);
             ("attention".into(), products.saturating_mul(4))
         }
         Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
@@ -312,7 +349,7 @@ impl Layout {
     fn new(
         graph: &Graph,
         steps: &[FusedStep],
-        sizes: &[[usize; 2]],
+        sizes: &[[usize; 3]],
         precision: Precision,
         isa: Isa,
     ) -> Layout {
@@ -324,7 +361,7 @@ impl Layout {
         };
         let len = |value: Value| match value {
             Value::Node(node) => {
-                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node][0] * sizes[node][1])
+                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node].iter().product::<usize>())
             }
             Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
         };

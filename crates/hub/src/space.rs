@@ -88,16 +88,19 @@ impl Space {
             (Family::AutoencoderTiny, factors) => {
                 factors.map(|family| Normalisation::Identity { family: Some(family) })
             }
-            (Family::AutoencoderKl, Some(Factors { scaling_factor, shift_factor })) => {
-                Some(Normalisation::Scalar { scaling_factor, shift_factor })
-            }
+            (
+                Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo,
+                Some(Factors { scaling_factor, shift_factor }),
+            ) => Some(Normalisation::Scalar { scaling_factor, shift_factor }),
             (Family::AutoencoderKlFlux2, _) => None,
-            (Family::AutoencoderKl, None) if self == Space::Flux2 => None,
-            (Family::AutoencoderKl, None) => Some(Normalisation::PerChannel {
-                mean: PLAYGROUND_MEAN.to_vec(),
-                std: PLAYGROUND_STD.to_vec(),
-                scaling_factor: PLAYGROUND_FACTOR,
-            }),
+            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) if self == Space::Flux2 => None,
+            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) => {
+                Some(Normalisation::PerChannel {
+                    mean: PLAYGROUND_MEAN.to_vec(),
+                    std: PLAYGROUND_STD.to_vec(),
+                    scaling_factor: PLAYGROUND_FACTOR,
+                })
+            }
         }
     }
 

@@ -50,42 +50,84 @@ pub fn attention(
     scratch: &mut [f32],
     output: TensorMut<'_>,
 ) {
-    let groups = blocks(channels) * tokens;
+    clip_attention(isa, pool, [query, key, value], channels, [1, tokens], scratch, output);
+}
+
+/// As [`attention`], over the frames of a clip (`tokens` each): a token sees those of its own frame and of the frames
+/// before. `scratch` is [`scratch_len`] of all tokens together.
+///
+/// # Panics
+/// As [`attention`].
+#[allow(clippy::too_many_arguments)] // three operands, their shape and two buffers
+pub fn clip_attention(
+    isa: Isa,
+    pool: &Pool,
+    [query, key, value]: [Tensor<'_>; 3],
+    channels: usize,
+    [frames, tokens]: [usize; 2],
+    scratch: &mut [f32],
+    output: TensorMut<'_>,
+) {
+    let frame_groups = blocks(channels) * tokens;
+    let (groups, all) = (frames * frame_groups, frames * tokens);
     assert!(tokens > 0 && output.groups() == groups);
     assert!([query, key, value].iter().all(|tensor| tensor.groups() == groups));
-    let [keys_len, values_len] = packed_lens(isa, channels, tokens);
+    let [keys_len, values_len] = packed_lens(isa, channels, all);
     let (keys, rest) = scratch.split_at_mut(keys_len);
     let values = &mut rest[..values_len];
-    pack_keys(pool, key, channels, tokens, isa.lanes(), keys);
-    pack_values(pool, value, channels, tokens, isa.lanes(), values);
-    let job = Job { query, keys, values, channels, tokens, output: SharedTensor::new(output) };
+    pack_keys(pool, key, channels, [frames, tokens], isa.lanes(), keys);
+    pack_values(pool, value, channels, [frames, tokens], isa.lanes(), values);
+    let (keys, values) = (&*keys, &*values);
+    let jobs: Vec<Job<'_>> = output
+        .parts(frame_groups)
+        .into_iter()
+        .enumerate()
+        .map(|(frame, output)| Job {
+            query: query.part(frame * frame_groups, frame_groups),
+            keys,
+            values,
+            channels,
+            tokens,
+            seen: (frame + 1) * tokens,
+            all,
+            output: SharedTensor::new(output),
+        })
+        .collect();
+    let tasks = tokens.div_ceil(QUERIES);
     pool.run(
-        tokens.div_ceil(QUERIES),
+        jobs.len() * tasks,
         || Scratch::new(isa, channels),
         |scratch, index| {
-            let job = &job;
+            let (job, index) = (&jobs[index / tasks], index % tasks);
             dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
         },
     );
 }
 
 /// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
-fn pack_keys(pool: &Pool, key: Tensor<'_>, channels: usize, tokens: usize, lanes: usize, packed: &mut [f32]) {
+fn pack_keys(
+    pool: &Pool,
+    key: Tensor<'_>,
+    channels: usize,
+    [frames, tokens]: [usize; 2],
+    lanes: usize,
+    packed: &mut [f32],
+) {
     let padded = blocks(channels) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
-        tokens.div_ceil(lanes),
+        (frames * tokens).div_ceil(lanes),
         || (),
         |(), group| {
             // SAFETY: each task owns one group of tokens.
             let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
             for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
                 for lane in 0..lanes {
-                    let token = group * lanes + lane;
+                    let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
                     // SAFETY: the portable tier is always there.
                     let pixel = unsafe {
-                        if token < tokens {
-                            key.group::<Generic>(block * tokens + token)
+                        if frame < frames {
+                            key.group::<Generic>((frame * blocks(channels) + block) * tokens + token)
                         } else {
                             [0.0; BLOCK]
                         }
@@ -104,11 +146,11 @@ fn pack_values(
     pool: &Pool,
     value: Tensor<'_>,
     channels: usize,
-    tokens: usize,
+    [frames, tokens]: [usize; 2],
     lanes: usize,
     packed: &mut [f32],
 ) {
-    let rows = tokens.div_ceil(BLOCK) * BLOCK;
+    let rows = (frames * tokens).div_ceil(BLOCK) * BLOCK;
     let shared = SharedOutput::new(packed);
     pool.run(
         channels.div_ceil(lanes),
@@ -118,10 +160,13 @@ fn pack_values(
             let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
             out.fill(0.0);
             for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
-                for (token, row) in out.chunks_exact_mut(lanes).take(tokens).enumerate() {
-                    // SAFETY: the portable tier is always there.
-                    let pixel = unsafe { value.group::<Generic>(block * tokens + token) };
-                    row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
+                for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
+                    let first = (frame * blocks(channels) + block) * tokens;
+                    for (token, row) in out.chunks_exact_mut(lanes).enumerate() {
+                        // SAFETY: the portable tier is always there.
+                        let pixel = unsafe { value.group::<Generic>(first + token) };
+                        row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
+                    }
                 }
             }
         },
@@ -133,7 +178,11 @@ struct Job<'a> {
     keys: &'a [f32],
     values: &'a [f32],
     channels: usize,
+    /// Of the query's frame.
     tokens: usize,
+    /// Tokens that the queries see, the first of all.
+    seen: usize,
+    all: usize,
     output: SharedTensor<'a>,
 }
 
@@ -180,8 +229,8 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
     scratch.result.fill(0.0);
     let mut maximum = [f32::NEG_INFINITY; QUERIES];
     let mut total = [0.0f32; QUERIES];
-    for start in (0..job.tokens).step_by(KEYS) {
-        let keys = KEYS.min(job.tokens - start);
+    for start in (0..job.seen).step_by(KEYS) {
+        let keys = KEYS.min(job.seen - start);
         // SAFETY: the caller vouches for the CPU.
         unsafe { score::<T>(job, scratch, start, keys) };
         soften::<T>(scratch, keys, &mut maximum, &mut total);
@@ -283,7 +332,7 @@ fn soften<T: Tile>(
 /// Adds the weighted values of the `keys` tokens from `start` to the running result.
 #[inline(always)]
 unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
-    let rows_in_all = job.tokens.div_ceil(BLOCK) * BLOCK;
+    let rows_in_all = job.all.div_ceil(BLOCK) * BLOCK;
     let rows_here = keys.div_ceil(BLOCK) * BLOCK;
     for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
         let panels = &job.values[(group * rows_in_all + start) * T::LANES..][..rows_here * T::LANES];

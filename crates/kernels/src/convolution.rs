@@ -1,9 +1,10 @@
-//! 2-D convolution with what comes before and after it: geometry, weights, and the choice of the algorithm.
+//! Convolution with what comes before and after it: geometry, weights, and the choice of the algorithm.
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
 //! (`direct`), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
 
+use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
@@ -18,7 +19,8 @@ use crate::{direct, transformed};
 pub use crate::epilogue::{Epilogue, Residual};
 pub use crate::prologue::Prologue;
 
-/// Geometry of a convolution; padding is with zeros.
+/// Geometry of a convolution in height and width; what it is padded with, [`crate::clip::Edge`] says. The input
+/// channels of one with several time taps are those of all frames it reads, each padded to whole blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Input channels.
@@ -203,38 +205,87 @@ impl Convolution {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
+        self.run_clip(pool, arithmetic, input, Clip::PICTURE, size, prologue, epilogue, scratch, output);
+    }
+
+    /// As [`Convolution::run`], for all frames of a clip: `input` are `clip.frames` frames, `output` and a residual
+    /// [`Clip::output_frames`]. Input channels are `(tap, channel of a frame)`.
+    ///
+    /// # Panics
+    /// As [`Convolution::run`]; also when the channels are not whole blocks for each of several taps.
+    #[allow(clippy::too_many_arguments)] // input, output and what happens on the way between them
+    pub fn run_clip(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        input: Tensor<'_>,
+        clip: Clip,
+        size: [usize; 2],
+        prologue: Prologue<'_>,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
         let geometry = self.geometry;
         let factor = prologue.upsample.max(1);
-        assert_eq!(input.groups(), blocks(geometry.input_channels) * size[0] * size[1]);
+        let all_blocks = blocks(geometry.input_channels);
+        assert!((1..=MAX_TAPS).contains(&clip.taps) && all_blocks.is_multiple_of(clip.taps));
+        let frame_blocks = all_blocks / clip.taps;
+        assert_eq!(input.groups(), clip.frames * frame_blocks * size[0] * size[1]);
         let output_size =
             geometry.output_size(size.map(|side| side * factor)).expect("the kernel fits the input");
-        assert_eq!(output.groups(), blocks(geometry.output_channels) * output_size[0] * output_size[1]);
+        let output_groups = blocks(geometry.output_channels) * output_size[0] * output_size[1];
+        assert_eq!(output.groups(), clip.output_frames() * output_groups);
         if let Residual::Tensor(residual) = epilogue.residual {
             assert_eq!(residual.groups(), output.groups());
         }
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let layer = (geometry, arithmetic);
         let [top, _, left, _] = geometry.padding;
-        let source = Source { input, size, prologue, factor, padding: [top, left] };
-        let target = Target {
-            output: SharedTensor::new(output),
-            size: output_size,
-            channels: geometry.output_channels,
-            epilogue,
-        };
+        // The fold reads the picture as it was before upsampling.
+        let algorithm = geometry.algorithm(factor);
+        let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
+        let frames = output
+            .parts(output_groups)
+            .into_iter()
+            .enumerate()
+            .map(|(frame, output)| {
+                let source = Source {
+                    input,
+                    frames: clip.sources(frame),
+                    frame_blocks,
+                    replicate: clip.edge == Edge::Replicate,
+                    size,
+                    prologue,
+                    factor,
+                    padding: [top, left],
+                };
+                let residual = match epilogue.residual {
+                    Residual::Tensor(residual) => {
+                        Residual::Tensor(residual.part(frame * output_groups, output_groups))
+                    }
+                    other => other,
+                };
+                let target = Target {
+                    output: SharedTensor::new(output),
+                    size: output_size,
+                    channels: geometry.output_channels,
+                    epilogue: Epilogue { residual, ..epilogue },
+                };
+                (source, target)
+            })
+            .collect();
         match &self.weights {
             Weights::Direct(panels) => {
-                direct::run(self.isa, pool, geometry, [panels, &self.bias], source, target);
+                direct::run(self.isa, pool, geometry, [panels, &self.bias], frames);
             }
-            Weights::Transformed(weights) if geometry.algorithm(factor) == Algorithm::UpsampleFold => {
-                // The fold reads the picture as it was before upsampling.
-                let source = Source { factor: 1, ..source };
+            Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, source, target, scratch);
+                transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, frames, scratch);
             }
             Weights::Transformed(weights) => {
                 let weights = (weights, self.bias.as_slice());
-                transformed::run::<Winograd>(self.isa, pool, layer, weights, source, target, scratch);
+                transformed::run::<Winograd>(self.isa, pool, layer, weights, frames, scratch);
             }
         }
     }

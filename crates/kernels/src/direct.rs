@@ -19,33 +19,38 @@ const BLOCKS_PER_PASS: usize = 4;
 /// A picture with fewer tiles than this is also split over output channels.
 const ENOUGH_TASKS: usize = 64;
 
-/// Convolves `source` with `panels` (`[group of lanes][input block][tap][16][lanes]`) into `target`.
+/// Convolves each frame's source with `panels` (`[group of lanes][input block][tap][16][lanes]`) into its target, all of
+/// one size.
 pub(crate) fn run(
     isa: Isa,
     pool: &Pool,
     geometry: Geometry,
     [panels, bias]: [&[f32]; 2],
-    source: Source<'_>,
-    target: Target<'_>,
+    frames: Vec<(Source<'_>, Target<'_>)>,
 ) {
+    let Some((first, target)) = frames.first() else { return };
     // A pointwise product does not care about rows: one long row makes fuller tiles.
-    let (source, target) = if is_pointwise(&geometry) && source.factor == 1 {
-        let row = |[height, width]: [usize; 2]| [1, height * width];
-        (Source { size: row(source.size), ..source }, Target { size: row(target.size), ..target })
-    } else {
-        (source, target)
-    };
-    let tiling = Tiling::new(isa, &geometry, target.size);
+    let one_row = is_pointwise(&geometry) && first.factor == 1;
+    let flat = |[height, width]: [usize; 2]| if one_row { [1, height * width] } else { [height, width] };
+    let tiling = Tiling::new(isa, &geometry, flat(target.size));
     let taps = tap_offsets(&geometry, tiling);
-    let job = Job { geometry, panels, bias, source, target, tiling, taps };
+    let jobs: Vec<Job<'_>> = frames
+        .into_iter()
+        .map(|(source, target)| {
+            let source = Source { size: flat(source.size), ..source };
+            let target = Target { size: flat(target.size), ..target };
+            Job { geometry, panels, bias, source, target, tiling, taps: &taps }
+        })
+        .collect();
+    let tasks = tiling.tasks();
     pool.run(
-        tiling.tasks(),
+        jobs.len() * tasks,
         || Scratch {
             patch: buffer::worker(tiling.patch_len),
             sums: buffer::worker(tiling.tile[0] * tiling.tile[1] * isa.lanes()),
         },
         |scratch, index| {
-            let job = &job;
+            let (job, index) = (&jobs[index / tasks], index % tasks);
             dispatch!(isa, tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
         },
     );
@@ -130,7 +135,7 @@ struct Job<'a> {
     source: Source<'a>,
     target: Target<'a>,
     tiling: Tiling,
-    taps: Vec<usize>,
+    taps: &'a [usize],
 }
 
 struct Scratch {
@@ -190,7 +195,7 @@ unsafe fn multiply<T: Tile>(
                         + (row * stride * patch_columns + column * stride) * BLOCK,
                     row_stride: stride * BLOCK,
                     block_stride,
-                    taps: &job.taps,
+                    taps: job.taps,
                 };
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {

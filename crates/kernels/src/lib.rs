@@ -7,6 +7,7 @@
 
 pub mod attention;
 mod buffer;
+pub mod clip;
 pub mod convolution;
 mod direct;
 pub mod elementwise;

@@ -70,12 +70,28 @@ pub fn statistics(
     scale: &mut [f32],
     shift: &mut [f32],
 ) {
+    clip_statistics(isa, pool, norm, input, [1, pixels], scale, shift);
+}
+
+/// As [`statistics`], over all frames of a clip together: `input` is `frames` times `[channels, pixels]`.
+///
+/// # Panics
+/// As [`statistics`].
+pub fn clip_statistics(
+    isa: Isa,
+    pool: &Pool,
+    norm: GroupNorm<'_>,
+    input: Tensor<'_>,
+    [frames, pixels]: [usize; 2],
+    scale: &mut [f32],
+    shift: &mut [f32],
+) {
     let channels = norm.weight.len();
-    assert_eq!(input.groups(), blocks(channels) * pixels);
+    assert_eq!(input.groups(), frames * blocks(channels) * pixels);
     assert_eq!(norm.bias.len(), channels);
     assert!(channels.is_multiple_of(norm.groups), "{channels} channels in {} groups", norm.groups);
     assert!(scale.len() == blocks(channels) * BLOCK && shift.len() == scale.len());
-    let moments = channel_moments(isa, pool, input, channels, pixels);
+    let moments = channel_moments(isa, pool, input, channels, [frames, pixels]);
     scale.fill(0.0);
     shift.fill(0.0);
     let size = channels / norm.groups;
@@ -92,10 +108,16 @@ pub fn statistics(
 }
 
 /// Mean and squared deviations of each channel.
-fn channel_moments(isa: Isa, pool: &Pool, input: Tensor<'_>, channels: usize, pixels: usize) -> Vec<Moments> {
+fn channel_moments(
+    isa: Isa,
+    pool: &Pool,
+    input: Tensor<'_>,
+    channels: usize,
+    [frames, pixels]: [usize; 2],
+) -> Vec<Moments> {
     let stretches = pixels.div_ceil(STRETCH);
     let parts: Vec<Mutex<[Moments; BLOCK]>> =
-        (0..blocks(channels) * stretches).map(|_| Mutex::new([Moments::default(); BLOCK])).collect();
+        (0..frames * blocks(channels) * stretches).map(|_| Mutex::new([Moments::default(); BLOCK])).collect();
     pool.run(
         parts.len(),
         || (),
@@ -115,8 +137,10 @@ fn channel_moments(isa: Isa, pool: &Pool, input: Tensor<'_>, channels: usize, pi
         .collect();
     (0..channels)
         .map(|channel| {
-            parts[channel / BLOCK * stretches..][..stretches]
-                .iter()
+            (0..frames)
+                .flat_map(|frame| {
+                    &parts[(frame * blocks(channels) + channel / BLOCK) * stretches..][..stretches]
+                })
                 .fold(Moments::default(), |sum, part| sum.merge(part[channel % BLOCK]))
         })
         .collect()

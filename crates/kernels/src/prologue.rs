@@ -1,5 +1,6 @@
-//! How a convolution reads its input: norm, activation, nearest upsampling and zero padding on the way into a patch.
+//! How a convolution reads its input: norm, activation, nearest upsampling and padding on the way into a patch.
 
+use crate::clip::MAX_TAPS;
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::math::{multiply_add, silu};
@@ -20,20 +21,27 @@ pub struct Prologue<'a> {
 /// A blocked tensor with what is done to it while it is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
+    /// Frames, one after the other.
     pub input: Tensor<'a>,
+    /// The frame that each time tap reads; `None` for zeros.
+    pub frames: [Option<usize>; MAX_TAPS],
+    /// Channel blocks of a frame.
+    pub frame_blocks: usize,
+    /// Whether pixels around the picture are those of its edge and not zeros.
+    pub replicate: bool,
     /// Height and width before upsampling.
     pub size: [usize; 2],
     /// Norm and activation; upsampling as in `factor`.
     pub prologue: Prologue<'a>,
     /// Nearest upsampling, at least 1.
     pub factor: usize,
-    /// Rows of zeros above and columns of zeros to the left.
+    /// Rows above and columns to the left of the picture.
     pub padding: [usize; 2],
 }
 
 impl Source<'_> {
-    /// Fills `out` (`[rows][columns][16]`) with one channel block of the window whose first pixel is `corner`, counted
-    /// in the upsampled and padded picture.
+    /// Fills `out` (`[rows][columns][16]`) with one channel block (those of the first tap's frame first) of the window
+    /// whose first pixel is `corner`, counted in the upsampled and padded picture.
     ///
     /// # Safety
     /// The CPU has the tier.
@@ -48,9 +56,18 @@ impl Source<'_> {
         let [top, left] = self.padding;
         let factor = self.factor;
         let [height, width] = self.size;
-        let source_plane = self.input.part(block * height * width, height * width);
+        let (tap, block) = (block / self.frame_blocks, block % self.frame_blocks);
+        let Some(frame) = self.frames[tap] else {
+            patch.fill(0.0);
+            return;
+        };
+        let plane = height * width;
+        let source_plane = self.input.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
-            let y = corner[0] + row;
+            let mut y = corner[0] + row;
+            if self.replicate {
+                y = y.clamp(top, top + height * factor - 1);
+            }
             if y < top || y - top >= height * factor {
                 out.fill(0.0);
                 continue;
@@ -78,6 +95,9 @@ impl Source<'_> {
                         // SAFETY: the caller vouches for the CPU.
                         unsafe { pixels.read::<T>(inside) };
                         self.change::<T>(affine, inside);
+                        if self.replicate {
+                            repeat_edges(out, before, after);
+                        }
                         continue;
                     }
                 };
@@ -102,6 +122,9 @@ impl Source<'_> {
                         activate::<T>(activation, inside.as_flattened_mut());
                     }
                 }
+                if self.replicate {
+                    repeat_edges(out, before, after);
+                }
                 continue;
             }
             for (column, pixel) in inside.chunks_exact_mut(BLOCK).enumerate() {
@@ -115,6 +138,9 @@ impl Source<'_> {
                 }
             }
             activate::<T>(self.prologue.activation, inside);
+            if self.replicate {
+                repeat_edges(out, before, after);
+            }
         }
     }
 
@@ -140,6 +166,8 @@ impl Source<'_> {
     #[inline(always)]
     pub(crate) fn prefetch(&self, block: usize, corner: [usize; 2], [rows, columns]: [usize; 2]) {
         let [height, width] = self.size;
+        let Some(frame) = self.frames[block / self.frame_blocks] else { return };
+        let block = frame * self.frame_blocks + block % self.frame_blocks;
         let inside = |axis: usize, len: usize, end: usize| {
             let start = corner[axis].saturating_sub(self.padding[axis]) / self.factor;
             (start.min(end), (start + len.div_ceil(self.factor)).min(end))
@@ -148,5 +176,16 @@ impl Source<'_> {
         for row in top..bottom {
             self.input.prefetch((block * height + row) * width + left, right - left);
         }
+    }
+}
+
+/// Copies the first and the last of the pixels `before..after` of a row over those around them.
+#[inline(always)]
+fn repeat_edges(row: &mut [f32], before: usize, after: usize) {
+    let pixels = row.as_chunks_mut::<BLOCK>().0;
+    if before < after {
+        let (first, last) = (pixels[before], pixels[after - 1]);
+        pixels[..before].fill(first);
+        pixels[after..].fill(last);
     }
 }

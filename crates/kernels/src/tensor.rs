@@ -181,6 +181,23 @@ impl<'a> TensorMut<'a> {
         }
     }
 
+    /// One tensor after the other, of `groups` groups each; what is left over at the end is left out.
+    ///
+    /// # Panics
+    /// `groups` is 0.
+    pub fn parts(self, groups: usize) -> Vec<TensorMut<'a>> {
+        match self {
+            TensorMut::Float32(values) => {
+                values.chunks_exact_mut(groups * BLOCK).map(TensorMut::Float32).collect()
+            }
+            TensorMut::Half(values, exponents) => values
+                .chunks_exact_mut(groups)
+                .zip(exponents.chunks_exact_mut(groups))
+                .map(|(values, exponents)| TensorMut::Half(values, exponents))
+                .collect(),
+        }
+    }
+
     /// How many groups there are.
     pub fn groups(&self) -> usize {
         match self {

@@ -93,29 +93,43 @@ pub(crate) fn worker_bytes<W: Transform>(
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
 
-/// Convolves `source` with `weights` (`[group of lanes][input block][tap][16][lanes]`) into `target`; the transformed
-/// weights are made in `scratch`, [`weights_len`] long.
-#[allow(clippy::too_many_arguments)] // what to convolve, how, and where
+/// Convolves each frame's source with `weights` (`[group of lanes][input block][tap][16][lanes]`) into its target, all
+/// of one size; the transformed weights are made in `scratch`, [`weights_len`] long.
 pub(crate) fn run<W: Transform>(
     isa: Isa,
     pool: &Pool,
     (geometry, arithmetic): (Geometry, Arithmetic),
     (weights, bias): (&Compact, &[f32]),
-    source: Source<'_>,
-    target: Target<'_>,
+    frames: Vec<(Source<'_>, Target<'_>)>,
     scratch: &mut [f32],
 ) {
+    let Some((_, first)) = frames.first() else { return };
     let panels = Panels::new::<W>(isa, &geometry, arithmetic);
     weights::transform::<W>(isa, pool, panels, weights, scratch);
-    let grid = Grid::new::<W>(isa, &geometry, target.size, arithmetic);
+    let grid = Grid::new::<W>(isa, &geometry, first.size, arithmetic);
     let groups = geometry.output_channels.div_ceil(isa.lanes());
     // Each part transforms the inputs anew, so a batch is cut no finer than the threads need.
-    let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.batches()).min(groups);
+    let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.batches() * frames.len()).min(groups);
     let groups_per_task = groups.div_ceil(parts);
-    let job = Job { geometry, panels, weights: scratch, bias, source, target, grid, groups, groups_per_task };
+    let weights = &*scratch;
+    let jobs: Vec<Job<'_>> = frames
+        .into_iter()
+        .map(|(source, target)| Job {
+            geometry,
+            panels,
+            weights,
+            bias,
+            source,
+            target,
+            grid,
+            groups,
+            groups_per_task,
+        })
+        .collect();
+    let tasks = grid.batches() * groups.div_ceil(groups_per_task);
     let lens = grid.scratch::<W>();
     pool.run(
-        grid.batches() * groups.div_ceil(groups_per_task),
+        jobs.len() * tasks,
         || Scratch {
             window: buffer::worker(lens.window),
             tile_sources: buffer::worker(lens.tile_sources),
@@ -125,7 +139,7 @@ pub(crate) fn run<W: Transform>(
             tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
         },
         |scratch, index| {
-            let job = &job;
+            let (job, index) = (&jobs[index / tasks], index % tasks);
             dispatch!(isa, task::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize));
         },
     );

@@ -31,7 +31,7 @@ pub fn decoder(config: &KlConfig) -> Graph {
         }
         if level + 1 < widths.len() {
             let name = format!("{block}.upsamplers.0");
-            x = build.unary(&name, Operation::UpsampleNearest { factor: 2 }, x);
+            x = build.unary(&name, Operation::UpsampleNearest { factor: 2, doubles_frames: false }, x);
             x = build.convolution(&format!("{name}.conv"), x, Convolution::square3(width));
         }
     }

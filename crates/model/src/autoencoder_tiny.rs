@@ -25,7 +25,7 @@ pub fn decoder(config: &TinyConfig) -> Graph {
         }
         if stage + 1 < widths.len() {
             let factor = config.upsampling_scaling_factor;
-            x = build.unary(&layers.next(), Operation::UpsampleNearest { factor }, x);
+            x = build.unary(&layers.next(), Operation::UpsampleNearest { factor, doubles_frames: false }, x);
             x = build.convolution(&layers.next(), x, Convolution::square3(widths[stage + 1]).without_bias());
         }
     }

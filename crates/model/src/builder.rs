@@ -1,7 +1,7 @@
 //! A small builder that the architecture files write their graphs with: each call appends one node and returns its
 //! value. Weight names are those of diffusers; [`crate::names`] turns them into the names in the file.
 
-use crate::graph::{Activation, Graph, Node, Operation, Padding, ValueId, WeightId, WeightSpec};
+use crate::graph::{Activation, Edge, Graph, Node, Operation, Padding, Time, ValueId, WeightId, WeightSpec};
 
 /// A convolution to be appended.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +12,10 @@ pub(crate) struct Convolution {
     pub kernel: usize,
     /// Step between outputs.
     pub stride: usize,
-    /// Zeros around the input.
+    /// Rows and columns around the input.
     pub padding: Padding,
+    /// How it moves through time; the weights have an axis for it, even if there is one tap.
+    pub time: Option<Time>,
     /// Whether it has a bias.
     pub bias: bool,
 }
@@ -21,12 +23,23 @@ pub(crate) struct Convolution {
 impl Convolution {
     /// 3×3, stride 1, sides kept.
     pub(crate) fn square3(output: usize) -> Self {
-        Self { output, kernel: 3, stride: 1, padding: Padding::same(1), bias: true }
+        Self { output, kernel: 3, stride: 1, padding: Padding::same(1), time: None, bias: true }
     }
 
     /// 1×1.
     pub(crate) fn pointwise(output: usize) -> Self {
-        Self { output, kernel: 1, stride: 1, padding: Padding::NONE, bias: true }
+        Self { output, kernel: 1, stride: 1, padding: Padding::NONE, time: None, bias: true }
+    }
+
+    /// 3×3×3, causal in time, first frame and edges repeated.
+    pub(crate) fn causal3(output: usize) -> Self {
+        let time = Time { taps: 3, stride: 1, edge: Edge::Replicate };
+        Self { time: Some(time), ..Self::square3(output) }
+    }
+
+    /// 1×1×1.
+    pub(crate) fn pointwise3d(output: usize) -> Self {
+        Self { time: Some(Time::NONE), ..Self::pointwise(output) }
     }
 
     /// The same without a bias.
@@ -64,12 +77,15 @@ impl GraphBuilder {
     }
 
     pub(crate) fn convolution(&mut self, name: &str, input: ValueId, layer: Convolution) -> ValueId {
-        let shape = vec![layer.output, self.channels(input), layer.kernel, layer.kernel];
+        let mut shape = vec![layer.output, self.channels(input), layer.kernel, layer.kernel];
+        if let Some(time) = layer.time {
+            shape.insert(2, time.taps);
+        }
         let weight = self.weight(format!("{name}.weight"), shape);
         let bias = layer.bias.then(|| self.weight(format!("{name}.bias"), vec![layer.output]));
         let kernel = [layer.kernel; 2];
-        let operation =
-            Operation::Convolution { weight, bias, kernel, stride: layer.stride, padding: layer.padding };
+        let (stride, padding, time) = (layer.stride, layer.padding, layer.time.unwrap_or(Time::NONE));
+        let operation = Operation::Convolution { weight, bias, kernel, stride, padding, time };
         self.node(name, operation, vec![input], layer.output)
     }
 

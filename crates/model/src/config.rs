@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::config_video::HunyuanVideoConfig;
 
 /// The most channels of any layer.
 pub const MAX_CHANNELS: usize = 16384;
@@ -24,6 +25,8 @@ pub enum VaeConfig {
     Kl(KlConfig),
     /// `AutoencoderTiny`.
     Tiny(TinyConfig),
+    /// `AutoencoderKLHunyuanVideo`.
+    HunyuanVideo(HunyuanVideoConfig),
 }
 
 /// Which architecture a model is.
@@ -37,6 +40,9 @@ pub enum Family {
     AutoencoderKlFlux2,
     /// The TAESD family.
     AutoencoderTiny,
+    /// HunyuanVideo.
+    #[serde(rename = "AutoencoderKLHunyuanVideo")]
+    AutoencoderKlHunyuanVideo,
 }
 
 impl Family {
@@ -46,6 +52,7 @@ impl Family {
             Family::AutoencoderKl => "AutoencoderKL",
             Family::AutoencoderKlFlux2 => "AutoencoderKLFlux2",
             Family::AutoencoderTiny => "AutoencoderTiny",
+            Family::AutoencoderKlHunyuanVideo => "AutoencoderKLHunyuanVideo",
         }
     }
 }
@@ -157,9 +164,10 @@ impl ConfigFile {
                 "AutoencoderKL" => Ok(Some(Family::AutoencoderKl)),
                 "AutoencoderKLFlux2" => Ok(Some(Family::AutoencoderKlFlux2)),
                 "AutoencoderTiny" => Ok(Some(Family::AutoencoderTiny)),
+                "AutoencoderKLHunyuanVideo" => Ok(Some(Family::AutoencoderKlHunyuanVideo)),
                 other => Err(ModelError::Unsupported(format!(
                     "config.json: `_class_name` is {}, which this version does not run (it runs AutoencoderKL, \
-                     AutoencoderKLFlux2 and AutoencoderTiny)",
+                     AutoencoderKLFlux2, AutoencoderTiny and AutoencoderKLHunyuanVideo)",
                     shorten(other)
                 ))),
             },
@@ -306,18 +314,24 @@ impl ConfigFile {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    fn integer(&self, key: &str, default: usize, least: usize, most: usize) -> Result<usize, ModelError> {
+    pub(crate) fn integer(
+        &self,
+        key: &str,
+        default: usize,
+        least: usize,
+        most: usize,
+    ) -> Result<usize, ModelError> {
         let Some(value) = self.get(key) else { return Ok(default) };
         bounded(value, least, most)
             .ok_or_else(|| invalid(key, value, &format!("an integer from {least} to {most}")))
     }
 
-    fn boolean(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+    pub(crate) fn boolean(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         let Some(value) = self.get(key) else { return Ok(default) };
         value.as_bool().ok_or_else(|| invalid(key, value, "true or false"))
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|number| f32_sized(*number));
         number.map(Some).ok_or_else(|| invalid(key, value, "a finite number"))
@@ -333,7 +347,12 @@ impl ConfigFile {
         numbers.map(Some).ok_or_else(wrong)
     }
 
-    fn list(&self, key: &str, most: usize, least: usize) -> Result<Option<Vec<usize>>, ModelError> {
+    pub(crate) fn list(
+        &self,
+        key: &str,
+        most: usize,
+        least: usize,
+    ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong =
             || invalid(key, value, &format!("a list of 1 to {MAX_LEVELS} integers from {least} to {most}"));
@@ -356,7 +375,7 @@ impl ConfigFile {
         items.iter().map(attending).collect::<Option<Vec<bool>>>().ok_or_else(wrong)
     }
 
-    fn only(&self, key: &str, accepted: &[&str], shown: &str) -> Result<(), ModelError> {
+    pub(crate) fn only(&self, key: &str, accepted: &[&str], shown: &str) -> Result<(), ModelError> {
         match self.get(key) {
             None => Ok(()),
             Some(Value::String(name)) if accepted.contains(&name.as_str()) => Ok(()),
@@ -398,7 +417,7 @@ fn f32_sized(number: f64) -> bool {
     single.is_finite() && (single != 0.0 || number == 0.0)
 }
 
-fn invalid(key: &str, value: &Value, expected: &str) -> ModelError {
+pub(crate) fn invalid(key: &str, value: &Value, expected: &str) -> ModelError {
     ModelError::Config { key: key.into(), found: shorten(&value.to_string()), expected: expected.into() }
 }
 

@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{
     Family, KlConfig, MAX_CHANNELS, MAX_LATENT_CHANNELS, MAX_LAYERS, MAX_LEVELS, TinyConfig, VaeConfig,
 };
+use crate::detect_video;
 use crate::header::tensor_error;
 use crate::names::{Half, Names, TinyLayer, TinyNames, tiny_layers};
 
@@ -26,6 +27,7 @@ pub(crate) fn recognise(checkpoint: &Checkpoint) -> Result<Names, ModelError> {
     let refused = match &names {
         Some(Names::Kl(names)) => other_with_flat_layers(checkpoint, &names.prefix),
         Some(Names::Tiny(names)) => tiny_video(checkpoint, names),
+        Some(Names::HunyuanVideo(_)) => None,
         None => other(checkpoint),
     };
     if let Some(kind) = refused {
@@ -56,6 +58,9 @@ pub(crate) fn config(checkpoint: &Checkpoint, names: &Names) -> Result<VaeConfig
             Ok(VaeConfig::Kl(config))
         }
         Names::Tiny(tiny) => tiny_config(checkpoint, tiny).map(VaeConfig::Tiny),
+        Names::HunyuanVideo(_) => {
+            detect_video::hunyuan_config(checkpoint, names).map(VaeConfig::HunyuanVideo)
+        }
     }
 }
 
@@ -115,8 +120,6 @@ fn other(checkpoint: &Checkpoint) -> Option<&'static str> {
             "an LTX-Video VAE"
         } else if any(".gamma") {
             "a HunyuanVideo 1.5 VAE"
-        } else if any(".norm1.weight") {
-            "a HunyuanVideo VAE"
         } else {
             "a video VAE of causal 3-D convolutions"
         });

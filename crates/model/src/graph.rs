@@ -1,6 +1,7 @@
 //! The graph of an autoencoder half: which operation follows which, on how many channels, with which weights.
 //! It says nothing about speed or memory; how it is run is the engine's business. Shapes are
-//! `[batch, channels, height, width]` throughout.
+//! `[batch, channels, frames, height, width]`; a picture is a clip of one frame, and where only pictures are meant the
+//! frames are left out.
 
 use crate::ModelError;
 
@@ -37,7 +38,7 @@ pub struct Node {
     pub channels: usize,
 }
 
-/// Rows and columns of zeros around a convolution's input.
+/// Rows and columns around a convolution's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Padding {
     /// Rows above.
@@ -60,6 +61,31 @@ impl Padding {
     }
 }
 
+/// How a convolution moves through time. Its last tap reads the frame itself, the others the frames before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Time {
+    /// Frames that an output reads.
+    pub taps: usize,
+    /// Step between outputs.
+    pub stride: usize,
+    /// What stands for frames before the first, and for pixels of the padding.
+    pub edge: Edge,
+}
+
+impl Time {
+    /// Each frame by itself, with zeros around it.
+    pub const NONE: Time = Time { taps: 1, stride: 1, edge: Edge::Zero };
+}
+
+/// What stands for values outside a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Edge {
+    /// Zeros.
+    Zero,
+    /// The nearest value inside.
+    Replicate,
+}
+
 /// Element-wise non-linearities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
@@ -74,9 +100,9 @@ pub enum Activation {
 pub enum Operation {
     /// The graph's input; only node 0.
     Input,
-    /// 2-D convolution (cross-correlation) with zero padding. Linear layers over channels are 1×1 convolutions.
+    /// Convolution (cross-correlation), causal in time. Linear layers over channels are 1×1 convolutions.
     Convolution {
-        /// `[out, in, kernel height, kernel width]`.
+        /// `[out, in, kernel height, kernel width]`, or `[out, in, taps, kernel height, kernel width]`.
         weight: WeightId,
         /// `[out]`.
         bias: Option<WeightId>,
@@ -84,10 +110,12 @@ pub enum Operation {
         kernel: [usize; 2],
         /// Step between outputs, both ways.
         stride: usize,
-        /// Zeros around the input.
+        /// Rows and columns around the input.
         padding: Padding,
+        /// How it moves through time.
+        time: Time,
     },
-    /// Normalisation over groups of channels and all positions of a sample, then a per-channel scale and offset.
+    /// Normalisation over groups of channels and all positions and frames of a sample, then a per-channel scale and offset.
     GroupNorm {
         /// Number of groups; divides the channels.
         groups: usize,
@@ -116,9 +144,11 @@ pub enum Operation {
     UpsampleNearest {
         /// Factor of height and of width.
         factor: usize,
+        /// Whether each frame but the first is repeated too.
+        doubles_frames: bool,
     },
-    /// Inputs query, key, value, each `[batch, channels, height, width]`: one head over height·width tokens,
-    /// softmax(query · key / √channels) · value.
+    /// Inputs query, key, value of one shape: one head over all positions, softmax(query · key / √channels) · value. A
+    /// position sees those of its own frame and of the frames before.
     Attention,
     /// Sum of two inputs of equal shape.
     Add,
@@ -152,13 +182,25 @@ impl Graph {
         self.weights.iter().map(elements).sum()
     }
 
-    /// The shape of every node's output for an input `[batch, channels, height, width]`.
+    /// The shape of every node's output for pictures `[batch, channels, height, width]`.
+    ///
+    /// # Errors
+    /// As [`Graph::clip_shapes`].
+    pub fn shapes(
+        &self,
+        [batch, channels, height, width]: [usize; 4],
+    ) -> Result<Vec<[usize; 4]>, ModelError> {
+        let shapes = self.clip_shapes([batch, channels, 1, height, width])?;
+        Ok(shapes.into_iter().map(|[b, c, _, h, w]| [b, c, h, w]).collect())
+    }
+
+    /// The shape of every node's output for an input `[batch, channels, frames, height, width]`.
     ///
     /// # Errors
     /// [`ModelError::Shape`] when the input has the wrong channels, a side is zero or too small for a layer, or a
     /// tensor's element count does not fit in 63 bits.
-    pub fn shapes(&self, input: [usize; 4]) -> Result<Vec<[usize; 4]>, ModelError> {
-        let mut shapes: Vec<[usize; 4]> = Vec::with_capacity(self.nodes.len());
+    pub fn clip_shapes(&self, input: [usize; 5]) -> Result<Vec<[usize; 5]>, ModelError> {
+        let mut shapes: Vec<[usize; 5]> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             let of = |index: usize| {
                 let value = node.inputs.get(index).and_then(|value| shapes.get(value.0));
@@ -168,8 +210,8 @@ impl Graph {
             };
             let shape = match &node.operation {
                 Operation::Input => checked_input(node, input)?,
-                Operation::Convolution { kernel, stride, padding, .. } => {
-                    let [batch, _, height, width] = of(0)?;
+                Operation::Convolution { kernel, stride, padding, time, .. } => {
+                    let [batch, _, frames, height, width] = of(0)?;
                     let side = |length: usize, before: usize, after: usize, kernel: usize| {
                         let padded = length.checked_add(before + after)?;
                         Some(padded.checked_sub(kernel)? / (*stride).max(1) + 1)
@@ -182,13 +224,14 @@ impl Graph {
                             format!("{height}x{width} is too small for its kernel"),
                         ));
                     };
-                    [batch, node.channels, height_out, width_out]
+                    [batch, node.channels, (frames - 1) / time.stride.max(1) + 1, height_out, width_out]
                 }
-                Operation::UpsampleNearest { factor } => {
-                    let [batch, channels, height, width] = of(0)?;
+                Operation::UpsampleNearest { factor, doubles_frames } => {
+                    let [batch, channels, frames, height, width] = of(0)?;
                     let sides = height.checked_mul(*factor).zip(width.checked_mul(*factor));
                     let (height, width) = sides.ok_or_else(|| shape_error(node, "sides overflow".into()))?;
-                    [batch, channels, height, width]
+                    let frames = if *doubles_frames { frames.saturating_mul(2) - 1 } else { frames };
+                    [batch, channels, frames, height, width]
                 }
                 Operation::Add | Operation::Attention => {
                     let shape = of(0)?;
@@ -215,7 +258,7 @@ impl Graph {
     }
 }
 
-fn checked_input(node: &Node, input: [usize; 4]) -> Result<[usize; 4], ModelError> {
+fn checked_input(node: &Node, input: [usize; 5]) -> Result<[usize; 5], ModelError> {
     if input[1] != node.channels {
         let message = format!("expected {} channels, got {} in shape {input:?}", node.channels, input[1]);
         return Err(shape_error(node, message));

@@ -14,7 +14,7 @@ use crate::latent_space::{LatentSpace, Normalisation};
 use crate::names::{Half, KlNames, Names};
 use crate::packing::Packing;
 use crate::source::Source;
-use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect};
+use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video};
 
 /// An autoencoder, ready to be run by an engine. Cheap to clone: the checkpoint is shared, and no weights are in memory.
 #[derive(Clone, Debug)]
@@ -82,6 +82,7 @@ impl Model {
                 config.midblock_pool |= detect::has_pool(&checkpoint, tiny);
                 VaeConfig::Tiny(config)
             }
+            (Some(file), Names::HunyuanVideo(_)) => VaeConfig::HunyuanVideo(file.hunyuan_video()?),
         };
         let half = |half: Half| {
             if !names.has(half) {
@@ -92,6 +93,8 @@ impl Model {
                 (VaeConfig::Kl(config), Half::Encoder) => autoencoder_kl::encoder(config),
                 (VaeConfig::Tiny(config), Half::Decoder) => autoencoder_tiny::decoder(config),
                 (VaeConfig::Tiny(config), Half::Encoder) => autoencoder_tiny::encoder(config),
+                (VaeConfig::HunyuanVideo(config), Half::Decoder) => hunyuan_video::decoder(config),
+                (VaeConfig::HunyuanVideo(config), Half::Encoder) => hunyuan_video::encoder(config),
             };
             names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
         };
@@ -152,6 +155,14 @@ impl Model {
         self.latent_space.spatial_factor
     }
 
+    /// Frames per latent after the first, which is one frame; `None` for models of pictures.
+    pub fn temporal_factor(&self) -> Option<usize> {
+        match &self.config {
+            VaeConfig::HunyuanVideo(config) => Some(config.temporal_compression_ratio),
+            VaeConfig::Kl(_) | VaeConfig::Tiny(_) => None,
+        }
+    }
+
     /// Channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.latent_space.channels
@@ -160,7 +171,7 @@ impl Model {
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
         match self.family {
-            Family::AutoencoderKl | Family::AutoencoderKlFlux2 => true,
+            Family::AutoencoderKl | Family::AutoencoderKlFlux2 | Family::AutoencoderKlHunyuanVideo => true,
             Family::AutoencoderTiny => false,
         }
     }
@@ -232,6 +243,15 @@ fn latent_space(config: &VaeConfig) -> LatentSpace {
                 .upsampling_scaling_factor
                 .saturating_pow(config.decoder_block_out_channels.len() as u32 - 1),
             normalisation: Normalisation::Identity { family: None },
+            packing,
+        },
+        VaeConfig::HunyuanVideo(config) => LatentSpace {
+            channels: config.latent_channels,
+            spatial_factor: config.spatial_compression_ratio,
+            normalisation: Normalisation::Scalar {
+                scaling_factor: config.scaling_factor,
+                shift_factor: None,
+            },
             packing,
         },
     }

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, MAX_LEVELS};
+use crate::detect_video;
 use crate::graph::{Graph, WeightSpec};
 use crate::header::tensor_error;
 
@@ -50,6 +51,7 @@ impl Half {
 pub(crate) enum Names {
     Kl(KlNames),
     Tiny(TinyNames),
+    HunyuanVideo(KlNames),
 }
 
 /// Naming of an `AutoencoderKL` or `AutoencoderKLFlux2`.
@@ -90,7 +92,10 @@ pub(crate) struct Sequence {
 impl Names {
     /// Finds the naming of a checkpoint; `None` when it has neither an `AutoencoderKL` nor an `AutoencoderTiny`.
     pub(crate) fn detect(checkpoint: &Checkpoint) -> Option<Names> {
-        KlNames::detect(checkpoint).map(Names::Kl).or_else(|| TinyNames::detect(checkpoint).map(Names::Tiny))
+        KlNames::detect(checkpoint)
+            .map(Names::Kl)
+            .or_else(|| TinyNames::detect(checkpoint).map(Names::Tiny))
+            .or_else(|| detect_video::hunyuan_names(checkpoint).map(Names::HunyuanVideo))
     }
 
     pub(crate) fn family(&self) -> Family {
@@ -98,13 +103,14 @@ impl Names {
             Names::Kl(names) if names.batch_norm => Family::AutoencoderKlFlux2,
             Names::Kl(_) => Family::AutoencoderKl,
             Names::Tiny(_) => Family::AutoencoderTiny,
+            Names::HunyuanVideo(_) => Family::AutoencoderKlHunyuanVideo,
         }
     }
 
     /// Whether the file holds this half.
     pub(crate) fn has(&self, half: Half) -> bool {
         match (self, half) {
-            (Names::Kl(names), half) => names.halves[half as usize],
+            (Names::Kl(names) | Names::HunyuanVideo(names), half) => names.halves[half as usize],
             (Names::Tiny(names), Half::Decoder) => names.decoder.is_some(),
             (Names::Tiny(names), Half::Encoder) => names.encoder.is_some(),
         }
@@ -171,11 +177,13 @@ impl Names {
     /// Whether a tensor belongs to the autoencoder, and not to something else that is in the same file.
     fn is_own(&self, name: &str) -> bool {
         match self {
-            Names::Kl(names) => name.strip_prefix(&names.prefix).is_some_and(|rest| {
-                ["decoder.", "encoder.", "quant_conv.", "post_quant_conv."]
-                    .iter()
-                    .any(|own| rest.starts_with(own))
-            }),
+            Names::Kl(names) | Names::HunyuanVideo(names) => {
+                name.strip_prefix(&names.prefix).is_some_and(|rest| {
+                    ["decoder.", "encoder.", "quant_conv.", "post_quant_conv."]
+                        .iter()
+                        .any(|own| rest.starts_with(own))
+                })
+            }
             Names::Tiny(names) => {
                 [&names.decoder, &names.encoder].into_iter().flatten().any(|Sequence { prefix, .. }| {
                     name.strip_prefix(prefix.as_str())
@@ -189,7 +197,7 @@ impl Names {
     /// The names that a tensor may have in the file, the usual first.
     fn candidates(&self, name: &str) -> Vec<String> {
         match self {
-            Names::Kl(names) => names.candidates(name),
+            Names::Kl(names) | Names::HunyuanVideo(names) => names.candidates(name),
             Names::Tiny(names) => names.candidate(name).into_iter().collect(),
         }
     }

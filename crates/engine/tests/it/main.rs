@@ -2,6 +2,7 @@
 
 mod fast;
 mod golden;
+mod golden_video;
 mod oracle;
 mod properties;
 mod random_graphs;

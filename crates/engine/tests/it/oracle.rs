@@ -48,7 +48,7 @@ pub(crate) fn interpret(
             Operation::Input => {
                 Value { shape, values: input.iter().map(|value| f64::from(*value)).collect() }
             }
-            Operation::Convolution { weight, bias, kernel, stride, padding } => {
+            Operation::Convolution { weight, bias, kernel, stride, padding, .. } => {
                 let bias = bias.map(read);
                 convolve(value(0), &read(*weight), bias.as_deref(), node.channels, *kernel, *stride, *padding)
             }
@@ -62,7 +62,7 @@ pub(crate) fn interpret(
                 value(0).map(|x| (x / limit).tanh() * limit)
             }
             Operation::Affine { scale, shift } => value(0).map(|x| x * f64::from(*scale) + f64::from(*shift)),
-            Operation::UpsampleNearest { factor } => {
+            Operation::UpsampleNearest { factor, .. } => {
                 let from = value(0);
                 let [b, c, h, w] = from.shape;
                 Value::from([b, c, h * factor, w * factor], |[b, c, y, x]| {

@@ -5,7 +5,8 @@ use crate::support::{assert_close, engines, run, values};
 use proptest::prelude::*;
 use remote_vae_engine::Precision;
 use remote_vae_model::{
-    Activation, Graph, ModelError, Node, Operation, Padding, ValueId, WeightId, WeightSource, WeightSpec,
+    Activation, Graph, ModelError, Node, Operation, Padding, Time, ValueId, WeightId, WeightSource,
+    WeightSpec,
 };
 
 /// Weights made from their own index, scaled so that values stay near one.
@@ -59,7 +60,7 @@ impl Builder {
                 let stride = if kind == 3 && shapes[input][2] > 4 && shapes[input][3] > 4 { 2 } else { 1 };
                 let padding = if kernel == [1, 1] { Padding::NONE } else { Padding::same(1) };
                 self.push(
-                    Operation::Convolution { weight, bias, kernel, stride, padding },
+                    Operation::Convolution { weight, bias, kernel, stride, padding, time: Time::NONE },
                     vec![input],
                     outputs,
                 );
@@ -76,9 +77,11 @@ impl Builder {
             7 => self.push(Operation::Activation(Activation::Relu), vec![input], channels),
             8 => self.push(Operation::SoftClamp { limit: 3.0 }, vec![input], channels),
             9 => self.push(Operation::Affine { scale: 0.5, shift: 0.25 }, vec![input], channels),
-            10 if shapes[input][2] < 12 => {
-                self.push(Operation::UpsampleNearest { factor: 2 }, vec![input], channels)
-            }
+            10 if shapes[input][2] < 12 => self.push(
+                Operation::UpsampleNearest { factor: 2, doubles_frames: false },
+                vec![input],
+                channels,
+            ),
             11 => self.push(Operation::Attention, vec![input, other(1), other(2)], channels),
             _ => self.push(Operation::Add, vec![input, other(1)], channels),
         }

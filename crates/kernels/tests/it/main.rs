@@ -1,6 +1,7 @@
 //! Every kernel of every instruction tier this CPU has, against naive `f64` loops.
 
 mod attention;
+mod clip;
 mod convolution;
 mod elementwise;
 mod norm;

@@ -51,7 +51,7 @@ fn ldm_levels(name: &str, levels: usize) -> String {
 fn detected(model: &Model) -> &KlConfig {
     match &model.config {
         VaeConfig::Kl(config) => config,
-        VaeConfig::Tiny(_) => panic!("not an AutoencoderKL"),
+        _ => panic!("not an AutoencoderKL"),
     }
 }
 
@@ -251,7 +251,7 @@ fn other_models_are_refused_by_name() {
     let flat: (&str, &[usize]) = ("decoder.conv_in.weight", &[1, 1, 3, 3]);
     let block: (&str, &[usize]) = ("decoder.3.conv.0.weight", &[8, 16, 3, 3]);
     for (tensors, kind) in [
-        (vec![causal, norm], "a HunyuanVideo VAE"),
+        (vec![causal, norm], "a video VAE of causal 3-D convolutions"),
         (vec![causal, ("decoder.up_blocks.0.resnets.0.norm1.gamma", &[1])], "a HunyuanVideo 1.5 VAE"),
         (vec![causal, ("decoder.mid_block.resnets.0.norm1.norm_layer.weight", &[1])], "a CogVideoX VAE"),
         (vec![causal, ("latents_mean", &[1])], "an LTX-Video VAE"),

@@ -1,0 +1,240 @@
+//! Clips cut into overlapping windows of frames and tiles of pictures, and put together again by linear blends: in the
+//! order and the arithmetic of diffusers' video autoencoders, where each part is blended with its already blended
+//! neighbour. A layer above programs: what runs a part is the caller's.
+
+use crate::EngineError;
+use crate::cpu::zeroed;
+
+/// How a clip is cut for a model whose norms and attention see all frames at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Windows {
+    /// Windows of frames: 17 frames of pixels every 12, as diffusers does by default; off, the whole clip at once.
+    pub frames: bool,
+    /// Tiles of 256 pixels every 192, as diffusers does after `enable_tiling()`.
+    pub tiles: bool,
+}
+
+impl Default for Windows {
+    fn default() -> Windows {
+        Windows { frames: true, tiles: false }
+    }
+}
+
+/// Pixels of a tile, and from one tile to the next.
+const TILE: [usize; 2] = [256, 192];
+/// Frames of a window without its first, and from one window to the next.
+const WINDOW: [usize; 2] = [16, 12];
+
+/// The way from an input to an output that is larger (decoding) or smaller (encoding) by whole factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    Decode { space: usize, time: usize },
+    Encode { space: usize, time: usize },
+}
+
+impl Scale {
+    /// A number of pixels or frames of output, `[space, time]` factors applied, as input and output count it.
+    fn pair(self, pixels: usize, axis: usize) -> [usize; 2] {
+        match self {
+            Scale::Decode { space, time } => [pixels / if axis == FRAMES { time } else { space }, pixels],
+            Scale::Encode { space, time } => [pixels, pixels / if axis == FRAMES { time } else { space }],
+        }
+    }
+
+    /// Length of the output along `axis` for `length` of the input.
+    fn output(self, length: usize, axis: usize) -> usize {
+        match (self, axis) {
+            (Scale::Decode { time, .. }, FRAMES) => (length - 1) * time + 1,
+            (Scale::Encode { time, .. }, FRAMES) => (length - 1) / time + 1,
+            (Scale::Decode { space, .. }, _) => length * space,
+            (Scale::Encode { space, .. }, _) => length / space,
+        }
+    }
+}
+
+const FRAMES: usize = 2;
+const ROWS: usize = 3;
+const COLUMNS: usize = 4;
+
+/// A tensor `[batch, channels, frames, height, width]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Part {
+    pub values: Vec<f32>,
+    pub shape: [usize; 5],
+}
+
+impl Part {
+    /// `[outer, axis, inner]`
+    fn strides(&self, axis: usize) -> [usize; 3] {
+        let product = |sides: &[usize]| sides.iter().product();
+        [product(&self.shape[..axis]), self.shape[axis], product(&self.shape[axis + 1..])]
+    }
+
+    /// The part from `start` of at most `len` along `axis`.
+    fn cut(&self, axis: usize, start: usize, len: usize) -> Result<Part, EngineError> {
+        let [outer, length, inner] = self.strides(axis);
+        let start = start.min(length);
+        let len = len.min(length - start);
+        let mut values = zeroed(outer * len * inner)?;
+        if len * inner > 0 {
+            for (index, to) in values.chunks_exact_mut(len * inner).enumerate() {
+                to.copy_from_slice(&self.values[(index * length + start) * inner..][..len * inner]);
+            }
+        }
+        let mut shape = self.shape;
+        shape[axis] = len;
+        Ok(Part { values, shape })
+    }
+
+    /// Blends the first `extent` slices along `axis` with the last of `before`.
+    fn blend(&mut self, before: &Part, axis: usize, extent: usize) {
+        let [outer, length, inner] = self.strides(axis);
+        let [_, other, _] = before.strides(axis);
+        let extent = extent.min(length).min(other);
+        for index in 0..outer {
+            for step in 0..extent {
+                let share = step as f64 / extent as f64;
+                let (fade, rise) = ((1.0 - share) as f32, share as f32);
+                let from = &before.values[(index * other + other - extent + step) * inner..][..inner];
+                let to = &mut self.values[(index * length + step) * inner..][..inner];
+                for (value, previous) in to.iter_mut().zip(from) {
+                    *value = previous * fade + *value * rise;
+                }
+            }
+        }
+    }
+}
+
+/// Writes `part` at `start` along `axis` of `whole`, as far as it fits, and gives where it ends.
+fn put(whole: &mut Part, part: &Part, axis: usize, start: usize) -> usize {
+    let [_, length, inner] = whole.strides(axis);
+    let [outer, own, _] = part.strides(axis);
+    let len = own.min(length - start.min(length));
+    for index in 0..outer {
+        let from = &part.values[index * own * inner..][..len * inner];
+        whole.values[(index * length + start) * inner..][..len * inner].copy_from_slice(from);
+    }
+    start + len
+}
+
+/// The parts along `axis`: cut, run, blended in order, put together to `length`.
+fn along(
+    input: &Part,
+    axis: usize,
+    scale: Scale,
+    run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
+) -> Result<Part, EngineError> {
+    let (size, step) = if axis == FRAMES { (WINDOW[0], WINDOW[1]) } else { (TILE[0], TILE[1]) };
+    let ([size, whole_size], [step, keep]) = (scale.pair(size, axis), scale.pair(step, axis));
+    let extra = usize::from(axis == FRAMES);
+    let mut parts = Vec::new();
+    for start in (0..input.shape[axis]).step_by(step) {
+        let part = run(&input.cut(axis, start, size + extra)?)?;
+        // The first frame of a later window stands alone where it should follow others.
+        parts.push(if start > 0 && extra == 1 { part.cut(axis, 1, usize::MAX)? } else { part });
+    }
+    for index in 1..parts.len() {
+        let (before, own) = parts.split_at_mut(index);
+        own[0].blend(&before[index - 1], axis, whole_size - keep);
+    }
+    join(&parts, axis, scale.output(input.shape[axis], axis), [keep + extra, keep])
+}
+
+/// `parts` one after the other along `axis`, of each only what is kept of the first and of the others.
+fn join(parts: &[Part], axis: usize, length: usize, keep: [usize; 2]) -> Result<Part, EngineError> {
+    let mut shape = parts.first().map_or([0; 5], |part| part.shape);
+    shape[axis] = length;
+    let mut whole = Part { values: zeroed(shape.iter().product())?, shape };
+    let mut end = 0;
+    for (index, part) in parts.iter().enumerate() {
+        end = put(&mut whole, &part.cut(axis, 0, keep[usize::from(index > 0)])?, axis, end);
+    }
+    Ok(whole)
+}
+
+/// Rows and columns of tiles. Each tile is blended with the one above, then with the one to the left.
+fn tiled(
+    input: &Part,
+    scale: Scale,
+    run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
+) -> Result<Part, EngineError> {
+    let ([size, whole_size], [step, keep]) = (scale.pair(TILE[0], ROWS), scale.pair(TILE[1], ROWS));
+    let mut above: Vec<Part> = Vec::new();
+    let mut bands = Vec::new();
+    for top in (0..input.shape[ROWS]).step_by(step) {
+        let band = input.cut(ROWS, top, size)?;
+        let mut row: Vec<Part> = Vec::new();
+        for left in (0..input.shape[COLUMNS]).step_by(step) {
+            let mut tile = run(&band.cut(COLUMNS, left, size)?)?;
+            if let Some(above) = above.get(row.len()) {
+                tile.blend(above, ROWS, whole_size - keep);
+            }
+            if let Some(before) = row.last() {
+                tile.blend(before, COLUMNS, whole_size - keep);
+            }
+            row.push(tile);
+        }
+        let band = join(&row, COLUMNS, scale.output(input.shape[COLUMNS], COLUMNS), [keep; 2])?;
+        bands.push(band.cut(ROWS, 0, keep)?);
+        above = row;
+    }
+    join(&bands, ROWS, scale.output(input.shape[ROWS], ROWS), [keep; 2])
+}
+
+/// Runs `input` through `run` in the parts that `windows` says.
+pub(crate) fn run(
+    input: &Part,
+    windows: Windows,
+    scale: Scale,
+    one: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
+) -> Result<Part, EngineError> {
+    let [tile, _] = scale.pair(TILE[0], ROWS);
+    let [window, _] = scale.pair(WINDOW[0], FRAMES);
+    let mut space = |part: &Part| {
+        if windows.tiles && part.shape[ROWS].max(part.shape[COLUMNS]) > tile {
+            tiled(part, scale, one)
+        } else {
+            one(part)
+        }
+    };
+    if windows.frames && input.shape[FRAMES] > window {
+        along(input, FRAMES, scale, &mut space)
+    } else {
+        space(input)
+    }
+}
+
+/// The shapes of the parts that [`run`] runs for an input of `shape`, and how many there are of each.
+pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([usize; 5], usize)> {
+    let cuts = |axis: usize, [size, step]: [usize; 2], extra: usize, on: bool| {
+        let length = shape[axis];
+        let (size, step) = (scale.pair(size, axis)[0], scale.pair(step, axis)[0]);
+        let cut = |start: usize| (size + extra).min(length - start);
+        if on { (0..length).step_by(step).map(cut).collect() } else { vec![length] }
+    };
+    let tile = scale.pair(TILE[0], ROWS)[0];
+    let tiled = windows.tiles && shape[ROWS].max(shape[COLUMNS]) > tile;
+    let windowed = windows.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0];
+    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
+    let lengths =
+        [cuts(FRAMES, WINDOW, 1, windowed), cuts(ROWS, TILE, 0, tiled), cuts(COLUMNS, TILE, 0, tiled)];
+    let counts = lengths.map(|lengths: Vec<usize>| {
+        let mut counts: Vec<(usize, usize)> = Vec::new();
+        for length in lengths {
+            match counts.iter_mut().find(|(other, _)| *other == length) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((length, 1)),
+            }
+        }
+        counts
+    });
+    let [frames, rows, columns] = counts;
+    for (frames, a) in frames {
+        for &(height, b) in &rows {
+            for &(width, c) in &columns {
+                parts.push(([shape[0], shape[1], frames, height, width], a * b * c));
+            }
+        }
+    }
+    parts
+}

@@ -1,0 +1,213 @@
+//! diffusers' output on small random video models: `tests/golden_video`, made by the script there.
+
+use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors};
+use remote_vae_engine::{Autoencoder, Control, Draw, Precision, Windows};
+use remote_vae_kernels::Isa;
+use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
+use remote_vae_wire::Scaling;
+use std::path::{Path, PathBuf};
+
+const TOLERANCE: f32 = 1e-4;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_video")
+}
+
+/// Runs every case of `kind` on whole clips and gives their number.
+fn check_whole(model: &Model, graph: &Graph, kind: &str, input: &str, output: &str) -> usize {
+    let expected = read_tensors(&folder().join("hunyuan.safetensors"));
+    let mut checked = 0;
+    while let Some(given) = expected.get(&format!("{kind}.{checked}.{input}")) {
+        let whole = expected.get(&format!("{kind}.{checked}.whole"));
+        let wanted = whole.unwrap_or_else(|| &expected[&format!("{kind}.{checked}.{output}")]);
+        let shape: [usize; 5] = given.shape.as_slice().try_into().unwrap();
+        for engine in engines() {
+            let plan = engine.plan_clip(graph, shape, Precision::Exact).unwrap();
+            let program = engine.load(graph, model.weights()).unwrap();
+            let found = program.run(&plan, &given.values, &Control::new()).unwrap();
+            let what = format!("{kind}.{checked} {}", engine.name(Precision::Exact));
+            let [batch, channels, height, width] = plan.output;
+            assert_eq!([batch, channels, plan.frames[1], height, width][..], wanted.shape[..], "{what}");
+            assert_close(&found, &wanted.values, TOLERANCE, &what);
+        }
+        checked += 1;
+    }
+    checked
+}
+
+#[test]
+fn whole_clips_decode_as_diffusers_decodes_them() {
+    let model = Model::open(&folder().join("hunyuan")).unwrap();
+    assert_eq!(check_whole(&model, model.decoder().unwrap(), "decode", "latents", "pixels"), 6);
+}
+
+#[test]
+fn whole_clips_encode_as_diffusers_encodes_them() {
+    let model = Model::open(&folder().join("hunyuan")).unwrap();
+    assert_eq!(check_whole(&model, model.encoder().unwrap(), "encode", "pixels", "moments"), 4);
+}
+
+fn autoencoder() -> Autoencoder {
+    Autoencoder::new(Model::open(&folder().join("hunyuan")).unwrap(), engine(2, Isa::detect().name()))
+}
+
+#[test]
+fn clips_are_cut_into_windows_as_diffusers_cuts_them() {
+    let autoencoder = autoencoder();
+    let expected = read_tensors(&folder().join("hunyuan.safetensors"));
+    let shape5 = |tensor: &Tensor| -> [usize; 5] { tensor.shape.as_slice().try_into().unwrap() };
+    let mut cut = 0;
+    for case in 0..6 {
+        let (latents, pixels) =
+            (&expected[&format!("decode.{case}.latents")], &expected[&format!("decode.{case}.pixels")]);
+        let found = autoencoder
+            .decode_clip(
+                latents.values.clone(),
+                shape5(latents),
+                &Scaling::None,
+                Windows::default(),
+                Precision::Exact,
+                &Control::new(),
+            )
+            .unwrap();
+        assert_eq!(found.shape[..], pixels.shape[..]);
+        assert_close(&found.values, &pixels.values, TOLERANCE, &format!("decode.{case}"));
+        assert_eq!(autoencoder.clip_pixels(shape5(latents)).unwrap(), found.shape);
+        cut += usize::from(expected.contains_key(&format!("decode.{case}.whole")));
+    }
+    for case in 0..4 {
+        let (pixels, moments) =
+            (&expected[&format!("encode.{case}.pixels")], &expected[&format!("encode.{case}.moments")]);
+        let found = autoencoder
+            .encode_clip(
+                pixels.values.clone(),
+                shape5(pixels),
+                &Scaling::None,
+                Draw::Mode,
+                Windows::default(),
+                Precision::Exact,
+                &Control::new(),
+            )
+            .unwrap();
+        // The mode is the first half of the moments' channels.
+        let [batch, channels, frames, height, width] = shape5(moments);
+        assert_eq!(found.shape, [batch, channels / 2, frames, height, width]);
+        let means: Vec<f32> = moments
+            .values
+            .chunks_exact(channels * frames * height * width)
+            .flat_map(|sample| &sample[..channels / 2 * frames * height * width])
+            .copied()
+            .collect();
+        assert_close(&found.values, &means, TOLERANCE, &format!("encode.{case}"));
+        cut += usize::from(expected.contains_key(&format!("encode.{case}.whole")));
+    }
+    assert!(cut >= 4, "only {cut} cases have windows");
+}
+
+#[test]
+fn tiles_of_pictures_are_those_of_diffusers() {
+    let autoencoder = autoencoder();
+    let expected = read_tensors(&folder().join("hunyuan_tiled.safetensors"));
+    let (latents, pixels) = (&expected["latents"], &expected["pixels"]);
+    let shape = latents.shape.as_slice().try_into().unwrap();
+    let windows = Windows { frames: true, tiles: true };
+    let found = autoencoder
+        .decode_clip(
+            latents.values.clone(),
+            shape,
+            &Scaling::None,
+            windows,
+            Precision::Exact,
+            &Control::new(),
+        )
+        .unwrap();
+    // Rows 14 and columns 15 apart stand for all: the seams lie among them.
+    let [_, channels, frames, height, width] = found.shape;
+    let mut thinned = Vec::new();
+    for plane in 0..channels * frames {
+        for y in (0..height).step_by(14) {
+            for x in (0..width).step_by(15) {
+                thinned.push(found.values[(plane * height + y) * width + x]);
+            }
+        }
+    }
+    assert_close(&thinned, &pixels.values, TOLERANCE, "tiled");
+}
+
+#[test]
+fn fast_clips_are_close_to_exact_ones_and_need_less_memory() {
+    let autoencoder = autoencoder();
+    let expected = read_tensors(&folder().join("hunyuan.safetensors"));
+    for case in 0..6 {
+        let latents = &expected[&format!("decode.{case}.latents")];
+        let shape = latents.shape.as_slice().try_into().unwrap();
+        let decode = |threads| {
+            let model = Model::open(&folder().join("hunyuan")).unwrap();
+            Autoencoder::new(model, engine(threads, Isa::detect().name()))
+                .decode_clip(
+                    latents.values.clone(),
+                    shape,
+                    &Scaling::None,
+                    Windows::default(),
+                    Precision::Fast,
+                    &Control::new(),
+                )
+                .unwrap()
+        };
+        let exact = &expected[&format!("decode.{case}.pixels")].values;
+        let (fast, again) = (decode(1), decode(3));
+        assert_eq!(fast, again, "threads change the bytes");
+        let psnr = psnr(&fast.values, exact);
+        // The bound of pictures.
+        assert!(psnr >= 54.0, "decode.{case}: {psnr:.1} dB");
+        assert!(fast.values != *exact, "decode.{case} ran in f32");
+    }
+    let bytes = |precision| {
+        let windows = Windows { frames: false, tiles: false };
+        autoencoder.plan_decode_clip([1, 4, 5, 16, 16], windows, precision).unwrap().activation_bytes
+    };
+    assert!(bytes(Precision::Fast) < bytes(Precision::Exact) * 4 / 5);
+}
+
+#[test]
+fn plans_of_windows_cost_less_memory_than_whole_clips() {
+    let autoencoder = autoencoder();
+    let plan = |windows| autoencoder.plan_decode_clip([1, 4, 21, 8, 8], windows, Precision::Exact).unwrap();
+    let (whole, cut) = (plan(Windows { frames: false, tiles: false }), plan(Windows::default()));
+    assert_eq!((whole.frames, cut.frames), ([21, 81], [21, 81]));
+    assert!(cut.activation_bytes < whole.activation_bytes / 2 && cut.peak_bytes < whole.peak_bytes);
+    assert!(cut.flops > whole.flops, "windows overlap");
+}
+
+#[test]
+fn clips_that_do_not_fit_are_refused_by_what_is_expected() {
+    let autoencoder = autoencoder();
+    let decode = |shape| {
+        autoencoder.plan_decode_clip(shape, Windows::default(), Precision::Exact).unwrap_err().to_string()
+    };
+    assert!(decode([1, 3, 2, 4, 4]).contains("expected 4 channels, got 3"));
+    assert!(decode([1, 4, 0, 4, 4]).contains("empty side"));
+    let encode = |shape| {
+        autoencoder.plan_encode_clip(shape, Windows::default(), Precision::Exact).unwrap_err().to_string()
+    };
+    assert!(encode([1, 3, 6, 8, 8]).contains("1 frame more than a multiple of 4"));
+    assert!(encode([1, 3, 5, 8, 9]).contains("multiples of 8"));
+    assert!(encode([1, 3, 0, 8, 8]).contains("1 frame more"));
+}
+
+#[test]
+fn a_file_without_config_opens_as_what_it_is() {
+    let with = Model::open(&folder().join("hunyuan")).unwrap();
+    let file = folder().join("hunyuan/diffusion_pytorch_model.safetensors");
+    let alone = Model::from_checkpoint(Checkpoint::open(&file).unwrap(), None, "alone").unwrap();
+    assert_eq!((alone.family, &alone.latent_space), (with.family, &with.latent_space));
+    assert_eq!(alone.temporal_factor(), Some(4));
+    let (VaeConfig::HunyuanVideo(mut found), VaeConfig::HunyuanVideo(read)) = (alone.config, with.config)
+    else {
+        panic!("not a HunyuanVideo")
+    };
+    // Tensors do not tell the groups.
+    assert_eq!(found.norm_num_groups, 8);
+    found.norm_num_groups = read.norm_num_groups;
+    assert_eq!(found, read);
+}
