@@ -78,7 +78,7 @@ def test_torch_gives_torch(server):
 
 
 def test_refusals_are_one_sentence(server):
-    with pytest.raises(ServerRefused, match="answered 400: Expected latents of shape") as caught:
+    with pytest.raises(ServerRefused, match="answered 400: latents: expected latents of shape") as caught:
         remote_decode(server, np.zeros((1, 5, 4, 4), np.float16))
     assert caught.value.status == 400 and "\n" not in str(caught.value)
     with pytest.raises(ServerRefused, match="answered 404"):

@@ -11,6 +11,7 @@ use remote_vae_wire::{
     base64_tensor, bytes_from_elements,
 };
 
+use crate::clip;
 use crate::error::Refusal;
 use crate::queue::Tensor;
 
@@ -22,6 +23,13 @@ const ENGINE: HeaderName = HeaderName::from_static("x-remote-vae-engine");
 pub(crate) enum Form {
     /// Of a decode.
     Picture(Negotiated),
+    /// Of a decode by a model of videos.
+    Clip {
+        /// What it is asked to be.
+        negotiated: Negotiated,
+        /// Its frames.
+        frames: usize,
+    },
     /// Of an encode: float16.
     Latents(Encoding),
 }
@@ -31,7 +39,7 @@ impl Form {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Form::Latents(_) => "latents",
-            Form::Picture(negotiated) => match negotiated.answer {
+            Form::Picture(negotiated) | Form::Clip { negotiated, .. } => match negotiated.answer {
                 Answer::Jpeg => "jpeg",
                 Answer::Png => "png",
                 Answer::Mp4 => "mp4",
@@ -45,8 +53,13 @@ impl Form {
 
 /// Makes the answer of a tensor `[batch, channels, height, width]`.
 pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
+    if let Form::Clip { negotiated, frames } = form {
+        let (header, bytes) = clip::bytes(negotiated.answer, frames, &tensor)?;
+        drop(tensor);
+        return Ok(response(negotiated, header, bytes));
+    }
     let negotiated = match form {
-        Form::Picture(negotiated) => negotiated,
+        Form::Picture(negotiated) | Form::Clip { negotiated, .. } => negotiated,
         Form::Latents(encoding) => Negotiated { answer: Answer::Tensor, encoding },
     };
     let [batch, channels, height, width] = tensor.shape;
@@ -88,7 +101,7 @@ impl Picture {
 }
 
 /// What a file cannot hold was refused before the work.
-fn media_refusal(error: MediaError) -> Refusal {
+pub(crate) fn media_refusal(error: MediaError) -> Refusal {
     tracing::error!(%error, "a picture could not be written");
     Refusal::internal(error.to_string())
 }

@@ -7,6 +7,7 @@ use remote_vae_model::ModelError;
 use remote_vae_wire::{Answer, elements_from_bytes, negotiate};
 
 use crate::answer::Form;
+use crate::clip;
 use crate::error::Refusal;
 use crate::queue::{Tensor, Work};
 use crate::request::{Job, Prepared, check_plan, check_size, engine_refusal};
@@ -14,8 +15,13 @@ use crate::state::Shared;
 
 /// Checks the request and makes its job.
 pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, body, lease, accept, .. } = job;
-    let answer = negotiate(&parameters, accept.as_deref());
+    let answer = negotiate(&job.parameters, job.accept.as_deref());
+    if job.autoencoder.model().temporal_factor().is_some() {
+        let header = job.parameters.tensor_header()?;
+        header.check_body(job.body.len())?;
+        return clip::prepare(shared, job, answer, header);
+    }
+    let Job { autoencoder, parameters, precision, body, lease, .. } = job;
     if answer.answer == Answer::Mp4 {
         return Err(Refusal::bad_request(
             "`output_type=mp4` needs a model of videos. This model gives pictures: use `output_type` `pil` or `pt`.",

@@ -19,6 +19,7 @@
 
 mod answer;
 mod body;
+mod clip;
 mod connections;
 mod decode;
 mod encode;

@@ -32,6 +32,20 @@ def pack(latents):
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4).contiguous()
 
 
+def patchify(latents):
+    """2x2 patches as planes, as FLUX.2's pipeline makes them: [batch, channels, h, w] -> [batch, 4*channels, h/2, w/2]."""
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    return patches.reshape(batch, channels * 4, height // 2, width // 2).contiguous()
+
+
+def unpatchify(patches):
+    """The way back from `patchify`."""
+    batch, channels, height, width = patches.shape
+    latents = patches.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return latents.reshape(batch, channels // 4, height * 2, width * 2).contiguous()
+
+
 def tidy(scale):
     """Two significant digits, so that the last bits of a CPU's convolution cannot change a weight."""
     return float(f"{scale:.1e}")

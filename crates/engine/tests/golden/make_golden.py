@@ -45,7 +45,7 @@ from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
 from forms import bare_tiny, bfl_flux_two, ldm_checkpoint, old_attention_names
-from inputs import pack
+from inputs import pack, patchify, unpatchify
 from networks import build_flux_two, build_flux_two_tiny, build_kl, build_tiny
 from record import Golden, Recorder, scalar_rows
 
@@ -227,27 +227,21 @@ def tiny_cases(golden):
 
 
 def flux_two_cases(golden):
-    """The three forms of latents, each with the model's statistics and without; the pipelines' own functions make them."""
-    from diffusers import Flux2Pipeline
-
-    patches = Flux2Pipeline._patchify_latents
-    whole = Flux2Pipeline._unpatchify_latents
-
+    """The three forms of latents, each with the model's statistics and without."""
     model = build_flux_two(30, latent_channels=32, block_out_channels=(8, 8, 16, 16))
     mean = model.bn.running_mean.view(1, -1, 1, 1)
     deviation = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + model.config.batch_norm_eps)
-    undo = lambda z: whole(patches(z) * deviation + mean)
+    undo = lambda z: unpatchify(patchify(z) * deviation + mean)
     record = Recorder(model, 32, 30)
     record.decode(1, 5, 7)
     record.decode(2, 3, 4)
     record.encode(1, 40, 56)
     size = {"height": 32, "width": 48}
-    tokens = lambda z: Flux2Pipeline._pack_latents(patches(z)).contiguous()
-    for form, extra in ((lambda z: z, {}), (patches, {}), (tokens, size)):
+    for form, extra in ((lambda z: z, {}), (patchify, {}), (pack, size)):
         record.decode_client(undo, [{"do_scaling": True} | extra], shape=(2, 4, 6), scale=0.5, form=form)
         record.decode_client(lambda z: z, [extra, {"do_scaling": False} | extra], shape=(1, 4, 6), form=form)
     record.encode_client(
-        lambda z: whole((patches(z) - mean) / deviation), [{"do_scaling": True}], shape=(2, 32, 48)
+        lambda z: unpatchify((patchify(z) - mean) / deviation), [{"do_scaling": True}], shape=(2, 32, 48)
     )
     record.encode_client(lambda z: z, [{}])
     golden.diffusers_case("flux2", model, record, torch.bfloat16)
@@ -271,7 +265,7 @@ def flux_two_cases(golden):
     record.decode(1, 5, 7)
     record.encode(1, 24, 40)
     record.decode_client(
-        lambda z: whole(patches(z) * deviation + mean), [{"do_scaling": True}], shape=(1, 4, 6), form=patches
+        lambda z: unpatchify(patchify(z) * deviation + mean), [{"do_scaling": True}], shape=(1, 4, 6), form=patchify
     )
     folder = golden.root / "single-file"
     state = {name: value.bfloat16() for name, value in model.state_dict().items() if value.ndim}

@@ -21,7 +21,7 @@ fn float16(values: &[f32]) -> Vec<u8> {
     bytes_from_elements(Dtype::Float16, values)
 }
 
-fn header<'a>(response: &'a reqwest::Response, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().unwrap())
 }
 
