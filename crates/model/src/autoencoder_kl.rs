@@ -92,8 +92,9 @@ fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, width: usize, groups
     build.add(&format!("{name}.add"), shortcut, h)
 }
 
-/// Norm, one head of attention over all positions, output projection, and the input added.
-fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
+/// Norm, one head of attention over all positions (of a clip: up to the own frame), output projection, and the input
+/// added.
+pub(crate) fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
     let linear = Convolution::pointwise(build.channels(x));
     let h = build.group_norm(&format!("{name}.group_norm"), x, groups, EPSILON);
     let query = build.convolution(&format!("{name}.to_q"), h, linear);
@@ -104,7 +105,8 @@ fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) ->
     build.add(&format!("{name}.add"), x, projected)
 }
 
-fn norm_silu(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
+/// GroupNorm and SiLU.
+pub(crate) fn norm_silu(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
     let normed = build.group_norm(name, x, groups, EPSILON);
     build.silu(&format!("{name}.silu"), normed)
 }

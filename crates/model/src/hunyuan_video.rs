@@ -5,11 +5,10 @@
 //! the smallest. The first frame stands alone: it is never doubled and never merged with others. How clips are cut into
 //! windows is not said here.
 
+use crate::autoencoder_kl::{attention, norm_silu};
 use crate::builder::{Convolution, GraphBuilder};
 use crate::config_video::HunyuanVideoConfig;
 use crate::graph::{Edge, Graph, Operation, Time, ValueId};
-
-const EPSILON: f32 = 1e-6;
 
 /// Latents `[batch, latent, T, h, w]` in the model's own space to pixels of about ±1, `[batch, out, 4·(T−1) + 1, 8·h, 8·w]`.
 pub fn decoder(config: &HunyuanVideoConfig) -> Graph {
@@ -83,21 +82,4 @@ fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, width: usize, groups
         build.convolution(&format!("{name}.conv_shortcut.conv"), x, Convolution::pointwise3d(width))
     };
     build.add(&format!("{name}.add"), shortcut, h)
-}
-
-/// Norm, one head of attention over all positions up to the own frame, output projection, and the input added.
-fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
-    let linear = Convolution::pointwise(build.channels(x));
-    let h = build.group_norm(&format!("{name}.group_norm"), x, groups, EPSILON);
-    let query = build.convolution(&format!("{name}.to_q"), h, linear);
-    let key = build.convolution(&format!("{name}.to_k"), h, linear);
-    let value = build.convolution(&format!("{name}.to_v"), h, linear);
-    let mixed = build.attention(&format!("{name}.attention"), query, key, value);
-    let projected = build.convolution(&format!("{name}.to_out.0"), mixed, linear);
-    build.add(&format!("{name}.add"), x, projected)
-}
-
-fn norm_silu(build: &mut GraphBuilder, name: &str, x: ValueId, groups: usize) -> ValueId {
-    let normed = build.group_norm(name, x, groups, EPSILON);
-    build.silu(&format!("{name}.silu"), normed)
 }

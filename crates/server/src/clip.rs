@@ -38,7 +38,6 @@ pub(crate) fn prepare(
     let windows = Windows::default();
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let [batch, _, frames, height, width] = output;
-    check_size(shared, batch, 1, 1)?;
     let pixels = check_size(shared, batch, height.saturating_mul(frames), width)?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
