@@ -1,4 +1,5 @@
-"""The built server as a process. REMOTE_VAE_BINARY names the program, or else target/release has it."""
+"""The built server as a process: the program that REMOTE_VAE_BINARY names, that of target/release for the package in this
+tree, or the one that came with an installed package."""
 
 import contextlib
 import os
@@ -6,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import remote_vae
 from remote_vae import LocalServer
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = Path(os.environ.get("REMOTE_VAE_BINARY", ROOT / "target" / "release" / "remote-vae"))
-if BINARY.is_file():
-    os.environ["REMOTE_VAE_BINARY"] = str(BINARY)
+BUILT = ROOT / "target" / "release" / "remote-vae"
+if Path(remote_vae.__file__).is_relative_to(ROOT) and BUILT.is_file():
+    os.environ.setdefault("REMOTE_VAE_BINARY", str(BUILT))
 
 
 @contextlib.contextmanager
