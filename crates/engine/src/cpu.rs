@@ -197,6 +197,8 @@ impl CpuProgram {
             let result = place(&mut arena, plan.output_place);
             frames::from_blocked(result, [output_channels, output_frames, output_height * output_width], to)?;
         }
+        // What the scratch holds is this request's own.
+        self.pool.release();
         Ok(output)
     }
 }

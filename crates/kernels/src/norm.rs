@@ -118,19 +118,15 @@ fn channel_moments(
     let stretches = pixels.div_ceil(STRETCH);
     let parts: Vec<Mutex<[Moments; BLOCK]>> =
         (0..frames * blocks(channels) * stretches).map(|_| Mutex::new([Moments::default(); BLOCK])).collect();
-    pool.run(
-        parts.len(),
-        || (),
-        |(), index| {
-            let (block, stretch) = (index / stretches, index % stretches);
-            let start = stretch * STRETCH;
-            let values = input.part(block * pixels + start, STRETCH.min(pixels - start));
-            let mut part = [Moments::default(); BLOCK];
-            let out = &mut part;
-            dispatch!(isa, stretch_moments(values: Tensor<'_>, out: &mut [Moments; BLOCK]));
-            *parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = part;
-        },
-    );
+    pool.run(parts.len(), |index| {
+        let (block, stretch) = (index / stretches, index % stretches);
+        let start = stretch * STRETCH;
+        let values = input.part(block * pixels + start, STRETCH.min(pixels - start));
+        let mut part = [Moments::default(); BLOCK];
+        let out = &mut part;
+        dispatch!(isa, stretch_moments(values: Tensor<'_>, out: &mut [Moments; BLOCK]));
+        *parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = part;
+    });
     let parts: Vec<[Moments; BLOCK]> = parts
         .into_iter()
         .map(|part| part.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
@@ -207,18 +203,14 @@ pub fn apply(
     assert_eq!(scale.len(), shift.len());
     let stretches = pixels.div_ceil(STRETCH);
     let shared = SharedTensor::new(output);
-    pool.run(
-        scale.len() / BLOCK * stretches,
-        || (),
-        |(), index| {
-            let (block, stretch) = (index / stretches, index % stretches);
-            let start = stretch * STRETCH;
-            let place = [block * pixels + start, STRETCH.min(pixels - start)];
-            let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
-            let job = &Job { input, output: &shared, affine, activation };
-            dispatch!(isa, apply_stretch(job: &Job<'_>, place: [usize; 2]));
-        },
-    );
+    pool.run(scale.len() / BLOCK * stretches, |index| {
+        let (block, stretch) = (index / stretches, index % stretches);
+        let start = stretch * STRETCH;
+        let place = [block * pixels + start, STRETCH.min(pixels - start)];
+        let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
+        let job = &Job { input, output: &shared, affine, activation };
+        dispatch!(isa, apply_stretch(job: &Job<'_>, place: [usize; 2]));
+    });
 }
 
 struct Job<'a> {
