@@ -132,7 +132,10 @@ impl Program for CpuProgram {
             Precision::Exact => None,
             Precision::Fast => Some(self.calibrated()?),
         };
-        self.run_calibrated(plan, calibration.as_deref(), input, control)
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, control);
+        // What the scratch holds is this request's own.
+        self.pool.release();
+        result
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
@@ -197,8 +200,6 @@ impl CpuProgram {
             let result = place(&mut arena, plan.output_place);
             frames::from_blocked(result, [output_channels, output_frames, output_height * output_width], to)?;
         }
-        // What the scratch holds is this request's own.
-        self.pool.release();
         Ok(output)
     }
 }

@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn workers_keep_their_room_until_it_is_released() {
         let pool = Pool::new(Some(1)).unwrap();
-        pool.run_in_room(1, 40, |room, _| {
+        pool.run_in_room(1, 48, |room, _| {
             let (first, second) = {
                 let mut rest = room;
                 (carve(&mut rest, 17), carve(&mut rest, 3))
