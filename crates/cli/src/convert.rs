@@ -76,8 +76,14 @@ fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
+    let scaling = scaling(&options.place);
+    if options.preview {
+        let [batch, _, height, width] = shape;
+        let pixels = space.preview(values, shape, &scaling)?;
+        return Ok(Image { pixels, shape: [batch, 3, height, width] });
+    }
     let precision = options.place.engine.precision();
-    Ok(autoencoder.decode(values, shape, &scaling(&options.place), precision, &local::control("decoding"))?)
+    Ok(autoencoder.decode(values, shape, &scaling, precision, &local::control("decoding"))?)
 }
 
 /// Latents as `[batch, channels, height, width]`, from any form that the model takes.
@@ -99,7 +105,8 @@ fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Resul
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
-    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision };
+    let (output, preview) = (client::Output::Float16, options.preview);
+    let request = client::DecodeOptions { output, scaling, size, precision, preview };
     let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
     let shape = pixels.shape[..].try_into().map_err(|_| {
         anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)

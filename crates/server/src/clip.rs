@@ -24,17 +24,7 @@ pub(crate) fn prepare(
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
-    let latents = match header.shape[..] {
-        [batch, found, frames, height, width] if found == channels => [batch, found, frames, height, width],
-        // One frame.
-        [batch, found, height, width] if found == channels => [batch, found, 1, height, width],
-        _ => {
-            return Err(Refusal::bad_request(format!(
-                "latents: expected shape [batch, {channels}, frames, height, width], got {:?}",
-                header.shape
-            )));
-        }
-    };
+    let latents = latents_shape(channels, &header)?;
     let windows = Windows::default();
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let [batch, _, frames, height, width] = output;
@@ -56,8 +46,23 @@ pub(crate) fn prepare(
     Ok(Prepared { place, work, answer: Form::Clip { negotiated: answer, frames }, pixels, batch })
 }
 
+/// The shape `[batch, channels, frames, height, width]` of a clip's latents.
+pub(crate) fn latents_shape(channels: usize, header: &TensorHeader) -> Result<[usize; 5], Refusal> {
+    match header.shape[..] {
+        [batch, found, frames, height, width] if found == channels => {
+            Ok([batch, found, frames, height, width])
+        }
+        // One frame.
+        [batch, found, height, width] if found == channels => Ok([batch, found, 1, height, width]),
+        _ => Err(Refusal::bad_request(format!(
+            "latents: expected shape [batch, {channels}, frames, height, width], got {:?}",
+            header.shape
+        ))),
+    }
+}
+
 /// Whether a clip `[batch, channels, frames, height, width]` can be what is asked for.
-fn check_form(answer: Answer, [batch, channels, frames, ..]: [usize; 5]) -> Result<(), Refusal> {
+pub(crate) fn check_form(answer: Answer, [batch, channels, frames, ..]: [usize; 5]) -> Result<(), Refusal> {
     if answer == Answer::Tensor {
         return Ok(());
     }

@@ -13,6 +13,7 @@
 //! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `preview` | previews, which need no engine |
 //! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ mod metrics;
 mod observe;
 mod options;
 mod plain_errors;
+mod preview;
 mod queue;
 mod request;
 mod routes;

@@ -114,7 +114,7 @@ pub fn classify(
     body_prefix: &[u8],
 ) -> Result<Operation, WireError> {
     let image = body_kind == BodyKind::Image || image_body(parameters, body_prefix).is_some();
-    if parameters.output_type.is_some() {
+    if parameters.output_type.is_some() || parameters.preview {
         let surely_image = body_kind == BodyKind::Image || (image && parameters.shape.is_none());
         return if surely_image { Err(WireError::ImageForDecode) } else { Ok(Operation::Decode) };
     }

@@ -7,6 +7,9 @@ use crate::header::{parse_dimension, parse_dimension_list, push_dimension};
 use crate::parameters::{Parameters, Scaling};
 
 const BOOLEAN: &str = "`True` or `False`";
+/// The value of `output` that asks for a preview, and the one that asks for what is given without it.
+const PREVIEW: &str = "preview";
+const PICTURE: &str = "picture";
 const WHOLE: &str = "a whole number";
 /// Longest value of `precision` that is kept; no precision has a longer name.
 const MAX_PRECISION: usize = 64;
@@ -64,6 +67,7 @@ impl Parameters {
             "do_scaling" => self.do_scaling = Some(parse_bool(name, value)?),
             "height" => self.height = Some(parse_whole(name, value)?),
             "width" => self.width = Some(parse_whole(name, value)?),
+            "output" => self.preview = parse_output(name, value)?,
             "precision" if value.len() > MAX_PRECISION => {
                 return Err(WireError::invalid(name, value, "the name of a precision"));
             }
@@ -79,7 +83,8 @@ impl Parameters {
     /// floats as Python prints them. Absent values are left out; nothing at all gives an empty string.
     ///
     /// With `output_type` it is a decode, whose client always states `partial_postprocess` and puts the factors
-    /// after the tensor; without it is an encode, which puts them before. `precision`, `seed` and `sample` follow.
+    /// after the tensor; without it is an encode, which puts them before. `output`, `precision`, `seed` and `sample`
+    /// follow.
     /// Reading the result gives equal parameters, but for a `partial_postprocess` that is false.
     pub fn to_query(&self) -> String {
         let mut pairs = Pairs(form_urlencoded::Serializer::new(String::new()));
@@ -103,6 +108,7 @@ impl Parameters {
         pairs.boolean("do_scaling", self.do_scaling);
         pairs.text("height", self.height.map(|height| height.to_string()).as_deref());
         pairs.text("width", self.width.map(|width| width.to_string()).as_deref());
+        pairs.text("output", self.preview.then_some(PREVIEW));
         pairs.text("precision", self.precision.as_deref());
         pairs.text("seed", self.seed.map(|seed| seed.to_string()).as_deref());
         pairs.boolean("sample", self.sample);
@@ -129,7 +135,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 12] = [
+pub(crate) const SCALAR_KEYS: [&str; 13] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -139,6 +145,7 @@ pub(crate) const SCALAR_KEYS: [&str; 12] = [
     "do_scaling",
     "height",
     "width",
+    "output",
     "precision",
     "seed",
     "sample",
@@ -193,6 +200,15 @@ fn parse_bool(name: &'static str, text: &str) -> Result<bool, WireError> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(WireError::invalid(name, text, BOOLEAN)),
+    }
+}
+
+/// Whether a preview is asked for.
+fn parse_output(name: &'static str, text: &str) -> Result<bool, WireError> {
+    match text.to_ascii_lowercase().as_str() {
+        PREVIEW => Ok(true),
+        PICTURE => Ok(false),
+        _ => Err(WireError::invalid(name, text, "`preview` or `picture`")),
     }
 }
 
