@@ -8,6 +8,8 @@
 //! | Stable Diffusion 3, FLUX.2, HunyuanVideo | the numbers of ComfyUI's `comfy/latent_formats.py` |
 //! | Playground v2.5 | those of Stable Diffusion XL, whose autoencoder it has |
 
+// A factor may come near some constant by chance.
+#[allow(clippy::approx_constant)]
 mod fitted;
 mod published;
 
