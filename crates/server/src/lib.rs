@@ -13,6 +13,7 @@
 //! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
 //! | `preview` | previews, which need no engine |
 //! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
@@ -30,12 +31,14 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+mod page;
 mod plain_errors;
 mod preview;
 mod queue;
 mod request;
 mod routes;
 mod state;
+mod status;
 mod watched;
 mod worker;
 
