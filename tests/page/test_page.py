@@ -47,7 +47,7 @@ def test_the_round_trip_is_what_the_server_computes(server, open_page):
     assert 26 < float(found["Likeness (PSNR)"].removesuffix(" dB")) < 40
     assert found["Picture"] == "384 × 384"
     assert found["Latents"] == "18 KiB1/24 of the pixels"
-    assert found["Engine"].startswith("cpu/")
+    assert found["Precision"].startswith("exactcpu/")
     assert re.match(r"\d+ ms|\d+\.\d+ s", found["Decode"])
     # The canvas beneath holds the photograph itself.
     assert page.evaluate("[before.width, before.height]") == [384, 384]
@@ -213,7 +213,7 @@ def test_the_status_follows_the_server(open_page):
         assert answered.inner_text() == "0"
         drop(page, "photo.png", PHOTO)
         done(page, "compare")
-        page.wait_for_function("text => document.querySelector('#now').textContent.includes(text)", arg="last minute3")
+        page.wait_for_function("text => document.querySelector('#now').textContent.includes(text)", arg="last minute2")
         charts = page.locator(".chart svg").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
         assert [label.split(" over ")[0] for label in charts] == ["Throughput", "Latency", "Memory"]
         assert "megapixels/s" in charts[0] and "none yet" not in charts[1] and "MiB" in charts[2]

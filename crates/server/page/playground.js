@@ -193,7 +193,8 @@ function setSize(picture, factor) {
 function finish(text, decoded, latents, numbers) {
   tell(text);
   const engine = decoded.headers.get("x-remote-vae-engine");
-  const rows = engine ? [...numbers, ["Engine", engine]] : numbers;
+  const parts = engine?.split("/") ?? [];
+  const rows = engine ? [...numbers, ["Precision", parts.pop(), parts.join("/")]] : numbers;
   pairs(at("numbers"), rows.map(([name, value, more]) => more ? [name, value, element("span", { className: "quiet", textContent: more })] : [name, value]));
   const isClip = decoded.content.type.startsWith("video/");
   at("save-picture").href = address(decoded.content);

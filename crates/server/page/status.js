@@ -66,7 +66,8 @@ export class StatusView {
     ]);
     const frame = { slots: history.steps, minutes: (history.steps * history.step_seconds) / 60 };
     const rate = history.pixels.map((count) => count / history.step_seconds / 1e6);
-    this.throughput.show([rate], frame);
+    // The last step is not over yet.
+    this.throughput.show([rate.slice(0, -1)], { ...frame, slots: frame.slots - 1 });
     this.latency.show([history.mean_seconds, history.longest_seconds], frame);
     this.memory.show([history.resident_bytes], frame);
     if (memory.limit_bytes) this.memory.value.textContent += ` of ${bytes(memory.limit_bytes)}`;

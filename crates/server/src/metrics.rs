@@ -112,7 +112,10 @@ impl Metrics {
 
     /// A request was answered, or left by its client (`code` 499).
     pub(crate) fn request(&self, operation: &'static str, model: &str, code: u16, duration: Duration) {
-        self.history.answered(code, duration);
+        // Previews take no time of the engine.
+        if operation != "preview" {
+            self.history.answered(code, duration);
+        }
         let labels = labels(operation, model);
         self.observe("rvae_request_duration_seconds", labels.clone(), duration.as_secs_f64());
         let labels = [labels, vec![Label::new("code", code.to_string())]].concat();

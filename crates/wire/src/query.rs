@@ -10,6 +10,7 @@ const BOOLEAN: &str = "`True` or `False`";
 /// The value of `output` that asks for a preview, and the one that asks for what is given without it.
 const PREVIEW: &str = "preview";
 const PICTURE: &str = "picture";
+const SWITCH: &str = "`on` or `off`";
 const WHOLE: &str = "a whole number";
 /// Longest value of `precision` that is kept; no precision has a longer name.
 const MAX_PRECISION: usize = 64;
@@ -72,6 +73,10 @@ impl Parameters {
                 return Err(WireError::invalid(name, value, "the name of a precision"));
             }
             "precision" => self.precision = Some(value.to_owned()),
+            "fps" => self.fps = Some(parse_factor(name, value)?),
+            "crf" => self.crf = Some(parse_whole(name, value)?),
+            "windows" => self.windows = Some(parse_switch(name, value)?),
+            "tiling" => self.tiling = Some(parse_switch(name, value)?),
             "seed" => self.seed = Some(parse_whole(name, value)?),
             "sample" => self.sample = Some(parse_bool(name, value)?),
             "moments" => self.moments = parse_bool(name, value)?,
@@ -84,8 +89,7 @@ impl Parameters {
     /// floats as Python prints them. Absent values are left out; nothing at all gives an empty string.
     ///
     /// With `output_type` it is a decode, whose client always states `partial_postprocess` and puts the factors
-    /// after the tensor; without it is an encode, which puts them before. `output`, `precision`, `seed`, `sample` and
-    /// `moments` follow.
+    /// after the tensor; without it is an encode, which puts them before. What only this server knows follows.
     /// Reading the result gives equal parameters, but for a `partial_postprocess` or `moments` that is false.
     pub fn to_query(&self) -> String {
         let mut pairs = Pairs(form_urlencoded::Serializer::new(String::new()));
@@ -111,6 +115,10 @@ impl Parameters {
         pairs.text("width", self.width.map(|width| width.to_string()).as_deref());
         pairs.text("output", self.preview.then_some(PREVIEW));
         pairs.text("precision", self.precision.as_deref());
+        pairs.text("fps", self.fps.map(python_float).as_deref());
+        pairs.text("crf", self.crf.map(|crf| crf.to_string()).as_deref());
+        pairs.switch("windows", self.windows);
+        pairs.switch("tiling", self.tiling);
         pairs.text("seed", self.seed.map(|seed| seed.to_string()).as_deref());
         pairs.boolean("sample", self.sample);
         pairs.boolean("moments", self.moments.then_some(true));
@@ -137,7 +145,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 14] = [
+pub(crate) const SCALAR_KEYS: [&str; 18] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -149,6 +157,10 @@ pub(crate) const SCALAR_KEYS: [&str; 14] = [
     "width",
     "output",
     "precision",
+    "fps",
+    "crf",
+    "windows",
+    "tiling",
     "seed",
     "sample",
     "moments",
@@ -215,6 +227,15 @@ fn parse_output(name: &'static str, text: &str) -> Result<bool, WireError> {
     }
 }
 
+/// As a boolean, and `on` and `off`.
+fn parse_switch(name: &'static str, text: &str) -> Result<bool, WireError> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => parse_bool(name, text).map_err(|_| WireError::invalid(name, text, SWITCH)),
+    }
+}
+
 fn parse_whole<T: std::str::FromStr>(name: &'static str, text: &str) -> Result<T, WireError> {
     let text = text.trim();
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -237,6 +258,10 @@ impl Pairs {
         if let Some(value) = value {
             self.0.append_pair(name, value);
         }
+    }
+
+    fn switch(&mut self, name: &str, value: Option<bool>) {
+        self.text(name, value.map(|value| if value { "on" } else { "off" }));
     }
 
     fn boolean(&mut self, name: &str, value: Option<bool>) {
