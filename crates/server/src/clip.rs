@@ -21,7 +21,7 @@ pub(crate) fn prepare(
     answer: Negotiated,
     header: TensorHeader,
 ) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, body, lease, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
     let latents = match header.shape[..] {
@@ -38,13 +38,13 @@ pub(crate) fn prepare(
     let windows = Windows::default();
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let [batch, _, frames, height, width] = output;
-    let pixels = check_size(shared, batch, height.saturating_mul(frames), width)?;
+    let pixels = check_size(shared, &caller, batch, height.saturating_mul(frames), width)?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
-    check_plan(shared, autoencoder.plan_decode_clip(latents, windows, precision))?;
+    let plan = check_plan(shared, autoencoder.plan_decode_clip(latents, windows, precision))?;
     check_form(answer.answer, output)?;
 
-    let place = shared.reserve()?;
+    let place = shared.reserve(&caller)?;
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
@@ -53,7 +53,7 @@ pub(crate) fn prepare(
         let [batch, channels, frames, height, width] = clip.shape;
         Ok(Tensor { values: clip.values, shape: [batch, channels, frames * height, width] })
     });
-    Ok(Prepared { place, work, answer: Form::Clip { negotiated: answer, frames }, pixels, batch })
+    Ok(Prepared { place, work, answer: Form::Clip { negotiated: answer, frames }, plan, pixels, batch })
 }
 
 /// Whether a clip `[batch, channels, frames, height, width]` can be what is asked for.

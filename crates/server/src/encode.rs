@@ -12,11 +12,12 @@ use remote_vae_wire::{
 };
 
 use crate::answer::Form;
+use crate::auth::Caller;
 use crate::body::Lease;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
 use crate::queue::{Place, Tensor, Work};
-use crate::request::{Job, Prepared, check_plan, check_size, random_bits};
+use crate::request::{Job, Prepared, check_plan, check_size, max_pixels, random_bits};
 use crate::state::Shared;
 
 /// Channels of a picture.
@@ -36,7 +37,7 @@ enum Pixels {
 
 /// Checks the request and makes its job. A picture is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, kind, body, lease, accept } = job;
+    let Job { autoencoder, parameters, precision, kind, body, lease, accept, caller } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
@@ -45,8 +46,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let is_picture = kind == BodyKind::Image || image_body(&parameters, &body).is_some();
     let factor = model.spatial_factor();
     let (place, lease, pixels, shape) = if is_picture {
-        let place = shared.reserve()?;
-        let Unpacked { picture, place, lease } = unpack(shared, body, factor, place, lease).await?;
+        let place = shared.reserve(&caller)?;
+        let Unpacked { picture, place, lease } = unpack(shared, &caller, body, factor, place, lease).await?;
         let shape = [1, COLOURS, picture.height, picture.width];
         (place, lease, Pixels::Picture(picture), shape)
     } else {
@@ -54,14 +55,14 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         header.check_body(body.len())?;
         let shape = tensor_shape(&header, factor)?;
         let [batch, _, height, width] = shape;
-        check_size(shared, batch, height, width)?;
+        check_size(shared, &caller, batch, height, width)?;
         let cut = [batch, COLOURS, height - height % factor, width - width % factor];
         let pixels = Pixels::Tensor { dtype: header.dtype, bytes: body, shape, factor };
-        (shared.reserve()?, lease, pixels, cut)
+        (shared.reserve(&caller)?, lease, pixels, cut)
     };
     let [batch, _, height, width] = shape;
-    let count = check_size(shared, batch, height, width)?;
-    check_plan(shared, autoencoder.plan_encode(shape, precision))?;
+    let count = check_size(shared, &caller, batch, height, width)?;
+    let plan = check_plan(shared, autoencoder.plan_encode(shape, precision))?;
 
     let draw = draw(&parameters);
     let autoencoder = Arc::clone(autoencoder);
@@ -72,7 +73,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         Ok(Tensor { values: latents.values, shape: latents.shape })
     });
     let answer = Form::Latents(negotiate_encode(accept.as_deref()).encoding);
-    Ok(Prepared { place, work, answer, pixels: count, batch })
+    Ok(Prepared { place, work, answer, plan, pixels: count, batch })
 }
 
 /// The distribution's mode unless a sample is asked for; without a seed every sample is another one.
@@ -113,6 +114,7 @@ struct Unpacked {
 /// lease becomes that of the pixels.
 async fn unpack(
     shared: &Shared,
+    caller: &Caller,
     file: Vec<u8>,
     factor: usize,
     place: Place,
@@ -120,7 +122,7 @@ async fn unpack(
 ) -> Result<Unpacked, Refusal> {
     /// Bytes that a pixel may take while it is unpacked: four channels of 16 bits.
     const BYTES_PER_PIXEL: u64 = 8;
-    let max_pixels = shared.options.limits.max_pixels;
+    let max_pixels = max_pixels(shared, caller);
     let limits = DecodeLimits { max_pixels, max_bytes: max_pixels.saturating_mul(BYTES_PER_PIXEL) };
     let unpacking = move || {
         let picture = decode_image(&file, &limits).map_err(media_refusal)?;
@@ -131,7 +133,7 @@ async fn unpack(
         lease.shrink_to(bytes);
         Ok(Unpacked { picture, place, lease })
     };
-    shared.blocking(unpacking).await?.inspect_err(|refusal| shared.note_no_room(refusal))
+    shared.blocking(unpacking).await?.map_err(|refusal| shared.no_room(refusal))
 }
 
 /// A picture larger than a limit is refused as a body larger than a limit is; whatever else is wrong is a bad request.
