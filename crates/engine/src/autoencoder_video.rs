@@ -2,12 +2,11 @@
 //! life of the programs are in [`crate::autoencoder`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::windows::{self, Part, Scale};
-use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Windows};
+use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Progress, Windows};
 
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +15,19 @@ pub struct Clip {
     pub values: Vec<f32>,
     /// The five sides.
     pub shape: [usize; 5],
+}
+
+/// Frames of one clip of a batch that are ready, in the order in which they are shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frames {
+    /// Which clip of the batch they are of.
+    pub sample: usize,
+    /// Index of the first of them in the clip.
+    pub first: usize,
+    /// `[channels, frames, height, width]`; pixels are about -1 to 1, not clamped.
+    pub values: Vec<f32>,
+    /// The four sides.
+    pub shape: [usize; 4],
 }
 
 impl Autoencoder {
@@ -43,6 +55,25 @@ impl Autoencoder {
         self.plan_windows(Operation::Decode, latents, windows, precision)
     }
 
+    /// As [`Autoencoder::plan_decode_clip`] for [`Autoencoder::decode_frames`], which does not keep what it has handed on.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or there is no decoder.
+    pub fn plan_decode_frames(
+        &self,
+        latents: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> Result<PlanSummary, EngineError> {
+        let parts = self.plan_parts(Operation::Decode, latents, windows, precision)?;
+        Ok(parts.summary(parts.input_bytes.saturating_add(2 * parts.largest_output)))
+    }
+
+    /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
+    pub fn frame_groups(&self, latents: [usize; 5], windows: Windows) -> usize {
+        windows::groups(latents, windows, self.scale(Operation::Decode))
+    }
+
     /// What encoding pixels `[batch, channels, frames, height, width]` costs.
     ///
     /// # Errors
@@ -63,24 +94,44 @@ impl Autoencoder {
     /// Shape or scaling do not fit the model, memory is refused, or the run was cancelled.
     pub fn decode_clip(
         &self,
-        mut latents: Vec<f32>,
+        latents: Vec<f32>,
         shape: [usize; 5],
         scaling: &Scaling,
         windows: Windows,
         precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
+        let mut whole = self.clip_pixels(shape).and_then(Part::zeroed)?;
+        self.decode_frames(latents, shape, scaling, windows, precision, control, &mut |frames| {
+            whole.put_frames(&frames)
+        })?;
+        Ok(Clip { values: whole.values, shape: whole.shape })
+    }
+
+    /// As [`Autoencoder::decode_clip`], but hands frames on as they are made: clip after clip of the batch, and of each
+    /// the frames in order, some at a time. No more memory is taken than a few of them need, whatever the clip's length,
+    /// if `windows` cut it. The values are those of [`Autoencoder::decode_clip`] to the bit.
+    ///
+    /// `emit` runs on the caller's thread between two parts of the work; the work waits for it, and an error of it ends
+    /// the work and is returned.
+    ///
+    /// # Errors
+    /// Shape or scaling do not fit the model, memory is refused, the run was cancelled, or `emit` failed.
+    #[allow(clippy::too_many_arguments)] // what to decode, how, and who takes it
+    pub fn decode_frames(
+        &self,
+        mut latents: Vec<f32>,
+        shape: [usize; 5],
+        scaling: &Scaling,
+        windows: Windows,
+        precision: Precision,
+        control: &Control,
+        emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         self.plan_part(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, flat(shape), scaling)?;
-        let Part { values, shape } = self.run_windows(
-            Operation::Decode,
-            Part { values: latents, shape },
-            windows,
-            precision,
-            control,
-        )?;
-        Ok(Clip { values, shape })
+        self.run_clips(Operation::Decode, &latents, shape, windows, precision, control, emit)
     }
 
     /// Encodes `pixels` (`[batch, channels, frames, height, width]` in -1 to 1) into the space that `scaling` names.
@@ -98,40 +149,66 @@ impl Autoencoder {
         precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        self.plan_part(Operation::Encode, shape, precision)?;
+        let plan = self.plan_part(Operation::Encode, shape, precision)?;
         check_length(&pixels, shape)?;
-        let moments =
-            self.run_windows(Operation::Encode, Part { values: pixels, shape }, windows, precision, control)?;
+        let [batch, channels, height, width] = plan.output;
+        let mut moments = Part::zeroed([batch, channels, plan.frames[1], height, width])?;
+        self.run_clips(Operation::Encode, &pixels, shape, windows, precision, control, &mut |frames| {
+            moments.put_frames(&frames)
+        })?;
         let [_, _, frames, height, width] = moments.shape;
-        let (mut values, drawn) = self.draw(moments.values, flat(moments.shape), draw)?;
-        self.model.latent_space.from_model(&mut values, drawn, scaling)?;
+        let (values, drawn) = self.draw(moments.values, flat(moments.shape), draw, scaling)?;
         Ok(Clip { values, shape: [drawn[0], drawn[1], frames, height, width] })
     }
 
-    fn run_windows(
+    /// One clip of the batch after the other.
+    #[allow(clippy::too_many_arguments)] // what to run, how, and who takes it
+    fn run_clips(
         &self,
         operation: Operation,
-        input: Part,
+        values: &[f32],
+        [_, channels, frames, height, width]: [usize; 5],
         windows: Windows,
         precision: Precision,
         control: &Control,
-    ) -> Result<Part, EngineError> {
-        let program = self.program(operation)?;
-        let mut plans: HashMap<[usize; 5], Arc<Plan>> = HashMap::new();
-        windows::run(&input, windows, self.scale(operation), &mut |part| {
-            let plan = match plans.get(&part.shape) {
-                Some(plan) => Arc::clone(plan),
-                None => {
-                    let plan =
-                        Arc::new(self.engine.plan_clip(self.graph(operation)?, part.shape, precision)?);
-                    plans.insert(part.shape, Arc::clone(&plan));
-                    plan
-                }
-            };
-            let values = program.run(&plan, &part.values, control)?;
-            let [batch, channels, height, width] = plan.output;
-            Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
-        })
+        emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let (program, scale) = (self.program(operation)?, self.scale(operation));
+        let shape = [1, channels, frames, height, width];
+        let batch = values.len() / shape.iter().product::<usize>().max(1);
+        let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
+        let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
+        for (part, count) in windows::parts(shape, windows, scale) {
+            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?;
+            progress.total_flops += plan.summary().flops * (count * batch) as u64;
+            progress.steps += plan.steps.len() * count * batch;
+            plans.insert(part, plan);
+        }
+        for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
+            let mut first = 0;
+            windows::run(
+                &Part { values: values.to_vec(), shape },
+                windows,
+                scale,
+                &mut |part| {
+                    let Some(plan) = plans.get(&part.shape) else {
+                        unreachable!("a clip is cut into the parts that were planned")
+                    };
+                    let values = program.run(plan, &part.values, &control.of_part(progress))?;
+                    progress.done_flops += plan.summary().flops;
+                    progress.step += plan.steps.len();
+                    let [batch, channels, height, width] = plan.output;
+                    Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
+                },
+                &mut |Part { values, shape: [_, channels, frames, height, width] }| {
+                    let shape = [channels, frames, height, width];
+                    emit(Frames { sample, first, values, shape })?;
+                    first += frames;
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(())
     }
 
     fn plan_windows(
@@ -141,25 +218,49 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
+        let parts = self.plan_parts(operation, shape, windows, precision)?;
+        // The last part is handed over beside the whole.
+        Ok(parts.summary(
+            parts.input_bytes.saturating_add(parts.output_bytes).saturating_add(parts.largest_output),
+        ))
+    }
+
+    fn plan_parts(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> Result<Parts, EngineError> {
         let whole = self.plan_part(operation, shape, precision)?.summary();
-        let parts = windows::parts(shape, windows, self.scale(operation));
-        if parts.len() == 1 {
-            return Ok(whole);
-        }
-        let mut summary = PlanSummary { flops: 0, steps: 0, activation_bytes: 0, ..whole };
-        let tensors = tensor_bytes(&whole);
-        for (part, count) in parts {
+        let [input_bytes, output_bytes] = tensor_bytes(&whole);
+        let mut parts = Parts {
+            whole: PlanSummary { flops: 0, steps: 0, activation_bytes: 0, ..whole },
+            input_bytes,
+            output_bytes,
+            largest_output: 0,
+        };
+        let [batch, channels, frames, height, width] = shape;
+        for (part, count) in
+            windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
+        {
             let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?.summary();
-            summary.flops = summary.flops.saturating_add(plan.flops.saturating_mul(count as u64));
-            summary.steps += plan.steps * count;
-            // The part's own input and output come and go with it.
-            let bytes = plan.activation_bytes + tensor_bytes(&plan);
-            summary.activation_bytes = summary.activation_bytes.max(bytes);
+            let flops = plan.flops.saturating_mul((count * batch) as u64);
+            parts.whole.flops = parts.whole.flops.saturating_add(flops);
+            parts.whole.steps += plan.steps * count;
+            let [input, output] = tensor_bytes(&plan);
+            // The part's own input comes and goes with it.
+            let bytes = plan.activation_bytes + input;
+            parts.whole.activation_bytes = parts.whole.activation_bytes.max(bytes);
+            parts.largest_output = parts.largest_output.max(output);
         }
-        // All parts with what they overlap, and the whole put together of them.
-        let running = summary.activation_bytes.saturating_add(tensors.saturating_mul(3));
-        summary.peak_bytes = (whole.weight_bytes + whole.load_bytes).saturating_add(running);
-        Ok(summary)
+        let scale = self.scale(operation);
+        if windows.cut_pictures(shape, scale) {
+            // Tiles, bands of them, and the pictures put together.
+            let frames = windows::window_frames(shape, windows, scale);
+            parts.largest_output = output_bytes / (batch * whole.frames[1]) * frames * 3;
+        }
+        Ok(parts)
     }
 
     fn plan_part(
@@ -194,10 +295,31 @@ impl Autoencoder {
     }
 }
 
+/// What the parts of a clip cost together.
+struct Parts {
+    /// Of the whole clip, with the work of all parts and the memory of the largest.
+    whole: PlanSummary,
+    input_bytes: usize,
+    output_bytes: usize,
+    /// Bytes of the largest part's output.
+    largest_output: usize,
+}
+
+impl Parts {
+    /// The summary if `tensors` bytes of inputs and outputs are held beside the run.
+    fn summary(&self, tensors: usize) -> PlanSummary {
+        let PlanSummary { weight_bytes, load_bytes, activation_bytes, .. } = self.whole;
+        let peak_bytes = (weight_bytes + load_bytes).saturating_add(activation_bytes).saturating_add(tensors);
+        PlanSummary { peak_bytes, ..self.whole }
+    }
+}
+
 /// Bytes of input and output.
-fn tensor_bytes(summary: &PlanSummary) -> usize {
-    let [input, output] = [summary.input, summary.output].map(|shape| shape.iter().product::<usize>());
-    (input * summary.frames[0] + output * summary.frames[1]) * size_of::<f32>()
+fn tensor_bytes(summary: &PlanSummary) -> [usize; 2] {
+    let bytes = |shape: [usize; 4], frames: usize| {
+        shape.iter().product::<usize>().saturating_mul(frames).saturating_mul(size_of::<f32>())
+    };
+    [bytes(summary.input, summary.frames[0]), bytes(summary.output, summary.frames[1])]
 }
 
 /// Frames as further rows: what is done to each value of a channel does not know the difference.

@@ -19,7 +19,7 @@ mod precision;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
-pub use autoencoder_video::Clip;
+pub use autoencoder_video::{Clip, Frames};
 pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};

@@ -2,8 +2,8 @@
 //! order and the arithmetic of diffusers' video autoencoders, where each part is blended with its already blended
 //! neighbour. A layer above programs: what runs a part is the caller's.
 
-use crate::EngineError;
 use crate::cpu::zeroed;
+use crate::{EngineError, Frames};
 
 /// How a clip is cut for a model whose norms and attention see all frames at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,6 +64,22 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Zeros.
+    pub(crate) fn zeroed(shape: [usize; 5]) -> Result<Part, EngineError> {
+        Ok(Part { values: zeroed(shape.iter().product())?, shape })
+    }
+
+    /// Writes frames where they belong.
+    pub(crate) fn put_frames(&mut self, frames: &Frames) -> Result<(), EngineError> {
+        let [_, channels, all, height, width] = self.shape;
+        let (plane, count) = (height * width, frames.shape[1]);
+        for (channel, from) in frames.values.chunks_exact((count * plane).max(1)).enumerate() {
+            let start = ((frames.sample * channels + channel) * all + frames.first) * plane;
+            self.values[start..start + from.len()].copy_from_slice(from);
+        }
+        Ok(())
+    }
+
     /// `[outer, axis, inner]`
     fn strides(&self, axis: usize) -> [usize; 3] {
         let product = |sides: &[usize]| sides.iter().product();
@@ -117,34 +133,68 @@ fn put(whole: &mut Part, part: &Part, axis: usize, start: usize) -> usize {
     start + len
 }
 
-/// The parts along `axis`: cut, run, blended in order, put together to `length`.
-fn along(
+/// Windows of frames: each is cut, run and blended with the one before, and what no later one changes goes to `emit`.
+fn windowed(
     input: &Part,
-    axis: usize,
     scale: Scale,
     run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
-) -> Result<Part, EngineError> {
-    let (size, step) = if axis == FRAMES { (WINDOW[0], WINDOW[1]) } else { (TILE[0], TILE[1]) };
-    let ([size, whole_size], [step, keep]) = (scale.pair(size, axis), scale.pair(step, axis));
-    let extra = usize::from(axis == FRAMES);
-    let mut parts = Vec::new();
-    for start in (0..input.shape[axis]).step_by(step) {
-        let part = run(&input.cut(axis, start, size + extra)?)?;
-        // The first frame of a later window stands alone where it should follow others.
-        parts.push(if start > 0 && extra == 1 { part.cut(axis, 1, usize::MAX)? } else { part });
+    emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let ([size, whole_size], [step, keep]) = (scale.pair(WINDOW[0], FRAMES), scale.pair(WINDOW[1], FRAMES));
+    let mut left = scale.output(input.shape[FRAMES], FRAMES);
+    let mut before: Option<Part> = None;
+    for start in window_starts(input.shape[FRAMES], step) {
+        let mut part = run(&input.cut(FRAMES, start, size + 1)?)?;
+        let mut kept = keep + 1;
+        if let Some(before) = &before {
+            // The first frame of a later window stands alone where it should follow others.
+            part = part.cut(FRAMES, 1, usize::MAX)?;
+            part.blend(before, FRAMES, whole_size - keep);
+            kept = keep;
+        }
+        let done = part.cut(FRAMES, 0, kept.min(left))?;
+        left -= done.shape[FRAMES];
+        before = Some(part);
+        emit(done)?;
     }
-    for index in 1..parts.len() {
-        let (before, own) = parts.split_at_mut(index);
-        own[0].blend(&before[index - 1], axis, whole_size - keep);
+    Ok(())
+}
+
+/// Where windows begin. A last one of nothing but the frame that later windows drop is left out.
+fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
+    (0..length).step_by(step).filter(move |start| *start == 0 || start + 1 < length)
+}
+
+/// How often [`run`] hands on frames.
+pub(crate) fn groups(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
+    let [step, _] = scale.pair(WINDOW[1], FRAMES);
+    if windows.cut_frames(shape, scale) { window_starts(shape[FRAMES], step).count() } else { 1 }
+}
+
+/// Frames of output that one window makes.
+pub(crate) fn window_frames(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
+    let size = scale.pair(WINDOW[0], FRAMES)[0] + 1;
+    let cut = windows.cut_frames(shape, scale);
+    scale.output(if cut { size } else { shape[FRAMES] }, FRAMES)
+}
+
+impl Windows {
+    /// Whether a clip of `shape` is cut into windows of frames.
+    fn cut_frames(self, shape: [usize; 5], scale: Scale) -> bool {
+        self.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0]
     }
-    join(&parts, axis, scale.output(input.shape[axis], axis), [keep + extra, keep])
+
+    /// Whether the pictures of a clip of `shape` are cut into tiles.
+    pub(crate) fn cut_pictures(self, shape: [usize; 5], scale: Scale) -> bool {
+        self.tiles && shape[ROWS].max(shape[COLUMNS]) > scale.pair(TILE[0], ROWS)[0]
+    }
 }
 
 /// `parts` one after the other along `axis`, of each only what is kept of the first and of the others.
 fn join(parts: &[Part], axis: usize, length: usize, keep: [usize; 2]) -> Result<Part, EngineError> {
     let mut shape = parts.first().map_or([0; 5], |part| part.shape);
     shape[axis] = length;
-    let mut whole = Part { values: zeroed(shape.iter().product())?, shape };
+    let mut whole = Part::zeroed(shape)?;
     let mut end = 0;
     for (index, part) in parts.iter().enumerate() {
         end = put(&mut whole, &part.cut(axis, 0, keep[usize::from(index > 0)])?, axis, end);
@@ -181,55 +231,43 @@ fn tiled(
     join(&bands, ROWS, scale.output(input.shape[ROWS], ROWS), [keep; 2])
 }
 
-/// Runs `input` through `run` in the parts that `windows` says.
+/// Runs `input` through `one` in the parts that `windows` says, and hands the frames of the result to `emit` in order, as
+/// soon as nothing changes them any more.
 pub(crate) fn run(
     input: &Part,
     windows: Windows,
     scale: Scale,
     one: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
-) -> Result<Part, EngineError> {
-    let [tile, _] = scale.pair(TILE[0], ROWS);
-    let [window, _] = scale.pair(WINDOW[0], FRAMES);
+    emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
     let mut space = |part: &Part| {
-        if windows.tiles && part.shape[ROWS].max(part.shape[COLUMNS]) > tile {
-            tiled(part, scale, one)
-        } else {
-            one(part)
-        }
+        if windows.cut_pictures(part.shape, scale) { tiled(part, scale, one) } else { one(part) }
     };
-    if windows.frames && input.shape[FRAMES] > window {
-        along(input, FRAMES, scale, &mut space)
+    if windows.cut_frames(input.shape, scale) {
+        windowed(input, scale, &mut space, emit)
     } else {
-        space(input)
+        emit(space(input)?)
     }
 }
 
 /// The shapes of the parts that [`run`] runs for an input of `shape`, and how many there are of each.
 pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([usize; 5], usize)> {
-    let cuts = |axis: usize, [size, step]: [usize; 2], extra: usize, on: bool| {
+    let cuts = |axis: usize, [size, step]: [usize; 2]| -> Vec<usize> {
         let length = shape[axis];
         let (size, step) = (scale.pair(size, axis)[0], scale.pair(step, axis)[0]);
-        let cut = |start: usize| (size + extra).min(length - start);
-        if on { (0..length).step_by(step).map(cut).collect() } else { vec![length] }
-    };
-    let tile = scale.pair(TILE[0], ROWS)[0];
-    let tiled = windows.tiles && shape[ROWS].max(shape[COLUMNS]) > tile;
-    let windowed = windows.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0];
-    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
-    let lengths =
-        [cuts(FRAMES, WINDOW, 1, windowed), cuts(ROWS, TILE, 0, tiled), cuts(COLUMNS, TILE, 0, tiled)];
-    let counts = lengths.map(|lengths: Vec<usize>| {
-        let mut counts: Vec<(usize, usize)> = Vec::new();
-        for length in lengths {
-            match counts.iter_mut().find(|(other, _)| *other == length) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((length, 1)),
-            }
+        if axis == FRAMES {
+            window_starts(length, step).map(|start| (size + 1).min(length - start)).collect()
+        } else {
+            (0..length).step_by(step).map(|start| size.min(length - start)).collect()
         }
-        counts
-    });
-    let [frames, rows, columns] = counts;
-    for (frames, a) in frames {
+    };
+    let whole = |axis: usize| vec![shape[axis]];
+    let frames = if windows.cut_frames(shape, scale) { cuts(FRAMES, WINDOW) } else { whole(FRAMES) };
+    let tiled = windows.cut_pictures(shape, scale);
+    let [rows, columns] =
+        [ROWS, COLUMNS].map(|axis| counted(if tiled { cuts(axis, TILE) } else { whole(axis) }));
+    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
+    for (frames, a) in counted(frames) {
         for &(height, b) in &rows {
             for &(width, c) in &columns {
                 parts.push(([shape[0], shape[1], frames, height, width], a * b * c));
@@ -237,4 +275,16 @@ pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([
         }
     }
     parts
+}
+
+/// Each length once, and how often it occurs.
+fn counted(lengths: Vec<usize>) -> Vec<(usize, usize)> {
+    let mut counts: Vec<(usize, usize)> = Vec::new();
+    for length in lengths {
+        match counts.iter_mut().find(|(other, _)| *other == length) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((length, 1)),
+        }
+    }
+    counts
 }

@@ -23,6 +23,7 @@ pub mod peak;
 mod pool;
 mod prologue;
 mod shared;
+pub mod strip;
 mod tensor;
 mod transformed;
 mod upsample_fold;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+use remote_vae_engine::memory;
 
 use crate::queue::Occupancy;
 
@@ -182,6 +183,9 @@ impl Metrics {
         self.gauge("rvae_inflight_bytes", Vec::new(), held_bytes as f64);
         self.gauge("rvae_answer_bytes", Vec::new(), queue.answer_bytes as f64);
         self.gauge("rvae_queue_work_seconds", Vec::new(), queue.work_seconds);
+        if let Some(bytes) = memory::resident_bytes() {
+            self.gauge("process_resident_memory_bytes", Vec::new(), bytes as f64);
+        }
         let mut text = self.recorder.handle().render();
         text.push_str(&format!(
             "inf_batch_current_size {}\ninf_queue_size {}\n",
@@ -203,13 +207,14 @@ const COUNTERS: [(&str, Unit, &str); 5] = [
     ("rvae_worker_restarts_total", Unit::Count, "Times the engine's thread was replaced after a panic."),
 ];
 
-const GAUGES: [(&str, Unit, &str); 7] = [
+const GAUGES: [(&str, Unit, &str); 8] = [
     ("rvae_build_info", Unit::Count, "Version, engine and instruction set; always 1."),
     ("rvae_requests_queued", Unit::Count, "Requests waiting for the engine."),
     ("rvae_requests_running", Unit::Count, "Requests the engine works on."),
     ("rvae_capacity", Unit::Count, "Requests that may wait."),
     ("rvae_inflight_bytes", Unit::Bytes, "Bytes of request bodies held."),
     ("rvae_answer_bytes", Unit::Bytes, "Bytes of answers that are promised, made or being sent."),
+    ("process_resident_memory_bytes", Unit::Bytes, "Memory of the process."),
     ("rvae_queue_work_seconds", Unit::Seconds, "Time that the engine needs for all that waits and runs."),
 ];
 

@@ -304,9 +304,8 @@ impl Queue {
         let mut state = self.lock();
         loop {
             if let Some(due) = state.line.next() {
-                match state.begin(due.job) {
-                    Ok(job) => return Some(job),
-                    Err(expired) => drop(expired),
+                if let Some(job) = state.begin(due.job) {
+                    return Some(job);
                 }
             } else if state.closed {
                 return None;
@@ -324,7 +323,7 @@ impl Queue {
         let (below, limit) = (below.peak_bytes, self.bounds.peak_bytes);
         let fits = |job: &Job| limit.is_none_or(|limit| below.saturating_add(job.cost.peak_bytes) <= limit);
         while let Some(due) = state.line.next_between_steps(fits) {
-            if let Ok(job) = state.begin(due.job) {
+            if let Some(job) = state.begin(due.job) {
                 return Some(job);
             }
         }
@@ -398,14 +397,14 @@ impl State {
     }
 
     /// Marks a job as running. One that nobody waits for any more, or whose deadline has passed, never begins.
-    fn begin(&mut self, job: Job) -> Result<Job, Expired> {
+    fn begin(&mut self, job: Job) -> Option<Job> {
         let expired = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         if job.answer.is_closed() || expired {
             self.line.finish(job.id, false);
             // The other kind has its own record of the cancellation.
             let result = Err(if expired { JobError::Expired } else { JobError::Stopped });
             let _ = job.answer.send(Ended { result, queued: job.since.elapsed(), engine: Duration::ZERO });
-            return Err(Expired);
+            return None;
         }
         job.meter.started.store(true, Ordering::Relaxed);
         self.running.push(Running {
@@ -415,7 +414,7 @@ impl State {
             cancelled: None,
             paused: Duration::ZERO,
         });
-        Ok(job)
+        Some(job)
     }
 
     /// When `count` of the waiting jobs should have started.
@@ -436,9 +435,6 @@ impl State {
         self.rate.time(costs.fold(self.line.left(), u64::saturating_add)).unwrap_or(UNKNOWN)
     }
 }
-
-/// A job that was not begun.
-struct Expired;
 
 /// A place in the line that is not yet filled; dropping it gives it back.
 pub(crate) struct Place {

@@ -1,11 +1,12 @@
 //! diffusers' output on small random video models: `tests/golden_video`, made by the script there.
 
-use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors};
-use remote_vae_engine::{Autoencoder, Control, Draw, Precision, Windows};
+use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors, values};
+use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Frames, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
 use remote_vae_wire::Scaling;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -102,6 +103,71 @@ fn clips_are_cut_into_windows_as_diffusers_cuts_them() {
         cut += usize::from(expected.contains_key(&format!("encode.{case}.whole")));
     }
     assert!(cut >= 4, "only {cut} cases have windows");
+}
+
+#[test]
+fn frames_are_handed_on_in_order_and_are_those_of_the_clip() {
+    let autoencoder = autoencoder();
+    let shape = [2, 4, 9, 2, 1];
+    let latents = values(shape.iter().product(), 5);
+    let windows = Windows::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let decode = |emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>| {
+        let (latents, precision, report) = (latents.clone(), Precision::Exact, Arc::clone(&seen));
+        let control = Control::with_progress(move |progress| report.lock().unwrap().push(progress));
+        autoencoder.decode_frames(latents, shape, &Scaling::None, windows, precision, &control, emit)
+    };
+    let (mut groups, mut steps_before) = (Vec::new(), Vec::new());
+    decode(&mut |frames| {
+        groups.push(frames);
+        steps_before.push(seen.lock().unwrap().len());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(groups.iter().map(|group| group.shape[1]).collect::<Vec<_>>(), [13, 12, 8, 13, 12, 8]);
+    assert_eq!(autoencoder.frame_groups(shape, windows), 3);
+    // Later windows run after the frames of earlier ones were handed on, and the progress is that of all together.
+    assert!(steps_before.is_sorted_by(|a, b| a < b));
+    let progress = std::mem::take(&mut *seen.lock().unwrap());
+    let last = progress[progress.len() - 1];
+    assert!(progress.is_sorted_by(|a, b| a.step < b.step && a.done_flops <= b.done_flops));
+    assert_eq!((last.step, last.done_flops, progress.len()), (last.steps, last.total_flops, last.steps));
+    let precision = Precision::Exact;
+    let whole = autoencoder
+        .decode_clip(latents.clone(), shape, &Scaling::None, windows, precision, &Control::new())
+        .unwrap();
+    let [_, channels, frames, height, width] = whole.shape;
+    let plane = height * width;
+    let mut next = [0; 2];
+    for group in &groups {
+        assert_eq!((group.first, group.shape[0]), (next[group.sample], channels));
+        assert!(group.sample == 1 || next[1] == 0, "the first clip comes first");
+        next[group.sample] += group.shape[1];
+        for (channel, values) in group.values.chunks_exact(group.shape[1] * plane).enumerate() {
+            let start = ((group.sample * channels + channel) * frames + group.first) * plane;
+            assert_eq!(*values, whole.values[start..][..values.len()]);
+        }
+    }
+    assert_eq!(next, [frames; 2]);
+
+    let mut calls = 0;
+    let stopped = decode(&mut |_| {
+        calls += 1;
+        Err(EngineError::Cancelled)
+    });
+    assert!(matches!(stopped, Err(EngineError::Cancelled)) && calls == 1);
+}
+
+#[test]
+fn frames_that_are_handed_on_take_no_memory_with_the_length_of_the_clip() {
+    let autoencoder = autoencoder();
+    let plan = |frames| {
+        let shape = [1, 4, frames, 8, 8];
+        autoencoder.plan_decode_frames(shape, Windows::default(), Precision::Exact).unwrap()
+    };
+    let (short, long) = (plan(5), plan(16));
+    assert_eq!((short.frames[1], long.frames[1]), (17, 61));
+    assert!(long.peak_bytes < short.peak_bytes * 11 / 10, "{} and {}", short.peak_bytes, long.peak_bytes);
 }
 
 #[test]

@@ -6,4 +6,5 @@ mod convolution;
 mod elementwise;
 mod norm;
 mod storage;
+mod strip;
 mod support;
