@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod clips;
 mod config;
 mod convert;
 mod demo;

@@ -79,7 +79,7 @@ struct Outcome {
 struct Stored {
     headers: HeaderMap,
     bytes: Bytes,
-    _charge: Charge,
+    _charge: Arc<Charge>,
 }
 
 struct Entry {
@@ -195,10 +195,11 @@ pub(crate) fn start(shared: &Arc<Shared>, accepted: Accepted, owner: Client) -> 
     Ok(status)
 }
 
-async fn store(response: Response, charge: Charge) -> Result<Stored, Refusal> {
+async fn store(response: Response, charge: Arc<Charge>) -> Result<Stored, Refusal> {
     let (head, body) = response.into_parts();
     let failed = |_| Refusal::internal("The answer could not be kept.");
     let bytes = body.collect().await.map_err(failed)?.to_bytes();
+    charge.shrink_to(bytes.len() as u64);
     Ok(Stored { headers: head.headers, bytes, _charge: charge })
 }
 

@@ -15,6 +15,7 @@
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `queue`, `fair`, `worker` | the bounded line in front of the engine, its order, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -23,6 +24,8 @@ mod answer;
 mod auth;
 mod body;
 mod clip;
+mod clip_answer;
+mod clip_bytes;
 mod connections;
 mod cors;
 mod decode;

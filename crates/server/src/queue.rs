@@ -78,8 +78,6 @@ pub(crate) struct Done {
     pub(crate) queued: Duration,
     /// Without the time of jobs that ran between its steps.
     pub(crate) engine: Duration,
-    /// To be held until the answer is sent.
-    pub(crate) charge: Charge,
 }
 
 /// How far a job has come. Written by the engine's thread.
@@ -467,7 +465,7 @@ impl Place {
             return Err(NoPlace::Answers { retry_after: state.until_started(1) });
         }
         state.answer_bytes = together;
-        let charge = Charge { queue: Arc::clone(&queue), bytes: cost.answer_bytes };
+        let charge = Arc::new(Charge { queue: Arc::clone(&queue), bytes: cost.answer_bytes.into() });
         let id = state.next_id;
         state.next_id += 1;
         let (meter, flops) = (Arc::new(Meter::default()), cost.flops);
@@ -505,27 +503,20 @@ impl Drop for Place {
 /// An answer's share of the memory for answers; dropping it gives the share back.
 pub(crate) struct Charge {
     queue: Arc<Queue>,
-    bytes: u64,
-}
-
-impl std::fmt::Debug for Charge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Charge({})", self.bytes)
-    }
+    bytes: AtomicU64,
 }
 
 impl Charge {
     /// Gives back what is more than `bytes`.
-    pub(crate) fn shrink_to(&mut self, bytes: u64) {
-        let less = self.bytes.saturating_sub(bytes);
-        self.bytes -= less;
-        self.queue.lock().answer_bytes -= less;
+    pub(crate) fn shrink_to(&self, bytes: u64) {
+        let before = self.bytes.fetch_min(bytes, Ordering::Relaxed);
+        self.queue.lock().answer_bytes -= before.saturating_sub(bytes);
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.queue.lock().answer_bytes -= self.bytes;
+        self.queue.lock().answer_bytes -= *self.bytes.get_mut();
     }
 }
 
@@ -551,7 +542,7 @@ pub(crate) struct Ticket {
     hold: Hold,
     receiver: oneshot::Receiver<Ended>,
     since: Instant,
-    charge: Charge,
+    charge: Arc<Charge>,
     meter: Arc<Meter>,
     flops: u64,
 }
@@ -560,6 +551,11 @@ impl Ticket {
     /// The job's number.
     pub(crate) fn id(&self) -> u64 {
         self.hold.id
+    }
+
+    /// To be held until the answer is sent.
+    pub(crate) fn charge(&self) -> Arc<Charge> {
+        Arc::clone(&self.charge)
     }
 
     /// How far the job has come.
@@ -581,7 +577,7 @@ impl Ticket {
         });
         self.hold.ended = true;
         let Ended { result, queued, engine } = ended;
-        Done { result, queued, engine, charge: self.charge }
+        Done { result, queued, engine }
     }
 }
 

@@ -102,12 +102,13 @@ async fn answers_are_bounded_until_they_are_sent() {
         matches!(place.submit(cost(answer_bytes), None, work()), Err(NoPlace::Answers { .. }))
     };
     // Larger than the bound, but alone.
-    let mut done = submit(&queue, "a", cost(5000), work()).wait().await;
-    assert!(refused(1));
-    done.charge.shrink_to(700);
+    let first = submit(&queue, "a", cost(5000), work());
+    let charge = first.charge();
+    assert!(first.wait().await.result.is_ok() && refused(1));
+    charge.shrink_to(700);
     assert!(refused(301));
     let second = submit(&queue, "a", cost(300), work());
-    drop(done);
+    drop(charge);
     assert_eq!(queue.occupancy().answer_bytes, 300);
     drop(second);
     assert_eq!(queue.occupancy().answer_bytes, 0);

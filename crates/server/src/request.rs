@@ -17,6 +17,7 @@ use remote_vae_wire::{
 
 use crate::auth::Caller;
 use crate::body::{Lease, Leftover, Reader, discard};
+use crate::clip_answer::{self, Account};
 use crate::error::Refusal;
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
@@ -49,7 +50,7 @@ pub(crate) struct Prepared {
     pub(crate) place: Place,
     pub(crate) work: Work,
     pub(crate) answer: answer::Form,
-    pub(crate) plan: PlanSummary,
+    pub(crate) cost: Cost,
     /// Pixels of the whole batch.
     pub(crate) pixels: u64,
     pub(crate) batch: usize,
@@ -147,56 +148,70 @@ async fn accept(
         Operation::Decode => decode::prepare(shared, job)?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
-    let Prepared { place, work, answer: form, plan, pixels, batch } = prepared;
+    let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
-    let ticket = place.submit(cost(&plan), end, work).map_err(|error| shared.no_place(error))?;
+    let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
     let model = target.model.name.clone();
     Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
 }
 
-/// Waits for the job's end and makes the answer. The charge is to be held until the answer is sent.
+/// Waits for the job's end and makes the answer, or its beginning where the rest is sent while the engine is at work. The
+/// charge is to be held until the answer is sent.
 pub(crate) async fn complete(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     accepted: Accepted,
     trace: &SharedTrace,
-) -> Result<(Response, Charge), Refusal> {
+) -> Result<(Response, Arc<Charge>), Refusal> {
     let Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file } = accepted;
-    let late = || late(deadline.map_or(Duration::ZERO, |(_, limit)| limit));
+    let (charge, form_name) = (ticket.charge(), form.name());
+    let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
+    let form = match form {
+        answer::Form::Clip(answer) => {
+            let (shared, trace) = (Arc::clone(shared), trace.clone());
+            let operation = operation.name();
+            let account = Account { shared, trace, operation, model, form: form_name, pixels, batch };
+            let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
+            let response = tensor_file::wrap(file_of, response).await?;
+            return Ok((answer::finish(response, &engine), charge));
+        }
+        form => form,
+    };
+    let limit = deadline.map_or(Duration::ZERO, |(_, limit)| limit);
     let done = match deadline {
         None => ticket.wait().await,
-        Some((end, _)) => tokio::time::timeout_at(end.into(), ticket.wait()).await.map_err(|_| late())?,
+        Some((end, _)) => {
+            tokio::time::timeout_at(end.into(), ticket.wait()).await.map_err(|_| too_late(limit))?
+        }
     };
-    let Done { result, queued, engine: engine_time, mut charge } = done;
+    let Done { result, queued, engine: engine_time } = done;
     trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine_time)));
-    let tensor = result.map_err(|error| match error {
-        JobError::Expired => late(),
-        error => job_refusal(error),
-    })?;
+    let tensor = result.map_err(|error| job_refusal(error, limit))?;
     shared.metrics.work(operation.name(), &model, queued, engine_time);
     shared.metrics.pixels(pixels, batch);
 
     let start = Instant::now();
-    let mut response = shared.blocking(move || answer::build(form, tensor)).await??;
-    if in_file {
-        let name = if operation == Operation::Decode { "pixels" } else { "latents" };
-        response = tensor_file::wrap(name, response).await?;
-    }
+    let building = move || match form {
+        answer::Form::Picture(negotiated) => answer::picture(negotiated, &tensor),
+        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
+        answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
+    };
+    let response = tensor_file::wrap(file_of, shared.blocking(building).await??).await?;
     let post = start.elapsed();
-    shared.metrics.output(form.name(), post);
+    shared.metrics.output(form_name, post);
     trace.update(|trace| trace.post = Some(post));
     charge.shrink_to(response.body().size_hint().exact().unwrap_or(u64::MAX));
     Ok((answer::finish(response, &engine), charge))
 }
 
 /// 504.
-fn late(limit: Duration) -> Refusal {
+pub(crate) fn too_late(limit: Duration) -> Refusal {
     let message = format!("The answer was not ready within {} s.", limit.as_secs_f64());
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
 /// What the queue wants to know of a plan.
-fn cost(plan: &PlanSummary) -> Cost {
+pub(crate) fn cost(plan: &PlanSummary) -> Cost {
     let values = plan.output.iter().fold(plan.frames[1], |product, &side| product.saturating_mul(side));
     Cost {
         flops: plan.flops,
@@ -309,6 +324,29 @@ pub(crate) fn max_pixels(shared: &Shared, caller: &Caller) -> u64 {
     caller.max_pixels.map_or(limit, |own| own.min(limit))
 }
 
+/// Checks frames and pixels of a clip `[batch, channels, frames, height, width]` against the limits.
+pub(crate) fn check_clip_size(
+    shared: &Shared,
+    caller: &Caller,
+    [batch, _, frames, height, width]: [usize; 5],
+) -> Result<u64, Refusal> {
+    let limits = &shared.options.limits;
+    if frames > limits.max_frames {
+        let message = format!("Expected a clip of at most {} frames. Got {frames}.", limits.max_frames);
+        return Err(Refusal::too_large(message));
+    }
+    check_size(shared, caller, batch, height.saturating_mul(frames), width).map_err(|refusal| {
+        if batch > limits.max_batch || frames == 1 {
+            return refusal;
+        }
+        Refusal::too_large(format!(
+            "Expected at most {} pixels in one request. Got {batch} clip(s) of {frames} frames of {width}x{height} (width x \
+             height).",
+            max_pixels(shared, caller)
+        ))
+    })
+}
+
 /// Checks a batch and its pixels against the limits. Sides are of the picture.
 pub(crate) fn check_size(
     shared: &Shared,
@@ -348,15 +386,14 @@ pub(crate) fn check_plan(
     }
 }
 
-fn job_refusal(error: JobError) -> Refusal {
+pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {
     match error {
         JobError::Engine(error) => engine_refusal(error),
         JobError::Panicked => {
             Refusal::internal("The engine failed on this request; other requests are not affected.")
         }
-        JobError::Expired | JobError::Stopped => {
-            Refusal::unavailable("The server is shutting down. Try again shortly.", RETRY)
-        }
+        JobError::Expired => too_late(limit),
+        JobError::Stopped => Refusal::unavailable("The server is shutting down. Try again shortly.", RETRY),
     }
 }
 
@@ -366,7 +403,9 @@ pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
         EngineError::Model(
             ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. },
         )
-        | EngineError::ImageSides { .. } => Refusal::bad_request(error.to_string()),
+        | EngineError::ImageSides { .. }
+        | EngineError::ClipFrames { .. }
+        | EngineError::NoVideo { .. } => Refusal::bad_request(error.to_string()),
         EngineError::Memory { .. } => Refusal::unavailable(error.to_string(), RETRY),
         EngineError::Cancelled => {
             Refusal::unavailable("The work was stopped because the server shuts down.", RETRY)

@@ -56,8 +56,10 @@ fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
     TensorHeader::parse(text(HEADER_SHAPE)?, text(HEADER_DTYPE)?).ok()
 }
 
-/// Makes a file of an answer that is a tensor; other answers stay as they are.
-pub(crate) async fn wrap(name: &str, response: Response) -> Result<Response, Refusal> {
+/// Makes a file with the tensor `name` of an answer that is a tensor; other answers stay as they are, and all do without a
+/// name.
+pub(crate) async fn wrap(name: Option<&str>, response: Response) -> Result<Response, Refusal> {
+    let Some(name) = name else { return Ok(response) };
     let Some(TensorHeader { shape, dtype }) = header_of(response.headers()) else { return Ok(response) };
     let (mut head, body) = response.into_parts();
     let failed = || Refusal::internal("The answer could not be written as a safetensors file.");
