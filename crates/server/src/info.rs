@@ -30,7 +30,7 @@ pub(crate) async fn info(State(shared): State<Arc<Shared>>, request: Request) ->
 }
 
 /// Anybody may read these routes unless the operator wants a key for them too.
-fn check_key(shared: &Shared, request: Request) -> Result<(), Refusal> {
+pub(crate) fn check_key(shared: &Shared, request: Request) -> Result<(), Refusal> {
     if shared.options.private_info {
         shared.keys.identify(&request.into_parts().0)?;
     }

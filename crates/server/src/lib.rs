@@ -16,6 +16,8 @@
 //! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
+//! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
+//! | `preview` | previews, which need no engine |
 //! | `queue`, `fair`, `worker` | the bounded line in front of the engine, its order, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -38,11 +40,14 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+mod page;
 mod plain_errors;
+mod preview;
 mod queue;
 mod request;
 mod routes;
 mod state;
+mod status;
 mod tensor_file;
 mod tls;
 mod typed;

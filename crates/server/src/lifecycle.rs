@@ -15,7 +15,7 @@ use crate::options::ServerOptions;
 use crate::queue::Queue;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
 use crate::tls::Tls;
-use crate::worker;
+use crate::{status, worker};
 
 /// How often the state of a draining server is looked at.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
@@ -143,7 +143,10 @@ impl Server {
                         Err(_) => break Err(ServerError::Thread(std::io::Error::other("it ended at once"))),
                     }
                 }
-                _ = upkeep.tick() => shared.metrics.upkeep(),
+                _ = upkeep.tick() => {
+                    shared.metrics.upkeep();
+                    status::sample(&shared);
+                }
                 _ = refresh.tick() => {
                     shared.keys.refresh();
                     shared.jobs.expire();

@@ -25,7 +25,7 @@ use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
 use crate::watched::Holding;
-use crate::{answer, decode, encode, jobs, tensor_file};
+use crate::{answer, decode, encode, jobs, preview, tensor_file};
 
 /// How long a request may take, in milliseconds; only ever shortens what the operator allows.
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -117,7 +117,17 @@ async fn handle(
         shared.jobs.check_room()?;
     }
     let owner = caller.client.clone();
-    let accepted = accept(shared, target, head, body, caller, trace).await?;
+    let (job, operation) = read(shared, target, head, body, caller, trace).await?;
+    trace.update(|trace| trace.operation = Some(operation.name()));
+    if job.parameters.preview {
+        if purpose == Purpose::Job {
+            return Err(Refusal::bad_request(
+                "A preview takes no job: ask `/v1/decode` for `output=preview`.",
+            ));
+        }
+        return preview::serve(shared, job, operation, trace).await;
+    }
+    let accepted = accept(shared, target.model.name.clone(), head, job, operation).await?;
     if purpose == Purpose::Job {
         let status = jobs::start(shared, accepted, owner)?;
         return Ok(jobs::describe(&status, StatusCode::ACCEPTED));
@@ -126,18 +136,15 @@ async fn handle(
     Ok(response.map(|body| Body::new(Holding::new(body, charge))))
 }
 
-/// Reads and checks a request, and puts its job in line.
+/// Checks what was asked for and puts the job in line.
 async fn accept(
     shared: &Arc<Shared>,
-    target: Target<'_>,
+    model: String,
     head: &Parts,
-    body: &mut Body,
-    caller: Caller,
-    trace: &SharedTrace,
+    mut job: Job<'_>,
+    operation: Operation,
 ) -> Result<Accepted, Refusal> {
     let in_file = tensor_file::is_named(text(&head.headers, header::ACCEPT).as_deref());
-    let (mut job, operation) = read(shared, target, head, body, caller, trace).await?;
-    trace.update(|trace| trace.operation = Some(operation.name()));
     if in_file {
         job.accept = Some(content_type::TENSOR_BINARY.to_owned());
         job.parameters.output_type.get_or_insert(OutputType::Pt);
@@ -152,7 +159,6 @@ async fn accept(
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
     let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
-    let model = target.model.name.clone();
     Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
 }
 
@@ -401,7 +407,10 @@ pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {
 pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
     match &error {
         EngineError::Model(
-            ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. },
+            ModelError::Shape { .. }
+            | ModelError::Scaling(_)
+            | ModelError::Preview(_)
+            | ModelError::MissingHalf { .. },
         )
         | EngineError::ImageSides { .. }
         | EngineError::ClipFrames { .. }

@@ -15,12 +15,12 @@ use crate::body::{Leftover, discard};
 use crate::error::Refusal;
 use crate::request::Purpose;
 use crate::state::{ModelEntry, Shared};
-use crate::{info, request, typed};
+use crate::{info, page, request, status, typed};
 
 /// All routes. Paths come without a slash at the end.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
-        .route("/", get(info::ready).post(work))
+        .route("/", get(page::root).post(work))
         .route("/health", get(info::ready))
         .route("/ping", get(info::ready))
         .route("/readyz", get(info::ready))
@@ -37,6 +37,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/jobs/{id}", get(typed::get_job).delete(typed::delete_job))
         .route("/v1/jobs/{id}/events", get(typed::get_events))
         .route("/v1/jobs/{id}/result", get(typed::get_result))
+        .route("/status", get(status::status))
+        .route("/static/{name}", get(page::asset))
         .method_not_allowed_fallback(wrong_method)
         .fallback(work)
         .with_state(shared)

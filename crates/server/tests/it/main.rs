@@ -9,6 +9,8 @@ mod http;
 mod jobs;
 mod limits;
 mod log;
+mod page;
+mod preview;
 mod raw;
 mod recorded;
 mod security;
