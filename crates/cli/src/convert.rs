@@ -1,69 +1,68 @@
-//! `remote-vae decode` and `encode`: one file in, one out, here or on a server.
+//! The work of `remote-vae decode` and `encode` on one file, here or on a server. Many files are in [`crate::batch`].
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
-use remote_vae_engine::{Draw, Image};
+use remote_vae_engine::{Autoencoder, Draw, Image};
 use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::local;
+use crate::place::{self, Place};
 use crate::tensors::{self, Tensor};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+/// What a decode writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
     Png,
     Jpeg,
     Tensor,
 }
 
 impl Format {
-    fn of(path: &Path) -> Result<Format> {
+    /// By the extension.
+    pub(crate) fn of(path: &Path) -> Result<Format> {
         let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
         match extension.as_deref() {
             Some("png") => Ok(Format::Png),
             Some("jpg" | "jpeg") => Ok(Format::Jpeg),
             Some("safetensors") => Ok(Format::Tensor),
-            _ => bail!("cannot tell the format of {}; write .png, .jpg or .safetensors", path.display()),
+            _ => bail!(
+                "cannot tell the format of {}; write .png, .jpg, .safetensors, or {0}/ for a folder",
+                path.display()
+            ),
         }
     }
 }
 
-pub(crate) fn decode(options: &DecodeOptions) -> Result<()> {
-    let format = Format::of(&options.output)?;
-    check_output(&options.input, &options.output)?;
+/// A file that was made.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub path: PathBuf,
+    /// Of the tensor, or `[height, width]` of a picture.
+    pub shape: Vec<usize>,
+}
+
+/// Decodes `options.input` to `options.output`, which has `format`.
+pub(crate) fn decode(options: &DecodeOptions, format: Format, place: &Place) -> Result<Vec<Written>> {
     let latents = tensors::read(&options.input, options.key.as_deref())?;
-    let image = match &options.place.url {
-        Some(url) => decode_remotely(url, options, latents)?,
-        None => decode_here(options, &latents)?,
+    let image = match place {
+        Place::There(server) => decode_remotely(server, options, latents)?,
+        Place::Here(autoencoder) => decode_here(autoencoder, options, &latents)?,
     };
     warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
 }
 
-/// Finds out before the work, not after it, that the result could not be written.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
-    let folder = match output.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        bail!("the folder {} of the output does not exist", folder.display());
-    }
-    if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
-        && input == output
-    {
-        bail!("the output {} is the input; choose another name", output.display());
-    }
-    Ok(())
-}
-
 fn warn_of_bad_values(values: &[f32]) {
     let bad = values.iter().filter(|value| !value.is_finite()).count();
     if bad > 0 {
-        eprintln!("warning: {bad} of {} values are not finite; are the latents damaged?", values.len());
+        local::say(&format!(
+            "warning: {bad} of {} values are not finite; are the latents damaged?",
+            values.len()
+        ));
     }
 }
 
@@ -71,8 +70,7 @@ fn scaling(place: &PlaceArguments) -> Scaling {
     if place.no_scaling { Scaling::None } else { Scaling::Model { shift: None } }
 }
 
-fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
-    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
+fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
@@ -94,26 +92,20 @@ fn four_dimensional(
     Ok(space.arrange(latents.values(), layout)?)
 }
 
-fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<Image> {
-    refuse_local_arguments(&options.place.engine)?;
+fn decode_remotely(
+    server: &client::blocking::Client,
+    options: &DecodeOptions,
+    latents: Tensor,
+) -> Result<Image> {
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision };
-    let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
+    let pixels = server.decode(&latents, &request)?.tensor()?;
     let shape = pixels.shape[..].try_into().map_err(|_| {
         anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)
     })?;
     Ok(Image { pixels: pixels.to_f32(), shape })
-}
-
-fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client> {
-    let builder = client::Client::builder(url);
-    let builder = match &place.api_key {
-        Some(key) => builder.bearer_key(key),
-        None => builder,
-    };
-    Ok(client::blocking::Client::from_builder(builder)?)
 }
 
 /// The name to ask a server for; none leaves it to the server.
@@ -121,40 +113,32 @@ fn remote_precision(engine: &EngineArguments) -> Option<String> {
     engine.precision.map(|precision| remote_vae_engine::Precision::from(precision).name().to_owned())
 }
 
-/// With `--url` the server's engine does the work, so flags for ours would be ignored.
-fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
-    let given = [
-        ("--threads", engine.threads.is_some()),
-        ("--isa", engine.isa.is_some()),
-        ("--memory-budget", engine.memory_budget.is_some()),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => bail!("{flag} has no effect with --url, where the server computes"),
-        None => Ok(()),
-    }
-}
-
-fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
+fn write_image(image: &Image, format: Format, output: &Path) -> Result<Vec<Written>> {
     if format == Format::Tensor {
         tensors::write(output, "pixels", &image.shape, &image.pixels)?;
-        eprintln!("wrote {} {:?}", output.display(), image.shape);
-        return Ok(());
+        return Ok(vec![Written { path: output.to_owned(), shape: image.shape.to_vec() }]);
     }
     let [batch, channels, height, width] = image.shape;
     if channels != 3 {
         bail!("the model gives {channels} channels, which are no picture; write a .safetensors file instead");
     }
     let bytes = remote_vae_media::to_uint8_channel_last(&image.pixels, image.shape);
+    if batch > 1 && place::is_pipe(output) {
+        bail!(
+            "standard output takes one picture, and there are {batch}; use --format safetensors or a folder"
+        );
+    }
+    let mut written = Vec::with_capacity(batch);
     for (index, rgb) in bytes.chunks_exact(3 * height * width).enumerate() {
         let path = if batch == 1 { output.to_owned() } else { numbered(output, index) };
         let file = match format {
             Format::Jpeg => remote_vae_media::encode_jpeg(rgb, width, height)?,
             _ => remote_vae_media::encode_png(rgb, width, height)?,
         };
-        std::fs::write(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
-        eprintln!("wrote {} {width}x{height}", path.display());
+        place::write(&path, &file)?;
+        written.push(Written { path, shape: vec![height, width] });
     }
-    Ok(())
+    Ok(written)
 }
 
 /// `out.png` → `out-0.png`, `out-1.png`, …
@@ -164,24 +148,22 @@ fn numbered(path: &Path, index: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{index}.{extension}"))
 }
 
-pub(crate) fn encode(options: &EncodeOptions) -> Result<()> {
-    if Format::of(&options.output)? != Format::Tensor {
-        bail!("latents are written as .safetensors, not as {}", options.output.display());
-    }
-    check_output(&options.input, &options.output)?;
-    let file =
-        std::fs::read(&options.input).with_context(|| format!("cannot read {}", options.input.display()))?;
-    let (values, shape) = match &options.place.url {
-        Some(url) => encode_remotely(url, options, file)?,
-        None => encode_here(options, &file)?,
+/// Encodes `options.input` to `options.output`.
+pub(crate) fn encode(options: &EncodeOptions, place: &Place) -> Result<Vec<Written>> {
+    let file = place::read(&options.input)?;
+    let (values, shape) = match place {
+        Place::There(server) => encode_remotely(server, options, file)?,
+        Place::Here(autoencoder) => encode_here(autoencoder, options, &file)?,
     };
     tensors::write(&options.output, "latents", &shape, &values)?;
-    eprintln!("wrote {} {shape:?}", options.output.display());
-    Ok(())
+    Ok(vec![Written { path: options.output.clone(), shape }])
 }
 
-fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<usize>)> {
-    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
+fn encode_here(
+    autoencoder: &Autoencoder,
+    options: &EncodeOptions,
+    file: &[u8],
+) -> Result<(Vec<f32>, Vec<usize>)> {
     let picture = remote_vae_media::decode_image(file, &local::PICTURE_LIMITS)
         .and_then(|picture| {
             remote_vae_media::resize_to_multiple(picture, autoencoder.model().spatial_factor())
@@ -202,11 +184,14 @@ fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<us
     Ok((latents.values, latents.shape.to_vec()))
 }
 
-fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<(Vec<f32>, Vec<usize>)> {
-    refuse_local_arguments(&options.place.engine)?;
+fn encode_remotely(
+    server: &client::blocking::Client,
+    options: &EncodeOptions,
+    file: Vec<u8>,
+) -> Result<(Vec<f32>, Vec<usize>)> {
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let request = client::EncodeOptions { scaling, seed: options.seed, precision };
-    let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
+    let latents = server.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))
 }
