@@ -145,6 +145,12 @@ def test_videos_become_frames():
             assert_images(images, case[f"decode.{number}.pixels"])
             # The plain node takes them as ComfyUI's own does.
             assert torch.equal(images, call("RemoteVAEDecode", samples=samples, url=address))
+        # Five frames are one more than a multiple of four; the sixth is dropped.
+        pixels = case["encode.1.pixels"][:1]
+        frames = torch.cat([images_of(pixels)[0], torch.zeros(1, *pixels.shape[3:], 3)])
+        latents = call("RemoteVAEEncode", pixels=frames, url=address)["samples"]
+        expected = case["encode.1.moments"][:1].chunk(2, dim=1)[0]
+        assert torch.allclose(latents, expected, rtol=2e-3, atol=2e-3)
         with pytest.raises(ValueError, match=r"Got shape \[1, 16, 4, 4\]"):
             call("RemoteVAEDecodeVideo", samples={"samples": torch.zeros(1, 16, 4, 4)}, url=address)
 

@@ -95,6 +95,58 @@ impl From<Precision> for remote_vae_engine::Precision {
     }
 }
 
+/// How models of videos cut clips.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ClipArguments {
+    /// Models of videos: in overlapping windows of 17 frames as diffusers does, or whole clips at once [default: on; with
+    /// --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub windows: Option<Switch>,
+    /// Models of videos: in overlapping tiles of 256 pixels that are blended, as diffusers does after `enable_tiling()`
+    /// [default: off; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub tiling: Option<Switch>,
+}
+
+impl ClipArguments {
+    /// How clips are cut here.
+    pub(crate) fn windows(&self) -> remote_vae_engine::Windows {
+        let default = remote_vae_engine::Windows::default();
+        remote_vae_engine::Windows {
+            frames: self.windows.map_or(default.frames, bool::from),
+            tiles: self.tiling.map_or(default.tiles, bool::from),
+        }
+    }
+
+    /// How a server is asked to cut them.
+    pub(crate) fn cuts(&self) -> remote_vae_client::Cuts {
+        remote_vae_client::Cuts { windows: self.windows.map(bool::from), tiling: self.tiling.map(bool::from) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl From<Switch> for bool {
+    fn from(switch: Switch) -> bool {
+        switch == Switch::On
+    }
+}
+
+/// What a video or an animation is like.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct VideoArguments {
+    /// Frames per second of a .mp4 or .webp file, 0.1 to 240.
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub fps: f64,
+    /// Quality of a .mp4 file: the quantizer of H.264, 12 (largest file) to 51 (smallest).
+    #[arg(long, value_name = "N", default_value_t = 23)]
+    pub crf: u8,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
     /// Address to listen on.
@@ -126,6 +178,9 @@ pub(crate) struct ServeOptions {
     /// Most samples of one request.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch: u32,
+    /// Most frames of a clip.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frames: u32,
     /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
     /// that this process may use]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
@@ -161,6 +216,8 @@ pub(crate) struct ServeOptions {
     /// How log lines are written to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -216,6 +273,8 @@ pub(crate) struct PlaceArguments {
     #[arg(long)]
     pub no_scaling: bool,
     #[command(flatten)]
+    pub clips: ClipArguments,
+    #[command(flatten)]
     pub engine: EngineArguments,
 }
 
@@ -235,17 +294,23 @@ pub(crate) struct FilesArguments {
 pub(crate) enum PictureFormat {
     Png,
     Jpg,
+    Webp,
+    /// For clips.
+    Mp4,
     /// The f32 tensor `pixels`.
     Safetensors,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DecodeFiles {
-    /// Latents `[batch, channels, height, width]` in safetensors files of F32, F16 or BF16; `-` is standard input.
+    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in safetensors
+    /// files of F32, F16 or BF16; `-` is standard input.
     #[arg(value_name = "IN.safetensors", required = true)]
     pub inputs: Vec<PathBuf>,
-    /// A .png or .jpg file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`; `-` is
-    /// standard output. A folder, written with a slash at its end (`out/`), takes a file for each input.
+    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`; `-`
+    /// is standard output. A clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name
+    /// without extension), or .safetensors. With several inputs, or a slash at its end (`out/`), it is a folder that takes a
+    /// file for each input.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
     /// The format in a folder or on standard output.
@@ -259,8 +324,8 @@ pub(crate) struct DecodeFiles {
 
 #[derive(Debug, Args)]
 pub(crate) struct EncodeFiles {
-    /// PNG, JPEG or WebP pictures; sides are cut to multiples of the model's factor (8) by resizing. An orientation
-    /// noted in the file is not applied. `-` is standard input.
+    /// PNG, JPEG or WebP pictures, or clips in MP4 files (H.264); sides are cut to multiples of the model's factor (8) by
+    /// resizing. An orientation noted in the file is not applied. `-` is standard input.
     #[arg(value_name = "IN.png", required = true)]
     pub inputs: Vec<PathBuf>,
     /// A .safetensors file for the f32 tensor `latents`; `-` is standard output. A folder, written with a slash at its
@@ -280,6 +345,8 @@ pub(crate) struct DecodeOptions {
     pub input: PathBuf,
     #[arg(skip)]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub video: VideoArguments,
     /// The tensor's name in the file [default: `latents`, `latent`, or the first]
     #[arg(long, value_name = "NAME")]
     pub key: Option<String>,
@@ -298,6 +365,9 @@ pub(crate) struct DecodeOptions {
 pub(crate) struct EncodeOptions {
     #[arg(skip)]
     pub input: PathBuf,
+    /// Of a video file, take the first N frames: 1 more than a multiple of 4 [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..))]
+    pub frames: Option<u32>,
     #[arg(skip)]
     pub output: PathBuf,
     /// Draw a sample of the encoder's distribution with this seed, 0 or more [default: its mode]
@@ -347,12 +417,17 @@ pub(crate) struct PlanOptions {
     /// Pictures at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Plan the encoder [default: the decoder]
     #[arg(long)]
     pub encode: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -367,6 +442,9 @@ pub(crate) struct BenchOptions {
     /// Size of the picture in pixels.
     #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
     pub size: Size,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Timed runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
@@ -376,6 +454,8 @@ pub(crate) struct BenchOptions {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }

@@ -16,14 +16,17 @@ use serde_json::json;
 use crate::arguments::{
     DecodeFiles, DecodeOptions, EncodeFiles, EncodeOptions, FilesArguments, PictureFormat, PlaceArguments,
 };
+use crate::clips;
 use crate::convert::{self, Format, Written};
 use crate::local;
 use crate::place::{self, Place};
 
 pub(crate) fn decode(files: &DecodeFiles) -> Result<()> {
     let (extension, fallback) = match files.format {
-        PictureFormat::Png => ("png", Format::Png),
-        PictureFormat::Jpg => ("jpg", Format::Jpeg),
+        PictureFormat::Png => ("png", Format::Frames(clips::Format::Png)),
+        PictureFormat::Jpg => ("jpg", Format::Frames(clips::Format::Jpeg)),
+        PictureFormat::Webp => ("webp", Format::Frames(clips::Format::Webp)),
+        PictureFormat::Mp4 => ("mp4", Format::Frames(clips::Format::Mp4)),
         PictureFormat::Safetensors => ("safetensors", Format::Tensor),
     };
     let jobs = jobs(&files.inputs, &files.output, extension, files.files.json)?;

@@ -4,6 +4,7 @@
 mod arguments;
 mod batch;
 mod bench;
+mod clips;
 mod convert;
 mod demo;
 mod doctor;

@@ -76,3 +76,13 @@ pub(crate) fn refuse_terminal(output: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Standard output takes one file.
+pub(crate) fn one_result(output: &Path, results: usize) -> Result<()> {
+    if is_pipe(output) && results > 1 {
+        bail!(
+            "standard output takes one file, and there are {results}; use --format safetensors or a folder"
+        );
+    }
+    Ok(())
+}
