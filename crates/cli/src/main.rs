@@ -5,6 +5,7 @@ mod arguments;
 mod batch;
 mod bench;
 mod clips;
+mod config;
 mod convert;
 mod demo;
 mod doctor;
@@ -19,12 +20,24 @@ mod tensors;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command};
-use clap::Parser;
+use arguments::Command;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match &arguments.command {
+    let result = config::parse().and_then(|parsed| run(&parsed));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Texts of files and servers may hold anything; a terminal must not act on it.
+            eprintln!("error: {}", message(&error).replace(|c: char| c.is_control() && c != '\n', "?"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(parsed: &config::Parsed) -> anyhow::Result<()> {
+    match &parsed.arguments.command {
+        Command::Serve(options) if options.print_config => parsed.print(&mut std::io::stdout().lock()),
         Command::Serve(options) => serve::run(options),
         Command::Decode(files) => batch::decode(files),
         Command::Encode(files) => batch::encode(files),
@@ -35,15 +48,6 @@ fn main() -> ExitCode {
         Command::Doctor(options) => doctor::run(options),
         Command::Completions(options) => manual::completions(options),
         Command::Man(options) => manual::pages(options),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Texts of files and servers may hold anything; a terminal must not act on it.
-            eprintln!("error: {}", message(&error).replace(|c: char| c.is_control() && c != '\n', "?"));
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -16,6 +16,7 @@ mod fusion;
 pub mod memory;
 mod plan;
 mod precision;
+mod still;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
