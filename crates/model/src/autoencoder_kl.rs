@@ -80,15 +80,15 @@ fn middle(build: &mut GraphBuilder, name: &str, x: ValueId, config: &KlConfig) -
 
 /// Two times norm, SiLU, 3×3 convolution, and the input (through a 1×1 convolution if the width changes) added.
 fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, width: usize, groups: usize) -> ValueId {
-    let mut h = norm_silu(build, &format!("{name}.norm1"), x, groups);
-    h = build.convolution(&format!("{name}.conv1"), h, Convolution::square3(width));
-    h = norm_silu(build, &format!("{name}.norm2"), h, groups);
-    h = build.convolution(&format!("{name}.conv2"), h, Convolution::square3(width));
     let shortcut = if build.channels(x) == width {
         x
     } else {
         build.convolution(&format!("{name}.conv_shortcut"), x, Convolution::pointwise(width))
     };
+    let mut h = norm_silu(build, &format!("{name}.norm1"), x, groups);
+    h = build.convolution(&format!("{name}.conv1"), h, Convolution::square3(width));
+    h = norm_silu(build, &format!("{name}.norm2"), h, groups);
+    h = build.convolution(&format!("{name}.conv2"), h, Convolution::square3(width));
     build.add(&format!("{name}.add"), shortcut, h)
 }
 
