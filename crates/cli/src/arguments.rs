@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use remote_vae_engine::memory;
 
 /// Decodes the latents of diffusion models to pictures, and encodes them back: as a server that speaks the protocol of
 /// Hugging Face's "Remote VAE" endpoints, and on the command line.
@@ -45,15 +46,22 @@ pub(crate) struct EngineArguments {
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
-    #[arg(long, value_name = "SIZE")]
-    pub memory_budget: Option<String>,
+    /// Memory that this process may hold at its peak, e.g. 640MiB or 1.2GiB. Where that is too little to compute
+    /// everything once, parts are computed again; the result is the same to the bit [default: 80 % of the memory that
+    /// this process may use]
+    #[arg(long, value_name = "SIZE", env = "REMOTE_VAE_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
     /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }
 
 impl EngineArguments {
+    /// Bytes that this process may hold; `None` where neither the user nor the system sets a limit.
+    pub(crate) fn memory_budget(&self) -> Option<u64> {
+        self.memory_budget.or_else(memory::default_budget)
+    }
+
     /// The precision to compute in here.
     pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
         self.precision.unwrap_or(Precision::Exact).into()
@@ -75,6 +83,58 @@ impl From<Precision> for remote_vae_engine::Precision {
             Precision::Fast => Self::Fast,
         }
     }
+}
+
+/// How models of videos cut clips.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ClipArguments {
+    /// Models of videos: in overlapping windows of 17 frames as diffusers does, or whole clips at once [default: on; with
+    /// --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub windows: Option<Switch>,
+    /// Models of videos: in overlapping tiles of 256 pixels that are blended, as diffusers does after `enable_tiling()`
+    /// [default: off; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub tiling: Option<Switch>,
+}
+
+impl ClipArguments {
+    /// How clips are cut here.
+    pub(crate) fn windows(&self) -> remote_vae_engine::Windows {
+        let default = remote_vae_engine::Windows::default();
+        remote_vae_engine::Windows {
+            frames: self.windows.map_or(default.frames, bool::from),
+            tiles: self.tiling.map_or(default.tiles, bool::from),
+        }
+    }
+
+    /// How a server is asked to cut them.
+    pub(crate) fn cuts(&self) -> remote_vae_client::Cuts {
+        remote_vae_client::Cuts { windows: self.windows.map(bool::from), tiling: self.tiling.map(bool::from) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl From<Switch> for bool {
+    fn from(switch: Switch) -> bool {
+        switch == Switch::On
+    }
+}
+
+/// What a video or an animation is like.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct VideoArguments {
+    /// Frames per second of a .mp4 or .webp file, 0.1 to 240.
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub fps: f64,
+    /// Quality of a .mp4 file: the quantizer of H.264, 12 (largest file) to 51 (smallest).
+    #[arg(long, value_name = "N", default_value_t = 23)]
+    pub crf: u8,
 }
 
 #[derive(Debug, Args)]
@@ -108,10 +168,9 @@ pub(crate) struct ServeOptions {
     /// Most samples of one request.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch: u32,
-    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
-    /// that this process may use]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_request_memory: Option<u32>,
+    /// Most frames of a clip.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frames: u32,
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
@@ -137,9 +196,14 @@ pub(crate) struct ServeOptions {
     /// Seconds that accepted work may still take after a shutdown was asked for.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
+    /// Stop when standard input ends: a server that another program starts does not outlive it.
+    #[arg(long)]
+    pub stop_with_stdin: bool,
     /// How log lines are written to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -195,17 +259,24 @@ pub(crate) struct PlaceArguments {
     #[arg(long)]
     pub no_scaling: bool,
     #[command(flatten)]
+    pub clips: ClipArguments,
+    #[command(flatten)]
     pub engine: EngineArguments,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DecodeOptions {
-    /// Latents `[batch, channels, height, width]` in a safetensors file of F32, F16 or BF16.
+    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in a safetensors
+    /// file of F32, F16 or BF16.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
-    /// A .png or .jpg file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`.
+    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`. A
+    /// clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name without extension), or
+    /// .safetensors.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub video: VideoArguments,
     /// The tensor's name in the file [default: `latents`, `latent`, or the first]
     #[arg(long, value_name = "NAME")]
     pub key: Option<String>,
@@ -221,10 +292,13 @@ pub(crate) struct DecodeOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct EncodeOptions {
-    /// A PNG, JPEG or WebP picture; sides are cut to multiples of the model's factor (8) by resizing. An orientation
-    /// noted in the file is not applied.
+    /// A PNG, JPEG or WebP picture, or a clip in an MP4 file (H.264); sides are cut to multiples of the model's factor (8)
+    /// by resizing. An orientation noted in the file is not applied.
     #[arg(value_name = "IN.png")]
     pub input: PathBuf,
+    /// Of a video file, take the first N frames: 1 more than a multiple of 4 [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..))]
+    pub frames: Option<u32>,
     /// A .safetensors file for the f32 tensor `latents`.
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
@@ -275,12 +349,17 @@ pub(crate) struct PlanOptions {
     /// Pictures at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Plan the encoder [default: the decoder]
     #[arg(long)]
     pub encode: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -295,6 +374,9 @@ pub(crate) struct BenchOptions {
     /// Size of the picture in pixels.
     #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
     pub size: Size,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Timed runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
@@ -304,6 +386,8 @@ pub(crate) struct BenchOptions {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -333,6 +417,27 @@ impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}x{}", self.width, self.height)
     }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => 0.0,
+    };
+    let bytes = number.parse::<f64>().map_or(0.0, |number| number * unit);
+    if (1.0..9e18).contains(&bytes) {
+        return Ok(bytes as u64);
+    }
+    Err(format!("{text:?} is not an amount of memory; write a number and a unit, e.g. 640MiB or 1.2GiB"))
 }
 
 fn parse_size(text: &str) -> Result<Size, String> {
@@ -368,6 +473,18 @@ mod tests {
         );
         assert!(parse_named_source("my model=x").is_err());
         assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        for (text, bytes) in
+            [("640MiB", 640 << 20), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("4096", 4096), ("1MB", 1_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "MiB", "-1GiB", "1.2.3G", "12 parsecs", "1e30"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

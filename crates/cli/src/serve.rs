@@ -24,7 +24,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<()> {
             Ok(ModelEntry { name: name.clone(), autoencoder })
         })
         .collect::<Result<Vec<_>>>()?;
-    runtime()?.block_on(serve(server_options(options), models))
+    runtime()?.block_on(serve(server_options(options), models, options.stop_with_stdin))
 }
 
 fn server_options(options: &ServeOptions) -> ServerOptions {
@@ -37,14 +37,16 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         max_held_bytes: options.max_held.map_or(default.max_held_bytes.max(max_body_bytes), bytes),
         max_pixels: u64::from(options.max_megapixels) << 20,
         max_batch: options.max_batch as usize,
+        max_frames: options.max_frames as usize,
         max_queue: options.max_queue as usize,
-        max_plan_bytes: options.max_request_memory.map(bytes).or(default.max_plan_bytes),
+        max_plan_bytes: options.engine.memory_budget(),
         max_connections: options.max_connections as usize,
     };
     ServerOptions {
         host: options.host.clone(),
         port: options.port,
         precision: options.engine.precision(),
+        windows: options.clips.windows(),
         limits,
         drain_timeout: Duration::from_secs(options.drain_timeout),
         request_timeout: options.request_timeout.map(seconds),
@@ -58,8 +60,8 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
     }
 }
 
-async fn serve(options: ServerOptions, models: Vec<ModelEntry>) -> Result<()> {
-    let signals = Signals::new()?;
+async fn serve(options: ServerOptions, models: Vec<ModelEntry>, stop_with_stdin: bool) -> Result<()> {
+    let signals = Signals::new(stop_with_stdin)?;
     let served: Vec<String> = models.iter().map(|model| summary(model, options.precision)).collect();
     let server = Server::bind(options, models).await?;
     // Scripts read this line; everything else goes to standard error.
@@ -91,6 +93,8 @@ fn summary(entry: &ModelEntry, precision: Precision) -> String {
 
 /// What ends the server. Made before the server tells its address, so that no signal after that is missed.
 struct Signals {
+    /// Resolved when standard input ends, if that is to end the server.
+    stdin: Option<tokio::sync::oneshot::Receiver<()>>,
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -98,7 +102,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    fn new(stop_with_stdin: bool) -> Result<Signals> {
+        let stdin = stop_with_stdin.then(end_of_stdin);
         #[cfg(unix)]
         {
             use tokio::signal::unix::{SignalKind, signal};
@@ -106,10 +111,11 @@ impl Signals {
             Ok(Signals {
                 terminate: listen(SignalKind::terminate())?,
                 interrupt: listen(SignalKind::interrupt())?,
+                stdin,
             })
         }
         #[cfg(not(unix))]
-        Ok(Signals {})
+        Ok(Signals { stdin })
     }
 
     async fn next(&mut self) {
@@ -117,10 +123,12 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = ended(&mut self.stdin) => {}
         }
         #[cfg(not(unix))]
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            Ok(()) = tokio::signal::ctrl_c() => {}
+            () = ended(&mut self.stdin) => {}
         }
     }
 
@@ -131,6 +139,29 @@ impl Signals {
         server.shutdown();
         self.next().await;
         std::process::exit(130);
+    }
+}
+
+/// Told when standard input ends; what comes before is dropped.
+fn end_of_stdin() -> tokio::sync::oneshot::Receiver<()> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // A thread of its own: a runtime would wait for this read when it ends.
+    std::thread::spawn(move || {
+        // However reading ends, nobody writes there any more.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    receiver
+}
+
+/// Returns once, when standard input ends; never without one.
+async fn ended(stdin: &mut Option<tokio::sync::oneshot::Receiver<()>>) {
+    match stdin {
+        Some(receiver) => {
+            let _ = receiver.await;
+            *stdin = None;
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -180,17 +211,22 @@ mod tests {
     #[test]
     fn flags_reach_the_server() {
         let options = parsed(&[
+            "--windows=off",
+            "--tiling=on",
+            "--max-frames=8",
             "--max-batch=2",
             "--max-held=512",
             "--max-connections=9",
-            "--max-request-memory=3",
+            "--memory-budget=3MiB",
             "--header-timeout=4",
             "--body-timeout=5",
             "--body-idle-timeout=6",
             "--idle-timeout=7",
         ]);
         let limits = options.limits;
-        assert_eq!((limits.max_batch, limits.max_connections), (2, 9));
+        assert_eq!((limits.max_batch, limits.max_frames, limits.max_connections), (2, 8, 9));
+        assert_eq!((options.windows.frames, options.windows.tiles), (false, true));
+        assert_eq!(parsed(&[]).windows, ServerOptions::default().windows);
         assert_eq!((limits.max_held_bytes, limits.max_plan_bytes), (512 << 20, Some(3 << 20)));
         let timeouts =
             [options.header_timeout, options.body_timeout, options.body_idle_timeout, options.idle_timeout];

@@ -102,6 +102,15 @@ pub enum EngineError {
         /// Height and width in pixels of the largest picture of these proportions that fits, if any does.
         largest: Option<[usize; 2]>,
     },
+    /// Moments of a model whose encoder gives latents.
+    #[error("this model's encoder gives latents and no distribution ({family}); ask for latents")]
+    NoDistribution {
+        /// The model's architecture.
+        family: &'static str,
+    },
+    /// Moments in another space than the model's own.
+    #[error("moments are given in the model's own space; expected no scaling factors")]
+    ScaledMoments,
     /// The system refuses the memory of the activations.
     #[error("cannot allocate {bytes} bytes for the activations")]
     Memory {

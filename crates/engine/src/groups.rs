@@ -203,8 +203,7 @@ impl Grouping<'_> {
             // The exponents of four groups lie in one `f32`.
             let divisible = self.shapes.storage(Value::Node(node)) == Storage::Float32
                 || (first_block * self.shapes.pixels(node)).is_multiple_of(size_of::<f32>());
-            let covered = (end * self.shapes.pixels(node)).is_multiple_of(size_of::<f32>());
-            if end <= self.shapes.blocks(node) && divisible && (covered || end == self.shapes.blocks(node)) {
+            if end <= self.shapes.blocks(node) && divisible {
                 overs.push(Over { member: *member, node, first_block });
                 first_block = end;
             }

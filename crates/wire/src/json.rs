@@ -82,8 +82,13 @@ fn merge(inner: Parameters, parameters: &mut Parameters) {
         height: outer.height.or(inner.height),
         width: outer.width.or(inner.width),
         precision: outer.precision.or(inner.precision),
+        fps: outer.fps.or(inner.fps),
+        crf: outer.crf.or(inner.crf),
+        windows: outer.windows.or(inner.windows),
+        tiling: outer.tiling.or(inner.tiling),
         seed: outer.seed.or(inner.seed),
         sample: outer.sample.or(inner.sample),
+        moments: outer.moments || inner.moments,
     };
 }
 
