@@ -12,6 +12,13 @@ use crate::fusion::{Fused, Value};
 use crate::groups::{Choices, Means};
 use crate::plan::{Plan, Task};
 
+/// Pixels of a strip: enough that its steps feed many threads, or less where memory is short, down to a row of tiles.
+pub(crate) const STRIP_PIXELS: [usize; 3] = [1 << 15, 1 << 13, 1];
+/// No plan does more work than this many straight ones.
+const MOST_WORK: u64 = 3;
+/// Tensors that are streamed in the hope that it helps later.
+const PATIENCE: usize = 8;
+
 /// A plan and how it came about.
 struct Found {
     means: Means,
@@ -88,25 +95,35 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A plan within `budget`, or the bytes of the smallest.
+    /// The plan within `budget` with the least work, or the bytes of the smallest plan.
     fn within(&self, straight: Found, budget: usize) -> Result<Plan, usize> {
-        let mut found = self.overwritten(straight, |_| true);
-        let mut smallest = found.peak;
+        let mut smallest = straight.peak;
+        let mut best: Option<Found> = None;
+        for strip_pixels in STRIP_PIXELS {
+            match self.in_strips(&straight, strip_pixels, budget) {
+                Ok(found) if best.as_ref().is_none_or(|best| found.flops < best.flops) => best = Some(found),
+                Ok(_) => {}
+                Err(peak) => smallest = smallest.min(peak),
+            }
+        }
+        best.map(|best| best.plan).ok_or(smallest)
+    }
+
+    fn in_strips(&self, straight: &Found, strip_pixels: usize, budget: usize) -> Result<Found, usize> {
+        let start = self.found(Means { strip_pixels, ..straight.means.clone() });
+        let mut found = self.overwritten(start, |_| true);
+        let (mut smallest, mut waited) = (found.peak, 0);
         while found.peak > budget {
-            found = match self.streamed(&found, budget) {
-                Some(next) => next,
-                None if found.means.strip_pixels > 1 => {
-                    self.found(Means { strip_pixels: 1, ..found.means.clone() })
-                }
-                None => return Err(smallest),
-            };
+            let most = straight.flops.saturating_mul(MOST_WORK);
+            found = self.streamed(&found, budget, most).filter(|_| waited < PATIENCE).ok_or(smallest)?;
+            waited = if found.peak < smallest { 0 } else { waited + 1 };
             smallest = smallest.min(found.peak);
         }
-        Ok(self.pruned(found, budget).plan)
+        Ok(self.pruned(found, budget))
     }
 
     /// With one more tensor streamed, the one that helps most.
-    fn streamed(&self, found: &Found, budget: usize) -> Option<Found> {
+    fn streamed(&self, found: &Found, budget: usize, most_flops: u64) -> Option<Found> {
         let candidates = found
             .plan
             .stored
@@ -118,13 +135,13 @@ impl<'a> Search<'a> {
             means.overwritten.remove(node);
             self.overwritten(self.found(means), |_| true)
         });
+        let tried = tried.filter(|tried| tried.flops <= most_flops);
         tried.min_by_key(|tried| (tried.peak.max(budget), tried.flops))
     }
 
     /// Without what the budget does not demand.
     fn pruned(&self, mut found: Found, budget: usize) -> Found {
-        let mut fewer: Vec<Box<dyn Fn(&mut Means)>> =
-            vec![Box::new(|means| means.strip_pixels = Means::default().strip_pixels)];
+        let mut fewer: Vec<Box<dyn Fn(&mut Means)>> = Vec::new();
         for node in found.means.streamed.clone() {
             fewer.push(Box::new(move |means| {
                 means.streamed.remove(&node);

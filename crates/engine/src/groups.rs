@@ -25,14 +25,16 @@ pub(crate) struct Means {
     pub strip_pixels: usize,
 }
 
-/// Pixels of a strip while memory is not short: enough that its steps feed many threads.
-const STRIP_PIXELS: usize = 1 << 15;
 /// The least rows of a strip: those of a row of tiles.
 const LEAST_ROWS: usize = 4;
 
 impl Default for Means {
     fn default() -> Means {
-        Means { streamed: BTreeSet::new(), overwritten: BTreeSet::new(), strip_pixels: STRIP_PIXELS }
+        Means {
+            streamed: BTreeSet::new(),
+            overwritten: BTreeSet::new(),
+            strip_pixels: crate::budget::STRIP_PIXELS[0],
+        }
     }
 }
 
