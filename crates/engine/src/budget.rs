@@ -141,7 +141,8 @@ impl<'a> Search<'a> {
 
     /// Without what the budget does not demand.
     fn pruned(&self, mut found: Found, budget: usize) -> Found {
-        let mut fewer: Vec<Box<dyn Fn(&mut Means)>> = Vec::new();
+        type Change = Box<dyn Fn(&mut Means)>;
+        let mut fewer: Vec<Change> = Vec::new();
         for node in found.means.streamed.clone() {
             fewer.push(Box::new(move |means| {
                 means.streamed.remove(&node);
