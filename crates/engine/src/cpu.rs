@@ -161,7 +161,10 @@ impl Program for CpuProgram {
             Precision::Exact => None,
             Precision::Fast => Some(self.calibrated()?),
         };
-        self.run_calibrated(plan, calibration.as_deref(), input, control)
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, control);
+        // What the scratch holds is this request's own.
+        self.pool.release();
+        result
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
