@@ -139,6 +139,12 @@ pub(crate) struct VideoArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
+    /// A TOML file of options, named as the flags are; flags and variables are stronger.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the options in use as such a file, without keys, and where each comes from; serve nothing.
+    #[arg(long)]
+    pub print_config: bool,
     /// Address to listen on.
     #[arg(long, value_name = "H", env = "REMOTE_VAE_HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -151,11 +157,28 @@ pub(crate) struct ServeOptions {
     #[arg(long = "model", value_name = "NAME=SOURCE", env = "MODEL_ID", value_parser = parse_named_source)]
     pub models: Vec<NamedSource>,
     /// A further path that the first model answers, e.g. `/vae/decode`; repeatable.
-    #[arg(long = "path", value_name = "PATH")]
+    #[arg(long = "path", value_name = "PATH", value_delimiter = ',')]
     pub paths: Vec<String>,
     /// A bearer key that clients must send; repeatable [default: anybody may use the server]
     #[arg(long = "api-key", value_name = "KEY", env = "REMOTE_VAE_API_KEY", hide_env_values = true)]
     pub api_keys: Vec<String>,
+    /// A file of further keys, one a line: KEY [name=NAME] [queue=N] [megapixels=N] [per-minute=N]. Read anew when it
+    /// changes.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Ask for a key for `/info` and `/metrics` too.
+    #[arg(long)]
+    pub private_info: bool,
+    /// A certificate chain in PEM form, for TLS; read anew when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key in PEM form.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// An origin whose pages may use the server, e.g. `https://example.org`, or `*`; repeatable [default: none but the
+    /// server's own]
+    #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
     /// Requests that may wait while one is computed; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue: u32,
@@ -178,6 +201,16 @@ pub(crate) struct ServeOptions {
     /// [default: 1024, at least --max-body]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_held: Option<u32>,
+    /// Memory for all answers together, from admission until they are sent, in MiB; beyond it requests are refused with
+    /// 429.
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_answers: u32,
+    /// Jobs of `/v1/jobs` that are kept at one time, waiting, running or with their results.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_jobs: u32,
+    /// Seconds that the result of a job is kept.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub job_ttl: u32,
     /// Connections open at one time; for a further one the connection that is idle longest is closed.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,

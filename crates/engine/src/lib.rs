@@ -20,6 +20,7 @@ pub mod memory;
 mod plan;
 mod precision;
 mod shapes;
+mod still;
 mod strips;
 mod windows;
 
@@ -49,7 +50,9 @@ pub trait Engine: Send + Sync {
     fn threads(&self) -> usize;
 
     /// Bytes that the process may hold at its peak, if that is limited. Plans keep within it.
-    fn memory_budget(&self) -> Option<u64>;
+    fn memory_budget(&self) -> Option<u64> {
+        None
+    }
 
     /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
     /// second.
