@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions, Precision, memory};
+use remote_vae_engine::{Autoencoder, CpuEngine, EngineError, EngineOptions, Precision, memory};
 use remote_vae_hub::{ALIASES, Hub, Settings};
 use remote_vae_model::random;
 use remote_vae_wire::{Operation, Scaling};
@@ -175,14 +175,16 @@ fn findings(
 ) -> Result<Findings> {
     let (engine, model) = (autoencoder.engine(), autoencoder.model());
     let side = USUAL.div_ceil(model.spatial_factor());
-    let need = if model.temporal_factor().is_some() {
-        autoencoder.plan_decode_clip(
-            [1, model.latent_channels(), 1, side, side],
-            remote_vae_engine::Windows::default(),
-            precision,
-        )?
+    let planned = if model.temporal_factor().is_some() {
+        let shape = [1, model.latent_channels(), 1, side, side];
+        autoencoder.plan_decode_clip(shape, remote_vae_engine::Windows::default(), precision)
     } else {
-        autoencoder.plan_decode([1, model.latent_channels(), side, side], precision)?
+        autoencoder.plan_decode([1, model.latent_channels(), side, side], precision)
+    };
+    let (decode_1024_bytes, refusal) = match planned {
+        Ok(plan) => (plan.peak_bytes as u64, None),
+        Err(error @ EngineError::Budget { need, .. }) => (need as u64, Some(error.to_string())),
+        Err(error) => return Err(error.into()),
     };
     let mut findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
@@ -197,14 +199,14 @@ fn findings(
             source: model.label().to_owned(),
             family: model.family.name(),
             latent_channels: model.latent_channels(),
-            decode_1024_bytes: need.peak_bytes as u64,
+            decode_1024_bytes,
             downloaded: downloaded(),
         },
         port: port(options.port),
         probe,
         advice: Vec::new(),
     };
-    findings.advice = advice(&findings, options, precision);
+    findings.advice = advice(&findings, refusal, options, precision);
     Ok(findings)
 }
 
@@ -229,14 +231,17 @@ fn port(number: u16) -> Port {
 }
 
 /// What to do about what was found.
-fn advice(findings: &Findings, options: &DoctorOptions, precision: Precision) -> Vec<String> {
+fn advice(
+    findings: &Findings,
+    refusal: Option<String>,
+    options: &DoctorOptions,
+    precision: Precision,
+) -> Vec<String> {
     let mut advice = Vec::new();
     let need = findings.model.decode_1024_bytes;
     let smaller = if precision == Precision::Exact { "`--precision fast`, or " } else { "" };
-    if findings.memory_limit_bytes.is_some_and(|limit| need > limit) {
-        advice.push(format!(
-            "a decode of {USUAL}x{USUAL} does not fit into this machine's memory: use {smaller}smaller pictures"
-        ));
+    if let Some(refusal) = refusal {
+        advice.push(format!("a decode of {USUAL}x{USUAL} does not fit: {refusal}"));
     } else if findings.memory_available_bytes.is_some_and(|free| need > free) {
         advice.push(format!(
             "a decode of {USUAL}x{USUAL} does not fit into the free memory: close other programs, or use {smaller}smaller \
@@ -271,7 +276,7 @@ fn advice(findings: &Findings, options: &DoctorOptions, precision: Precision) ->
 
 /// Decodes small latents here and by the portable code, and times larger ones.
 fn probe(autoencoder: &Autoencoder, precision: Precision, source: &str) -> Result<Probe> {
-    let portable = EngineOptions { threads: None, isa: Some("generic".to_owned()) };
+    let portable = EngineOptions { isa: Some("generic".to_owned()), ..EngineOptions::default() };
     let portable = Autoencoder::new(local::model(source)?, Arc::new(CpuEngine::new(portable)?));
     let (here, there) =
         (decode(autoencoder, SMALL, Precision::Exact)?, decode(&portable, SMALL, Precision::Exact)?);
