@@ -124,6 +124,18 @@ pub const ALIASES: &[Alias] = &[
         ..flux2("flux2-klein", "black-forest-labs/FLUX.2-klein-4B")
     },
     Alias { folder: None, ..flux2("flux2-small-decoder", "black-forest-labs/FLUX.2-small-decoder") },
+    Alias {
+        others: &["hunyuanvideo", "framepack", "skyreels-v1"],
+        folder: Some("vae"),
+        family: Family::AutoencoderKlHunyuanVideo,
+        token: None,
+        ..alias(
+            "hunyuan-video",
+            "hunyuanvideo-community/HunyuanVideo",
+            Space::HunyuanVideo,
+            "Tencent Hunyuan Community",
+        )
+    },
     tiny("taesd", "madebyollin/taesd", Space::Sd),
     tiny("taesdxl", "madebyollin/taesdxl", Space::Sdxl),
     tiny("taesd3", "madebyollin/taesd3", Space::Sd3),

@@ -22,6 +22,8 @@ pub enum Space {
     Flux2,
     /// Playground v2.5: the autoencoder of SDXL with a mean and a standard deviation for each channel.
     Playground,
+    /// HunyuanVideo, and those that use its autoencoder (FramePack, SkyReels V1).
+    HunyuanVideo,
 }
 
 const PLAYGROUND_MEAN: [f64; 4] = [-1.6574, 1.886, -1.383, 2.5155];
@@ -30,8 +32,15 @@ const PLAYGROUND_FACTOR: f64 = 0.5;
 
 impl Space {
     /// All of them.
-    pub const ALL: [Space; 6] =
-        [Space::Sd, Space::Sdxl, Space::Sd3, Space::Flux, Space::Flux2, Space::Playground];
+    pub const ALL: [Space; 7] = [
+        Space::Sd,
+        Space::Sdxl,
+        Space::Sd3,
+        Space::Flux,
+        Space::Flux2,
+        Space::Playground,
+        Space::HunyuanVideo,
+    ];
 
     /// The name that is typed.
     pub fn name(self) -> &'static str {
@@ -42,6 +51,7 @@ impl Space {
             Space::Flux => "flux",
             Space::Flux2 => "flux2",
             Space::Playground => "playground",
+            Space::HunyuanVideo => "hunyuan-video",
         }
     }
 
@@ -49,7 +59,7 @@ impl Space {
     pub fn channels(self) -> usize {
         match self {
             Space::Sd | Space::Sdxl | Space::Playground => 4,
-            Space::Sd3 | Space::Flux => 16,
+            Space::Sd3 | Space::Flux | Space::HunyuanVideo => 16,
             Space::Flux2 => 32,
         }
     }
@@ -62,6 +72,7 @@ impl Space {
             Space::Sdxl => factors(0.13025, None),
             Space::Sd3 => factors(1.5305, Some(0.0609)),
             Space::Flux => factors(0.3611, Some(0.1159)),
+            Space::HunyuanVideo => factors(0.476986, None),
             Space::Flux2 | Space::Playground => None,
         }
     }
@@ -155,7 +166,10 @@ mod tests {
             assert_eq!(space.name().parse::<Space>().unwrap(), space);
         }
         let message = "wan".parse::<Space>().unwrap_err().to_string();
-        assert!(message.contains("`sd`, `sdxl`, `sd3`, `flux`, `flux2`, `playground`"), "{message}");
+        assert!(
+            message.contains("`sd`, `sdxl`, `sd3`, `flux`, `flux2`, `playground`, `hunyuan-video`"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -27,17 +27,7 @@ pub(crate) fn prepare(
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
-    let latents = match header.shape[..] {
-        [batch, found, frames, height, width] if found == channels => [batch, found, frames, height, width],
-        // One frame.
-        [batch, found, height, width] if found == channels => [batch, found, 1, height, width],
-        _ => {
-            return Err(Refusal::bad_request(format!(
-                "latents: expected shape [batch, {channels}, frames, height, width], got {:?}",
-                header.shape
-            )));
-        }
-    };
+    let latents = latents_shape(channels, &header)?;
     let windows = windows(autoencoder, &parameters, shared.options.windows)?;
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let pixels = check_clip_size(shared, output)?;
@@ -68,6 +58,21 @@ pub(crate) fn prepare(
     Ok(Prepared { place, work, answer: Form::Clip(Box::new(answer)), pixels, batch })
 }
 
+/// The shape `[batch, channels, frames, height, width]` of a clip's latents.
+pub(crate) fn latents_shape(channels: usize, header: &TensorHeader) -> Result<[usize; 5], Refusal> {
+    match header.shape[..] {
+        [batch, found, frames, height, width] if found == channels => {
+            Ok([batch, found, frames, height, width])
+        }
+        // One frame.
+        [batch, found, height, width] if found == channels => Ok([batch, found, 1, height, width]),
+        _ => Err(Refusal::bad_request(format!(
+            "latents: expected shape [batch, {channels}, frames, height, width], got {:?}",
+            header.shape
+        ))),
+    }
+}
+
 /// How clips are cut: as the request says, or else as the server's options say. A model that is not cut refuses what it
 /// cannot do.
 pub(crate) fn windows(
@@ -92,7 +97,7 @@ pub(crate) fn windows(
 
 /// What is made of a clip `[batch, channels, frames, height, width]` that is finished in `groups` of frames, if that can
 /// be.
-fn recipe(
+pub(crate) fn recipe(
     parameters: &Parameters,
     negotiated: Negotiated,
     output: [usize; 5],
