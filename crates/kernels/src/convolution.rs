@@ -2,7 +2,7 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
+//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
@@ -68,8 +68,8 @@ pub enum Arithmetic {
     /// 32-bit floating point.
     #[default]
     Float32,
-    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for what is
-    /// transformed: other convolutions stay in 32-bit floating point.
+    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for transformed and
+    /// pointwise convolutions: others stay in 32-bit floating point.
     Integer16,
 }
 

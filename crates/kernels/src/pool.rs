@@ -10,8 +10,6 @@ pub struct Pool {
     threads: rayon::ThreadPool,
     /// Each worker's scratch, kept from one region to the next: fresh pages for each layer cost more than small layers.
     rooms: Vec<Mutex<Option<Buffer>>>,
-    /// What [`Pool::keep`] was given last.
-    kept: Mutex<Option<Buffer>>,
 }
 
 impl Pool {
@@ -29,7 +27,7 @@ impl Pool {
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Pool { threads, rooms: (0..count).map(|_| Mutex::default()).collect(), kept: Mutex::default() })
+        Ok(Pool { threads, rooms: (0..count).map(|_| Mutex::default()).collect() })
     }
 
     /// How many workers there are.
@@ -68,28 +66,8 @@ impl Pool {
         });
     }
 
-    /// `len` values that hold anything: what was kept, if it is no longer than twice that, or fresh memory, of which
-    /// `None` says that the system refuses it.
-    pub fn borrow(&self, len: usize) -> Option<Buffer> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match kept {
-            Some(kept) if (len..=2 * len).contains(&kept.len()) => Some(kept),
-            // It goes before the new one comes.
-            kept => {
-                drop(kept);
-                Buffer::zeroed(len)
-            }
-        }
-    }
-
-    /// Keeps memory for the next [`Pool::borrow`]: pages that are there already cost nothing.
-    pub fn keep(&self, buffer: Buffer) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(buffer);
-    }
-
-    /// Gives back the workers' scratch and what was kept, with whatever they hold.
+    /// Gives back the workers' scratch, with whatever it holds.
     pub fn release(&self) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
         for room in &self.rooms {
             *room.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
