@@ -84,7 +84,9 @@ impl Autoencoder {
         self.plan_part(operation, shape, precision)?;
         windows::parts(shape, windows, self.scale(operation))
             .into_iter()
-            .map(|(part, count)| Ok((self.engine.plan_clip(self.graph(operation)?, part, precision)?, count)))
+            .map(|(part, count)| {
+                Ok((self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?, count))
+            })
             .collect()
     }
 
@@ -192,13 +194,13 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let (program, scale) = (self.program(operation)?, self.scale(operation));
+        let (program, scale) = (self.program(operation, frames)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
         for (part, count) in windows::parts(shape, windows, scale) {
-            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?;
+            let plan = self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?;
             progress.total_flops += plan.summary().flops * (count * batch) as u64;
             progress.steps += plan.steps.len() * count * batch;
             plans.insert(part, plan);
@@ -263,7 +265,7 @@ impl Autoencoder {
         for (part, count) in
             windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
         {
-            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?.summary();
+            let plan = self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
             parts.whole.flops = parts.whole.flops.saturating_add(flops);
             parts.whole.steps += plan.steps * count;
@@ -302,7 +304,7 @@ impl Autoencoder {
                 return Err(EngineError::ClipFrames { frames, factor: time });
             }
         }
-        self.engine.plan_clip(self.graph(operation)?, shape, precision)
+        self.engine.plan_clip(self.graph(operation, frames)?, shape, precision)
     }
 
     fn scale(&self, operation: Operation) -> Scale {
