@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use remote_vae_engine::memory;
 
 /// Decodes the latents of diffusion models to pictures, and encodes them back: as a server that speaks the protocol of
 /// Hugging Face's "Remote VAE" endpoints, and on the command line.
@@ -17,10 +18,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Serve models over HTTP.
     Serve(ServeOptions),
-    /// Decode a file of latents to pictures.
-    Decode(DecodeOptions),
-    /// Encode a picture to a file of latents.
-    Encode(EncodeOptions),
+    /// Decode files of latents to pictures.
+    Decode(DecodeFiles),
+    /// Encode pictures to files of latents.
+    Encode(EncodeFiles),
     /// Show the whole way once: serve a model, encode a photograph and decode it again through HTTP.
     Demo(DemoOptions),
     /// Describe models: architecture, latent channels, scaling, size.
@@ -31,6 +32,24 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Check this machine and a model, or compare a model with the numbers that diffusers publishes.
     Doctor(DoctorOptions),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(CompletionsOptions),
+    /// Print the manual page, or write the pages of all commands to a folder.
+    Man(ManOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsOptions {
+    /// The shell, e.g. `remote-vae completions bash > ~/.local/share/bash-completion/completions/remote-vae`.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManOptions {
+    /// Where `remote-vae.1`, `remote-vae-serve.1`, … are written, e.g. `~/.local/share/man/man1`.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }
 
 const MODEL_HELP: &str = "A diffusers directory, a .safetensors file, `embedded`, an alias such as `sdxl` (`remote-vae models` \
@@ -45,15 +64,22 @@ pub(crate) struct EngineArguments {
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
-    #[arg(long, value_name = "SIZE")]
-    pub memory_budget: Option<String>,
+    /// Memory that this process may hold at its peak, e.g. 640MiB or 1.2GiB. Where that is too little to compute
+    /// everything once, parts are computed again; the result is the same to the bit [default: 80 % of the memory that
+    /// this process may use]
+    #[arg(long, value_name = "SIZE", env = "REMOTE_VAE_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
     /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }
 
 impl EngineArguments {
+    /// Bytes that this process may hold; `None` where neither the user nor the system sets a limit.
+    pub(crate) fn memory_budget(&self) -> Option<u64> {
+        self.memory_budget.or_else(memory::default_budget)
+    }
+
     /// The precision to compute in here.
     pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
         self.precision.unwrap_or(Precision::Exact).into()
@@ -186,10 +212,6 @@ pub(crate) struct ServeOptions {
     /// Most frames of a clip.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_frames: u32,
-    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
-    /// that this process may use]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_request_memory: Option<u32>,
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
@@ -273,7 +295,7 @@ fn parse_named_source(text: &str) -> Result<NamedSource, String> {
 }
 
 /// Where the work is done.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct PlaceArguments {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
@@ -293,16 +315,72 @@ pub(crate) struct PlaceArguments {
     pub engine: EngineArguments,
 }
 
+/// What is told of the work on files.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct FilesArguments {
+    /// Print a JSON object for each file on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Requests that travel to the server at one time.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub parallel: u8,
+}
+
+/// Formats of what a decode writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PictureFormat {
+    Png,
+    Jpg,
+    Webp,
+    /// For clips.
+    Mp4,
+    /// The f32 tensor `pixels`.
+    Safetensors,
+}
+
 #[derive(Debug, Args)]
-pub(crate) struct DecodeOptions {
-    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in a safetensors
-    /// file of F32, F16 or BF16.
-    #[arg(value_name = "IN.safetensors")]
-    pub input: PathBuf,
-    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`. A
-    /// clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name without extension), or
-    /// .safetensors.
+pub(crate) struct DecodeFiles {
+    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in safetensors
+    /// files of F32, F16 or BF16; `-` is standard input.
+    #[arg(value_name = "IN.safetensors", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`; `-`
+    /// is standard output. A clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name
+    /// without extension), or .safetensors. With several inputs, or a slash at its end (`out/`), it is a folder that takes a
+    /// file for each input.
     #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The format in a folder or on standard output.
+    #[arg(long, value_enum, default_value_t = PictureFormat::Png)]
+    pub format: PictureFormat,
+    #[command(flatten)]
+    pub files: FilesArguments,
+    #[command(flatten)]
+    pub each: DecodeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncodeFiles {
+    /// PNG, JPEG or WebP pictures, or clips in MP4 files (H.264); sides are cut to multiples of the model's factor (8) by
+    /// resizing. An orientation noted in the file is not applied. `-` is standard input.
+    #[arg(value_name = "IN.png", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// A .safetensors file for the f32 tensor `latents`; `-` is standard output. A folder, written with a slash at its
+    /// end (`out/`), takes a file for each input.
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub files: FilesArguments,
+    #[command(flatten)]
+    pub each: EncodeOptions,
+}
+
+/// What a decode of one file needs to know.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DecodeOptions {
+    #[arg(skip)]
+    pub input: PathBuf,
+    #[arg(skip)]
     pub output: PathBuf,
     #[command(flatten)]
     pub video: VideoArguments,
@@ -322,17 +400,15 @@ pub(crate) struct DecodeOptions {
     pub place: PlaceArguments,
 }
 
-#[derive(Debug, Args)]
+/// What an encode of one file needs to know.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct EncodeOptions {
-    /// A PNG, JPEG or WebP picture, or a clip in an MP4 file (H.264); sides are cut to multiples of the model's factor (8)
-    /// by resizing. An orientation noted in the file is not applied.
-    #[arg(value_name = "IN.png")]
+    #[arg(skip)]
     pub input: PathBuf,
     /// Of a video file, take the first N frames: 1 more than a multiple of 4 [default: all]
     #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..))]
     pub frames: Option<u32>,
-    /// A .safetensors file for the f32 tensor `latents`.
-    #[arg(short, long, value_name = "OUT.safetensors")]
+    #[arg(skip)]
     pub output: PathBuf,
     /// Draw a sample of the encoder's distribution with this seed, 0 or more [default: its mode]
     #[arg(long, value_name = "SEED", allow_hyphen_values = true)]
@@ -435,6 +511,12 @@ pub(crate) struct DoctorOptions {
     /// The class to compare with: SDv1, SDXL, Flux, FluxPacked [default: all that fit the model]
     #[arg(long, value_name = "NAME", requires = "golden")]
     pub class: Option<String>,
+    /// The port that `serve` is to listen on.
+    #[arg(long, value_name = "P", env = "PORT", default_value_t = 8080, conflicts_with = "golden")]
+    pub port: u16,
+    /// Print one JSON object.
+    #[arg(long, conflicts_with = "golden")]
+    pub json: bool,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -449,6 +531,27 @@ impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}x{}", self.width, self.height)
     }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => 0.0,
+    };
+    let bytes = number.parse::<f64>().map_or(0.0, |number| number * unit);
+    if (1.0..9e18).contains(&bytes) {
+        return Ok(bytes as u64);
+    }
+    Err(format!("{text:?} is not an amount of memory; write a number and a unit, e.g. 640MiB or 1.2GiB"))
 }
 
 fn parse_size(text: &str) -> Result<Size, String> {
@@ -484,6 +587,18 @@ mod tests {
         );
         assert!(parse_named_source("my model=x").is_err());
         assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        for (text, bytes) in
+            [("640MiB", 640 << 20), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("4096", 4096), ("1MB", 1_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "MiB", "-1GiB", "1.2.3G", "12 parsecs", "1e30"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
