@@ -9,6 +9,7 @@ mod convert;
 mod demo;
 mod doctor;
 mod golden;
+mod load;
 mod local;
 mod models;
 mod plan;

@@ -4,5 +4,7 @@ mod clips;
 mod commands;
 mod doctor;
 mod embedded;
+mod privacy;
+mod reliability;
 mod serving;
 mod support;
