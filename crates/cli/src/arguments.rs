@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use remote_vae_engine::memory;
 
 /// Decodes the latents of diffusion models to pictures, and encodes them back: as a server that speaks the protocol of
 /// Hugging Face's "Remote VAE" endpoints, and on the command line.
@@ -45,15 +46,22 @@ pub(crate) struct EngineArguments {
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
-    #[arg(long, value_name = "SIZE")]
-    pub memory_budget: Option<String>,
+    /// Memory that this process may hold at its peak, e.g. 640MiB or 1.2GiB. Where that is too little to compute
+    /// everything once, parts are computed again; the result is the same to the bit [default: 80 % of the memory that
+    /// this process may use]
+    #[arg(long, value_name = "SIZE", env = "REMOTE_VAE_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
     /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }
 
 impl EngineArguments {
+    /// Bytes that this process may hold; `None` where neither the user nor the system sets a limit.
+    pub(crate) fn memory_budget(&self) -> Option<u64> {
+        self.memory_budget.or_else(memory::default_budget)
+    }
+
     /// The precision to compute in here.
     pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
         self.precision.unwrap_or(Precision::Exact).into()
@@ -186,10 +194,6 @@ pub(crate) struct ServeOptions {
     /// Most frames of a clip.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_frames: u32,
-    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
-    /// that this process may use]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_request_memory: Option<u32>,
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
@@ -521,6 +525,27 @@ impl std::fmt::Display for Size {
     }
 }
 
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => 0.0,
+    };
+    let bytes = number.parse::<f64>().map_or(0.0, |number| number * unit);
+    if (1.0..9e18).contains(&bytes) {
+        return Ok(bytes as u64);
+    }
+    Err(format!("{text:?} is not an amount of memory; write a number and a unit, e.g. 640MiB or 1.2GiB"))
+}
+
 fn parse_size(text: &str) -> Result<Size, String> {
     let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
         Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
@@ -562,6 +587,18 @@ mod tests {
         assert_eq!(parse_kind("64x32:png"), Ok(Kind { size, format: Format::Png }));
         assert_eq!(parse_kind("64x32"), Ok(Kind { size, format: Format::Raw }));
         assert!(parse_kind("64x32:bmp").is_err() && parse_kind("png").is_err());
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        for (text, bytes) in
+            [("640MiB", 640 << 20), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("4096", 4096), ("1MB", 1_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "MiB", "-1GiB", "1.2.3G", "12 parsecs", "1e30"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

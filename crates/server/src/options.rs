@@ -111,7 +111,8 @@ pub struct Limits {
     /// Requests that may wait for the engine, beside the one it works on.
     pub max_queue: usize,
     /// Bytes that a request's plan may need at its peak; none means no limit. By default 80 % of the memory that the
-    /// process may use, where the system says how much that is.
+    /// process may use, where the system says how much that is. The engine has a budget of its own, for which it makes
+    /// its plans smaller; this is the bound of what it cannot make smaller.
     pub max_plan_bytes: Option<u64>,
     /// Bytes of all answers together, as they come out of the engine, from admission until they are sent. An answer
     /// that alone is larger is taken when there is no other.
@@ -133,7 +134,7 @@ impl Default for Limits {
             max_frames: 1024,
             max_queue: 64,
             // The rest is for weights, bodies and answers.
-            max_plan_bytes: memory::limit_bytes().map(|bytes| bytes / 5 * 4),
+            max_plan_bytes: memory::default_budget(),
             max_answer_bytes: 1024 * MIB,
             max_jobs: 64,
             max_connections: 1024,

@@ -380,7 +380,12 @@ pub(crate) fn check_plan(
     shared: &Shared,
     plan: Result<PlanSummary, EngineError>,
 ) -> Result<PlanSummary, Refusal> {
-    let plan = plan.map_err(engine_refusal)?;
+    let plan = plan.map_err(|error| {
+        if matches!(error, EngineError::Budget { .. }) {
+            shared.metrics.rejected(Rejection::Memory);
+        }
+        engine_refusal(error)
+    })?;
     let need = plan.peak_bytes as u64;
     match shared.options.limits.max_plan_bytes {
         Some(limit) if need > limit => {
@@ -403,6 +408,13 @@ pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {
     }
 }
 
+/// With a capital and a full stop.
+fn sentence(message: &str) -> String {
+    let mut letters = message.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
+}
+
 /// What does not fit the model is the client's fault; the rest is ours.
 pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
     match &error {
@@ -415,6 +427,7 @@ pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
         | EngineError::ImageSides { .. }
         | EngineError::ClipFrames { .. }
         | EngineError::NoVideo { .. } => Refusal::bad_request(error.to_string()),
+        EngineError::Budget { .. } => Refusal::too_large(sentence(&error.to_string())),
         EngineError::Memory { .. } => Refusal::unavailable(error.to_string(), RETRY),
         EngineError::Cancelled => {
             Refusal::unavailable("The work was stopped because the server shuts down.", RETRY)
