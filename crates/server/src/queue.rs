@@ -134,6 +134,9 @@ pub(crate) struct Ended {
 /// A job that the engine works on.
 struct Running {
     id: u64,
+    since: Instant,
+    meter: Arc<Meter>,
+    flops: u64,
     peak_bytes: u64,
     cancel: Arc<AtomicBool>,
     cancelled: Option<Instant>,
@@ -260,6 +263,12 @@ impl Queue {
         }
         *state.reserved.entry(client.clone()).or_default() += 1;
         Ok(Place { queue: Arc::clone(self), client: client.clone() })
+    }
+
+    /// Of each running job, the time since its beginning and the share of its operations that is done.
+    pub(crate) fn running(&self) -> Vec<(Duration, f64)> {
+        let share = |job: &Running| job.meter.done_flops() as f64 / job.flops.max(1) as f64;
+        self.lock().running.iter().map(|job| (job.since.elapsed(), share(job).min(1.0))).collect()
     }
 
     pub(crate) fn occupancy(&self) -> Occupancy {
@@ -416,6 +425,9 @@ impl State {
         job.meter.started.store(true, Ordering::Relaxed);
         self.running.push(Running {
             id: job.id,
+            since: Instant::now(),
+            meter: Arc::clone(&job.meter),
+            flops: job.cost.flops,
             peak_bytes: job.cost.peak_bytes,
             cancel: job.control.cancel_handle(),
             cancelled: None,

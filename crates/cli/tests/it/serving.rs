@@ -1,5 +1,7 @@
 //! `serve` as a process of its own, and commands that let it do the work.
 
+use std::process::Stdio;
+
 use crate::support::{Serving, photograph, program, stdout};
 
 #[test]
@@ -68,6 +70,37 @@ fn options_come_from_a_file_too_and_are_printed_without_keys() {
         !refused.status.success() && message.contains("max-quue") && message.contains("max-queue"),
         "{message}"
     );
+}
+
+#[test]
+fn the_end_of_its_input_ends_it_if_it_is_told_so() {
+    let mut command = program();
+    command.args(["serve", "--port", "0", "--stop-with-stdin"]).stdin(Stdio::piped());
+    let mut server = Serving::spawn(&mut command);
+    assert!(server.process.try_wait().unwrap().is_none());
+    drop(server.process.stdin.take());
+    assert!(server.process.wait().unwrap().success());
+}
+
+#[test]
+fn many_files_travel_several_at_one_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(&[]);
+    let names = crate::batch::latents(folder.path(), 4);
+    let decode = |output: &str, flags: &[&str]| {
+        let mut arguments = vec!["decode"];
+        arguments.extend(names.iter().map(String::as_str));
+        arguments.extend(["-o", output, "--json"]);
+        arguments.extend(flags);
+        stdout(folder.path(), &arguments).lines().count()
+    };
+    assert_eq!(decode("here", &[]), 4);
+    assert_eq!(decode("there", &["--url", &server.url, "--parallel", "3"]), 4);
+    for number in 0..4 {
+        let read =
+            |place: &str| std::fs::read(folder.path().join(place).join(format!("{number}.png"))).unwrap();
+        assert_eq!(read("here"), read("there"));
+    }
 }
 
 #[cfg(unix)]

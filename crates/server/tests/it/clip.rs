@@ -19,7 +19,7 @@ const SHAPE: [usize; 5] = [1, 4, 3, 4, 6];
 const LONG: [usize; 5] = [1, 4, 9, 2, 3];
 
 /// The small random model of the engine's golden files.
-fn hunyuan() -> Arc<Autoencoder> {
+pub(crate) fn hunyuan() -> Arc<Autoencoder> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden_video/hunyuan");
     Arc::new(Autoencoder::new(Model::open(&folder).unwrap(), engine()))
 }
