@@ -140,7 +140,6 @@ struct Running {
     peak_bytes: u64,
     cancel: Arc<AtomicBool>,
     cancelled: Option<Instant>,
-    since: Instant,
     /// Time of jobs that ran between its steps.
     paused: Duration,
 }
@@ -431,7 +430,6 @@ impl State {
             peak_bytes: job.cost.peak_bytes,
             cancel: job.control.cancel_handle(),
             cancelled: None,
-            since: Instant::now(),
             paused: Duration::ZERO,
         });
         Some(job)
