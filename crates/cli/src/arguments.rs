@@ -495,9 +495,79 @@ pub(crate) struct BenchOptions {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub load: LoadArguments,
+    #[command(flatten)]
     pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
+}
+
+/// Load on a server.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArguments {
+    /// Put load on this server instead, and tell how it answered; `.../NAME` chooses one of several models.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "op", "runs", "steps"])]
+    pub url: Option<String>,
+    /// Clients that each ask again when they have their answer.
+    #[arg(long, value_name = "N", requires = "url", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Requests a second, however long the answers take [default: as --clients says]
+    #[arg(long, value_name = "R", requires = "url", conflicts_with = "clients", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// How long requests are sent.
+    #[arg(long, value_name = "S", requires = "url", default_value_t = 10.0, value_parser = parse_rate)]
+    pub seconds: f64,
+    /// Kinds of requests in turn, e.g. `512x512:raw,256x256:png`; raw, uint8, png or jpg [default: --size, raw]
+    #[arg(long, value_name = "WxH:FORMAT", requires = "url", value_delimiter = ',', value_parser = parse_kind)]
+    pub mix: Vec<Kind>,
+    /// Percent of the requests that are left within half a second, wherever they are by then.
+    #[arg(long, value_name = "PERCENT", requires = "url", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub abandon: u32,
+    /// A bearer key; with several, clients use them in turn.
+    #[arg(
+        long = "api-key",
+        value_name = "KEY",
+        requires = "url",
+        env = "REMOTE_VAE_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_keys: Vec<String>,
+    /// Compare each answer with the first one to the same request, byte for byte; fail if any differs.
+    #[arg(long, requires = "url")]
+    pub check: bool,
+}
+
+/// A kind of request that load is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub size: Size,
+    pub format: Format,
+}
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Raw,
+    Uint8,
+    Png,
+    Jpg,
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let (size, format) = text.split_once(':').unwrap_or((text, "raw"));
+    let format = match format {
+        "raw" => Format::Raw,
+        "uint8" => Format::Uint8,
+        "png" => Format::Png,
+        "jpg" => Format::Jpg,
+        _ => return Err(format!("{format:?} is not raw, uint8, png or jpg")),
+    };
+    Ok(Kind { size: parse_size(size)?, format })
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.001..=1e6).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a number from 0.001 to 1000000"))
 }
 
 #[derive(Debug, Args)]
@@ -587,6 +657,14 @@ mod tests {
         );
         assert!(parse_named_source("my model=x").is_err());
         assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn kinds_are_sizes_with_formats() {
+        let size = Size { width: 64, height: 32 };
+        assert_eq!(parse_kind("64x32:png"), Ok(Kind { size, format: Format::Png }));
+        assert_eq!(parse_kind("64x32"), Ok(Kind { size, format: Format::Raw }));
+        assert!(parse_kind("64x32:bmp").is_err() && parse_kind("png").is_err());
     }
 
     #[test]

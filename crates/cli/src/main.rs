@@ -10,6 +10,7 @@ mod convert;
 mod demo;
 mod doctor;
 mod golden;
+mod load;
 mod local;
 mod manual;
 mod models;

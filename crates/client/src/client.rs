@@ -178,6 +178,15 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
     }
 
+    /// The server's measurements at `/metrics`, in Prometheus' text form.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let (_, body) = self.finish(self.get("/metrics").await?).await?;
+        String::from_utf8(body).map_err(|error| ClientError::Answer { reason: error.to_string() })
+    }
+
     fn with_query(&self, query: &str) -> Url {
         let mut url = self.url.clone();
         let own = url.query().unwrap_or("").to_owned();

@@ -177,6 +177,8 @@ struct State {
     closed: bool,
     next_id: u64,
     rate: Rate,
+    /// Time in which the engine had a job, without the present one.
+    busy: Duration,
 }
 
 /// How much may wait.
@@ -207,6 +209,8 @@ pub(crate) struct Occupancy {
     pub(crate) answer_bytes: u64,
     /// Until the engine has done all of it.
     pub(crate) work_seconds: f64,
+    /// Time in which the engine had a job, since the start.
+    pub(crate) busy_seconds: f64,
 }
 
 /// Why no place could be had. `retry_after` is when there should be one.
@@ -275,6 +279,9 @@ impl Queue {
             capacity: self.bounds.jobs,
             answer_bytes: state.answer_bytes,
             work_seconds: state.rate.time(flops).unwrap_or_default().as_secs_f64(),
+            busy_seconds: (state.busy
+                + state.running.first().map_or(Duration::ZERO, |job| job.since.elapsed()))
+            .as_secs_f64(),
         }
     }
 
@@ -342,8 +349,9 @@ impl Queue {
         let mut state = self.lock();
         let Some(index) = state.running.iter().position(|running| running.id == id) else { return elapsed };
         let running = state.running.remove(index);
-        if let Some(below) = state.running.last_mut() {
-            below.paused += elapsed;
+        match state.running.last_mut() {
+            Some(below) => below.paused += elapsed,
+            None => state.busy += running.since.elapsed(),
         }
         let own = elapsed.saturating_sub(running.paused);
         state.line.advance(id, done);

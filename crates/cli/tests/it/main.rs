@@ -5,5 +5,7 @@ mod clips;
 mod commands;
 mod doctor;
 mod embedded;
+mod privacy;
+mod reliability;
 mod serving;
 mod support;
