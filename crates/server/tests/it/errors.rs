@@ -88,7 +88,9 @@ async fn what_no_plan_makes_fit_names_the_budget() {
     let small = EngineOptions { memory_budget: Some(1 << 20), ..EngineOptions::default() };
     let engine = Arc::new(CpuEngine::new(small).unwrap());
     let model = Arc::new(Autoencoder::new(Model::embedded().unwrap(), engine));
-    let server = TestServer::with(options(), vec![("default", model)]).await;
+    // A warm-up would not fit either.
+    let options = ServerOptions { warm_up: false, ..options() };
+    let server = TestServer::with(options, vec![("default", model)]).await;
     let (body, _) = latents(&SHAPE, 31);
     let query = format!("output_type=pt&{}", tensor_query(&SHAPE, Dtype::Float16));
     let (status, message) = refusal(server.raw(&query, body).await).await;
