@@ -201,7 +201,8 @@ impl Autoencoder {
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
         for (part, count) in windows::parts(shape, windows, scale) {
             let plan = self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?;
-            progress.total_flops += plan.summary().flops * (count * batch) as u64;
+            let flops = plan.summary().flops.saturating_mul((count * batch) as u64);
+            progress.total_flops = progress.total_flops.saturating_add(flops);
             progress.steps += plan.steps.len() * count * batch;
             plans.insert(part, plan);
         }

@@ -102,22 +102,29 @@ impl Calibration {
         expected: &[f32],
     ) -> Result<(), EngineError> {
         let found = program.run_calibrated(fast, Some(self), input, &Control::new())?;
-        let (mut squares, mut lowest, mut highest) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
-        self.largest_error = 0.0;
-        for (found, expected) in found.iter().zip(expected) {
-            let error = (found - expected).abs();
-            squares += f64::from(error) * f64::from(error);
-            // `max` would drop NaN.
-            if error > self.largest_error || error.is_nan() {
-                self.largest_error = error;
-            }
-            (lowest, highest) = (lowest.min(*expected), highest.max(*expected));
-        }
-        let range = f64::from(highest) - f64::from(lowest);
-        let mean = squares / expected.len() as f64;
-        self.psnr = 10.0 * (range * range / mean.max(f64::MIN_POSITIVE)).log10();
+        (self.psnr, self.largest_error) = difference(&found, expected);
         Ok(())
     }
+}
+
+/// Peak signal-to-noise ratio of `found` in dB, the peak being the range of `expected`, and their largest difference;
+/// neither is a number if one of the values is none.
+fn difference(found: &[f32], expected: &[f32]) -> (f64, f32) {
+    let (mut squares, mut lowest, mut highest) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
+    let mut largest = 0.0f32;
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found - expected).abs();
+        squares += f64::from(error) * f64::from(error);
+        // `max` would drop NaN, here and below.
+        if error > largest || error.is_nan() {
+            largest = error;
+        }
+        (lowest, highest) = (lowest.min(*expected), highest.max(*expected));
+    }
+    let range = f64::from(highest) - f64::from(lowest);
+    let mean = squares / expected.len() as f64;
+    let mean = if mean == 0.0 { f64::MIN_POSITIVE } else { mean };
+    (10.0 * (range * range / mean).log10(), largest)
 }
 
 /// The error of each convolution that may use integers, by node: root mean square over that of its sums.
@@ -172,4 +179,26 @@ fn layer_error(
 
 fn buffer(len: usize) -> Result<Buffer, EngineError> {
     Buffer::zeroed(len).ok_or(EngineError::Memory { bytes: len.saturating_mul(size_of::<f32>()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_number_is_not_close() {
+        let expected = [-1.0, 0.0, 1.0, 0.5];
+        let (psnr, largest) = difference(&[-1.0, 0.0, 1.0, 0.52], &expected);
+        assert!((psnr - 46.02).abs() < 0.01 && (largest - 0.02).abs() < 1e-6, "{psnr} dB, {largest}");
+        assert!(difference(&expected, &expected).0 >= LEAST_PSNR);
+        for at in 0..4 {
+            for wrong in [f32::NAN, f32::INFINITY] {
+                let mut found = expected;
+                found[at] = wrong;
+                let (psnr, largest) = difference(&found, &expected);
+                let close = psnr >= LEAST_PSNR;
+                assert!(!close && !largest.is_finite(), "{psnr} dB, {largest}");
+            }
+        }
+    }
 }

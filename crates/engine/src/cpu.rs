@@ -170,6 +170,7 @@ impl Program for CpuProgram {
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
         if precision == Precision::Fast {
             self.calibrated()?;
+            self.pool.release();
         }
         Ok(())
     }

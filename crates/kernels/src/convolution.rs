@@ -2,7 +2,8 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
+//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling
+//! into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
@@ -51,7 +52,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// `direct`, `winograd` or `upsample fold`.
+    /// `direct`, `pointwise`, `winograd` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",

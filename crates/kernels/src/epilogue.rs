@@ -63,8 +63,8 @@ impl Target<'_> {
         self.stored_rows.map(|rows| (block * rows + place(row, rows)) * self.size[1] + column)
     }
 
-    /// Finishes the `columns` pixels of one channel block that begin at `start` (row and column); the sixteen values of pixel `i`
-    /// begin at `values[i · stride]`.
+    /// Finishes the `columns` pixels of one channel block that begin at `start` (row and column); the sixteen values of
+    /// pixel `i` begin at `values[i · stride]`.
     ///
     /// # Safety
     /// The CPU has the tier, and no other task writes these pixels of this block.

@@ -24,8 +24,8 @@ const MAGNITUDE_LIMIT: f32 = 32767.0;
 /// Largest Euclidean length of a split's integers before they are rounded, which adds ½√128 < 5.7 to it at most.
 /// No partial sum of products leaves 32 bits, because (46330 + 5.7)² < 2³¹ (Cauchy and Schwarz).
 const LENGTH_LIMIT: f32 = 46_330.0;
-/// Inputs' factors are larger by this than what undoes their scale, and weights' smaller: neither the factors nor an
-/// integer sum times a weights' factor then leave `f32` before the result does. 2¹¹
+/// Inputs' factors are larger by this than what undoes their scale, and weights' smaller: the factors then never leave
+/// `f32`, nor does an integer sum times a weights' factor while weights are below 2¹²⁰. 2¹¹
 const BALANCE: f32 = 2048.0;
 /// Magnitudes below this count as this, lest their scale overflow: 2⁻¹¹⁰.
 const SMALLEST: f32 = f32::from_bits((127 - 110) << 23);
@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn no_weights_and_inputs_make_a_sum_that_leaves_32_bits() {
-        for size in [1.0, 0.999_99, 3.0e38, 1e-30] {
+        // On both sides of where squares are no ordinary numbers any more.
+        for size in [1.0, 0.999_99, 1.1e18, 1.2e18, 3.0e38, 8.8e-19, 8.6e-19, 1e-30] {
             for spread in [0.0, 0.5, 1.0] {
                 for period in [2, 7, 128] {
                     let values: Vec<f32> = (0..SPLIT * BLOCK)
