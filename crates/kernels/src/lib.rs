@@ -22,6 +22,8 @@ pub mod norm;
 pub mod peak;
 mod pool;
 mod prologue;
+pub mod rearrange;
+pub mod rms_norm;
 mod shared;
 mod tensor;
 mod transformed;

@@ -23,7 +23,9 @@ pub struct Prologue<'a> {
 pub(crate) struct Source<'a> {
     /// Frames, one after the other.
     pub input: Tensor<'a>,
-    /// The frame that each time tap reads; `None` for zeros.
+    /// Frames before them, one after the other.
+    pub history: &'a [Tensor<'a>],
+    /// The frame that each time tap reads, counted from the first of `history`; `None` for zeros.
     pub frames: [Option<usize>; MAX_TAPS],
     /// Channel blocks of a frame.
     pub frame_blocks: usize,
@@ -62,7 +64,8 @@ impl Source<'_> {
             return;
         };
         let plane = height * width;
-        let source_plane = self.input.part((frame * self.frame_blocks + block) * plane, plane);
+        let (frames, frame) = self.frame(frame);
+        let source_plane = frames.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
             let mut y = corner[0] + row;
             if self.replicate {
@@ -144,6 +147,15 @@ impl Source<'_> {
         }
     }
 
+    /// The tensor that holds a frame, and which of its frames it is.
+    #[inline(always)]
+    fn frame(&self, frame: usize) -> (Tensor<'_>, usize) {
+        match self.history.get(frame) {
+            Some(earlier) => (*earlier, 0),
+            None => (self.input, frame - self.history.len()),
+        }
+    }
+
     /// Norm and activation of pixels that stand where they are read from.
     #[inline(always)]
     fn change<T: Tile>(&self, affine: Option<([f32; BLOCK], [f32; BLOCK])>, pixels: &mut [f32]) {
@@ -167,6 +179,7 @@ impl Source<'_> {
     pub(crate) fn prefetch(&self, block: usize, corner: [usize; 2], [rows, columns]: [usize; 2]) {
         let [height, width] = self.size;
         let Some(frame) = self.frames[block / self.frame_blocks] else { return };
+        let (frames, frame) = self.frame(frame);
         let block = frame * self.frame_blocks + block % self.frame_blocks;
         let inside = |axis: usize, len: usize, end: usize| {
             let start = corner[axis].saturating_sub(self.padding[axis]) / self.factor;
@@ -174,7 +187,7 @@ impl Source<'_> {
         };
         let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
         for row in top..bottom {
-            self.input.prefetch((block * height + row) * width + left, right - left);
+            frames.prefetch((block * height + row) * width + left, right - left);
         }
     }
 }

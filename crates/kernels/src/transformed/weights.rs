@@ -11,7 +11,7 @@ use crate::microkernel::Tile;
 use crate::pool::Pool;
 use crate::shared::SharedOutput;
 use crate::vector::Vector;
-use crate::weights::Compact;
+use crate::weights::{Compact, Span};
 
 /// Where things lie in the transformed weights: panels (`[group][point][input block][16][lanes]`, with integers
 /// `[pair][lanes]` for `[16][lanes]`, points skewed), then, with integers, `f32` factors (`[group][point][split][lanes]`).
@@ -88,12 +88,12 @@ pub(super) fn transform<W: Transform>(
     isa: Isa,
     pool: &Pool,
     panels: Panels,
-    weights: &Compact,
+    (weights, span): (&Compact, Span),
     output: &mut [f32],
 ) {
     let parts = panels.input_blocks.div_ceil(panels.blocks_per_task());
     let output = SharedOutput::new(output);
-    let job = &Job { weights, panels, output: &output, parts };
+    let job = &Job { weights, span, panels, output: &output, parts };
     pool.run(
         panels.groups * parts,
         || Scratch {
@@ -108,6 +108,7 @@ pub(super) fn transform<W: Transform>(
 
 struct Job<'a> {
     weights: &'a Compact,
+    span: Span,
     panels: Panels,
     output: &'a SharedOutput<'a>,
     /// Tasks of one group.
@@ -131,7 +132,7 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, inde
     let len = TAPS * TAPS * BLOCK * T::LANES;
     let block_len = BLOCK * T::LANES;
     for block in 0..count {
-        let at = (group * panels.input_blocks + first + block) * len;
+        let at = (group * job.span.all + job.span.first + first + block) * len;
         let taps = job.weights.widen(at, len, &mut scratch.taps);
         // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
         unsafe {

@@ -5,5 +5,7 @@ mod clip;
 mod convolution;
 mod elementwise;
 mod norm;
+mod rearrange;
+mod rms_norm;
 mod storage;
 mod support;
