@@ -2,12 +2,11 @@
 //! life of the programs are in [`crate::autoencoder`].
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::windows::{self, Part, Scale};
-use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Windows};
+use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Progress, Windows};
 
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +67,11 @@ impl Autoencoder {
     ) -> Result<PlanSummary, EngineError> {
         let parts = self.plan_parts(Operation::Decode, latents, windows, precision)?;
         Ok(parts.summary(parts.input_bytes.saturating_add(2 * parts.largest_output)))
+    }
+
+    /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
+    pub fn frame_groups(&self, latents: [usize; 5], windows: Windows) -> usize {
+        windows::groups(latents, windows, self.scale(Operation::Decode))
     }
 
     /// What encoding pixels `[batch, channels, frames, height, width]` costs.
@@ -170,25 +174,30 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let program = self.program(operation)?;
-        let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
+        let (program, scale) = (self.program(operation)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
+        let batch = values.len() / shape.iter().product::<usize>().max(1);
+        let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
+        let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
+        for (part, count) in windows::parts(shape, windows, scale) {
+            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?;
+            progress.total_flops += plan.summary().flops * (count * batch) as u64;
+            progress.steps += plan.steps.len() * count * batch;
+            plans.insert(part, plan);
+        }
         for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
             let mut first = 0;
             windows::run(
                 &Part { values: values.to_vec(), shape },
                 windows,
-                self.scale(operation),
+                scale,
                 &mut |part| {
-                    let plan = match plans.entry(part.shape) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(new) => new.insert(self.engine.plan_clip(
-                            self.graph(operation)?,
-                            part.shape,
-                            precision,
-                        )?),
+                    let Some(plan) = plans.get(&part.shape) else {
+                        unreachable!("a clip is cut into the parts that were planned")
                     };
-                    let values = program.run(plan, &part.values, control)?;
+                    let values = program.run(plan, &part.values, &control.of_part(progress))?;
+                    progress.done_flops += plan.summary().flops;
+                    progress.step += plan.steps.len();
                     let [batch, channels, height, width] = plan.output;
                     Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
                 },
@@ -245,6 +254,12 @@ impl Autoencoder {
             let bytes = plan.activation_bytes + input;
             parts.whole.activation_bytes = parts.whole.activation_bytes.max(bytes);
             parts.largest_output = parts.largest_output.max(output);
+        }
+        let scale = self.scale(operation);
+        if windows.cut_pictures(shape, scale) {
+            // Tiles, bands of them, and the pictures put together.
+            let frames = windows::window_frames(shape, windows, scale);
+            parts.largest_output = output_bytes / (batch * whole.frames[1]) * frames * 3;
         }
         Ok(parts)
     }

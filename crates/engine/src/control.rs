@@ -22,7 +22,7 @@ pub struct Progress {
 #[derive(Default)]
 pub struct Control {
     cancelled: Arc<AtomicBool>,
-    progress: Option<Box<dyn Fn(Progress) + Send + Sync>>,
+    progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
 }
 
 impl Control {
@@ -33,12 +33,26 @@ impl Control {
 
     /// `report` is called after each step, on the thread that runs the plan.
     pub fn with_progress(report: impl Fn(Progress) + Send + Sync + 'static) -> Control {
-        Control { progress: Some(Box::new(report)), ..Control::default() }
+        Control { progress: Some(Arc::new(report)), ..Control::default() }
     }
 
     /// Setting this flag ends the run before its next step.
     pub fn cancel_handle(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
+    }
+
+    /// The control of one of several runs: `before` has what was done before it, and the totals of all.
+    pub(crate) fn of_part(&self, before: Progress) -> Control {
+        let progress = self.progress.clone().map(|report| -> Arc<dyn Fn(Progress) + Send + Sync> {
+            Arc::new(move |part| {
+                report(Progress {
+                    done_flops: before.done_flops + part.done_flops,
+                    step: before.step + part.step,
+                    ..before
+                })
+            })
+        });
+        Control { cancelled: Arc::clone(&self.cancelled), progress }
     }
 
     pub(crate) fn check(&self) -> Result<(), EngineError> {

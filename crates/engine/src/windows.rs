@@ -143,7 +143,7 @@ fn windowed(
     let ([size, whole_size], [step, keep]) = (scale.pair(WINDOW[0], FRAMES), scale.pair(WINDOW[1], FRAMES));
     let mut left = scale.output(input.shape[FRAMES], FRAMES);
     let mut before: Option<Part> = None;
-    for start in (0..input.shape[FRAMES]).step_by(step) {
+    for start in window_starts(input.shape[FRAMES], step) {
         let mut part = run(&input.cut(FRAMES, start, size + 1)?)?;
         let mut kept = keep + 1;
         if let Some(before) = &before {
@@ -155,11 +155,39 @@ fn windowed(
         let done = part.cut(FRAMES, 0, kept.min(left))?;
         left -= done.shape[FRAMES];
         before = Some(part);
-        if done.shape[FRAMES] > 0 {
-            emit(done)?;
-        }
+        emit(done)?;
     }
     Ok(())
+}
+
+/// Where windows begin. A last one of nothing but the frame that later windows drop is left out.
+fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
+    (0..length).step_by(step).filter(move |start| *start == 0 || start + 1 < length)
+}
+
+/// How often [`run`] hands on frames.
+pub(crate) fn groups(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
+    let [step, _] = scale.pair(WINDOW[1], FRAMES);
+    if windows.cut_frames(shape, scale) { window_starts(shape[FRAMES], step).count() } else { 1 }
+}
+
+/// Frames of output that one window makes.
+pub(crate) fn window_frames(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
+    let size = scale.pair(WINDOW[0], FRAMES)[0] + 1;
+    let cut = windows.cut_frames(shape, scale);
+    scale.output(if cut { size } else { shape[FRAMES] }, FRAMES)
+}
+
+impl Windows {
+    /// Whether a clip of `shape` is cut into windows of frames.
+    fn cut_frames(self, shape: [usize; 5], scale: Scale) -> bool {
+        self.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0]
+    }
+
+    /// Whether the pictures of a clip of `shape` are cut into tiles.
+    pub(crate) fn cut_pictures(self, shape: [usize; 5], scale: Scale) -> bool {
+        self.tiles && shape[ROWS].max(shape[COLUMNS]) > scale.pair(TILE[0], ROWS)[0]
+    }
 }
 
 /// `parts` one after the other along `axis`, of each only what is kept of the first and of the others.
@@ -212,16 +240,10 @@ pub(crate) fn run(
     one: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
     emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
-    let [tile, _] = scale.pair(TILE[0], ROWS);
-    let [window, _] = scale.pair(WINDOW[0], FRAMES);
     let mut space = |part: &Part| {
-        if windows.tiles && part.shape[ROWS].max(part.shape[COLUMNS]) > tile {
-            tiled(part, scale, one)
-        } else {
-            one(part)
-        }
+        if windows.cut_pictures(part.shape, scale) { tiled(part, scale, one) } else { one(part) }
     };
-    if windows.frames && input.shape[FRAMES] > window {
+    if windows.cut_frames(input.shape, scale) {
         windowed(input, scale, &mut space, emit)
     } else {
         emit(space(input)?)
@@ -230,30 +252,22 @@ pub(crate) fn run(
 
 /// The shapes of the parts that [`run`] runs for an input of `shape`, and how many there are of each.
 pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([usize; 5], usize)> {
-    let cuts = |axis: usize, [size, step]: [usize; 2], extra: usize, on: bool| {
+    let cuts = |axis: usize, [size, step]: [usize; 2]| -> Vec<usize> {
         let length = shape[axis];
         let (size, step) = (scale.pair(size, axis)[0], scale.pair(step, axis)[0]);
-        let cut = |start: usize| (size + extra).min(length - start);
-        if on { (0..length).step_by(step).map(cut).collect() } else { vec![length] }
-    };
-    let tile = scale.pair(TILE[0], ROWS)[0];
-    let tiled = windows.tiles && shape[ROWS].max(shape[COLUMNS]) > tile;
-    let windowed = windows.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0];
-    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
-    let lengths =
-        [cuts(FRAMES, WINDOW, 1, windowed), cuts(ROWS, TILE, 0, tiled), cuts(COLUMNS, TILE, 0, tiled)];
-    let counts = lengths.map(|lengths: Vec<usize>| {
-        let mut counts: Vec<(usize, usize)> = Vec::new();
-        for length in lengths {
-            match counts.iter_mut().find(|(other, _)| *other == length) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((length, 1)),
-            }
+        if axis == FRAMES {
+            window_starts(length, step).map(|start| (size + 1).min(length - start)).collect()
+        } else {
+            (0..length).step_by(step).map(|start| size.min(length - start)).collect()
         }
-        counts
-    });
-    let [frames, rows, columns] = counts;
-    for (frames, a) in frames {
+    };
+    let whole = |axis: usize| vec![shape[axis]];
+    let frames = if windows.cut_frames(shape, scale) { cuts(FRAMES, WINDOW) } else { whole(FRAMES) };
+    let tiled = windows.cut_pictures(shape, scale);
+    let [rows, columns] =
+        [ROWS, COLUMNS].map(|axis| counted(if tiled { cuts(axis, TILE) } else { whole(axis) }));
+    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
+    for (frames, a) in counted(frames) {
         for &(height, b) in &rows {
             for &(width, c) in &columns {
                 parts.push(([shape[0], shape[1], frames, height, width], a * b * c));
@@ -261,4 +275,16 @@ pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([
         }
     }
     parts
+}
+
+/// Each length once, and how often it occurs.
+fn counted(lengths: Vec<usize>) -> Vec<(usize, usize)> {
+    let mut counts: Vec<(usize, usize)> = Vec::new();
+    for length in lengths {
+        match counts.iter_mut().find(|(other, _)| *other == length) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((length, 1)),
+        }
+    }
+    counts
 }
