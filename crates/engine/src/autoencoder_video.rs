@@ -3,10 +3,13 @@
 
 use std::collections::HashMap;
 
+use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
 
-use crate::windows::{self, Part, Scale};
-use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Progress, Windows};
+use crate::windows::{self, Cut, Part, Scale};
+use crate::{
+    Autoencoder, Control, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress, Windows,
+};
 
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,25 +180,34 @@ impl Autoencoder {
         let (program, scale) = (self.program(operation)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
-        let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
+        let mut plans: HashMap<Cut, Plan> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
-        for (part, count) in windows::parts(shape, windows, scale) {
-            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?;
+        for (cut, count) in windows::parts(shape, windows, scale) {
+            let plan = self.engine.plan_part(self.graph(operation)?, cut.0, cut.1, precision)?;
             progress.total_flops += plan.summary().flops * (count * batch) as u64;
             progress.steps += plan.steps.len() * count * batch;
-            plans.insert(part, plan);
+            plans.insert(cut, plan);
         }
+        let mut history = History::new();
         for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
             let mut first = 0;
             windows::run(
                 &Part { values: values.to_vec(), shape },
                 windows,
                 scale,
-                &mut |part| {
-                    let Some(plan) = plans.get(&part.shape) else {
+                &mut |part, start| {
+                    let Some(plan) = plans.get(&(part.shape, start)) else {
                         unreachable!("a clip is cut into the parts that were planned")
                     };
-                    let values = program.run(plan, &part.values, &control.of_part(progress))?;
+                    let control = control.of_part(progress);
+                    let values = if scale.streams && windows.frames {
+                        if start == Start::Clip {
+                            history = History::new();
+                        }
+                        program.run_part(plan, &part.values, &mut history, &control)?
+                    } else {
+                        program.run(plan, &part.values, &control)?
+                    };
                     progress.done_flops += plan.summary().flops;
                     progress.step += plan.steps.len();
                     let [batch, channels, height, width] = plan.output;
@@ -242,20 +254,19 @@ impl Autoencoder {
             largest_output: 0,
         };
         let [batch, channels, frames, height, width] = shape;
-        for (part, count) in
-            windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
-        {
-            let plan = self.engine.plan_clip(self.graph(operation)?, part, precision)?.summary();
+        let scale = self.scale(operation);
+        for ((part, start), count) in windows::parts([1, channels, frames, height, width], windows, scale) {
+            let plan = self.engine.plan_part(self.graph(operation)?, part, start, precision)?.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
             parts.whole.flops = parts.whole.flops.saturating_add(flops);
             parts.whole.steps += plan.steps * count;
             let [input, output] = tensor_bytes(&plan);
-            // The part's own input comes and goes with it.
-            let bytes = plan.activation_bytes + input;
+            // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
+            let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
+            let bytes = plan.activation_bytes + input + left;
             parts.whole.activation_bytes = parts.whole.activation_bytes.max(bytes);
             parts.largest_output = parts.largest_output.max(output);
         }
-        let scale = self.scale(operation);
         if windows.cut_pictures(shape, scale) {
             // Tiles, bands of them, and the pictures put together.
             let frames = windows::window_frames(shape, windows, scale);
@@ -288,10 +299,13 @@ impl Autoencoder {
     }
 
     fn scale(&self, operation: Operation) -> Scale {
-        let (space, time) = (self.model.spatial_factor(), self.model.temporal_factor().unwrap_or(1));
-        match operation {
-            Operation::Decode => Scale::Decode { space, time },
-            Operation::Encode => Scale::Encode { space, time },
+        let graph = self.graph(operation);
+        Scale {
+            operation,
+            space: self.model.spatial_factor(),
+            time: self.model.temporal_factor().unwrap_or(1),
+            streams: graph.is_ok_and(Graph::is_causal),
+            patch: self.model.patch_size(),
         }
     }
 }

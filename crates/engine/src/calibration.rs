@@ -3,22 +3,25 @@
 
 use remote_vae_kernels::Buffer;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue};
-use remote_vae_kernels::layout::{blocked_len, to_blocked};
-use remote_vae_model::random;
+use remote_vae_kernels::layout::blocked_len;
+use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
 use crate::cpu::{CpuProgram, place};
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, EngineError, Precision};
+use crate::{Control, EngineError, Precision, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
 /// `f32`. Rounding to halves, which `fast` does between layers, differs by 2⁻¹² and is not counted.
 const LARGEST_LAYER_ERROR: f64 = 1.0 / 512.0;
 /// Below this many dB no layer uses integers.
 const LEAST_PSNR: f64 = 54.0;
-/// Sides of the probe, a single frame: as latents, and as a picture where the graph makes it smaller.
+/// Sides of the probe: as latents, and as a picture where the graph makes it smaller.
 const SIDES: [usize; 2] = [8, 64];
+/// Frames of the probe of a graph that knows time: as latents, and as a clip where the graph makes it smaller. They
+/// differ, so that what a convolution reads of the frames before does too.
+const FRAMES: [usize; 2] = [3, 9];
 
 /// How `fast` compares with `exact` on the probe.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,16 +43,17 @@ impl Calibration {
     pub(crate) fn new(program: &CpuProgram) -> Result<Calibration, EngineError> {
         let graph = &program.graph;
         let plan = |precision| {
-            let plan = |side| {
-                let shape = [1, graph.input_channels(), 1, side, side];
-                Plan::new(graph, shape, precision, program.isa, program.pool.threads())
+            let plan = |size: usize| {
+                let frames = if graph.has_time() { FRAMES[size] } else { 1 };
+                let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
+                Plan::new(graph, shape, Start::Clip, precision, program.isa, program.pool.threads())
             };
-            let small = plan(SIDES[0])?;
-            if small.output[2] < small.input[2] { plan(SIDES[1]) } else { Ok(small) }
+            let small = plan(0)?;
+            if small.output[2] < small.input[2] { plan(1) } else { Ok(small) }
         };
         let (exact, fast) = (plan(Precision::Exact)?, plan(Precision::Fast)?);
-        let input = random::normal(0, exact.input.iter().product());
-        let expected = program.run_calibrated(&exact, None, &input, &Control::new())?;
+        let input = random::normal(0, exact.input.iter().product::<usize>() * exact.frames[0]);
+        let expected = program.run_calibrated(&exact, None, &input, None, &Control::new())?;
         let errors = layer_errors(program, &exact, &input)?;
         let mut calibration = Calibration {
             psnr: 0.0,
@@ -98,7 +102,7 @@ impl Calibration {
         input: &[f32],
         expected: &[f32],
     ) -> Result<(), EngineError> {
-        let found = program.run_calibrated(fast, Some(self), input, &Control::new())?;
+        let found = program.run_calibrated(fast, Some(self), input, None, &Control::new())?;
         let (mut squares, mut lowest, mut highest) = (0.0f64, f32::INFINITY, f32::NEG_INFINITY);
         self.largest_error = 0.0;
         for (found, expected) in found.iter().zip(expected) {
@@ -121,7 +125,8 @@ impl Calibration {
 fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<(usize, f64)>, EngineError> {
     let [_, channels, height, width] = plan.input;
     let mut arena = buffer(plan.arena_len)?;
-    to_blocked(input, channels, height * width, place(&mut arena, plan.input_place));
+    let shape = [channels, plan.frames[0], height * width];
+    frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
     let mut errors = Vec::new();
     for step in &plan.steps {
         if let Fused::Convolution { node, .. } = &step.fused
@@ -129,7 +134,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
         {
             errors.push((*node, error));
         }
-        program.step(plan, step, None, &mut arena);
+        program.step(plan, step, None, None, &mut arena)?;
     }
     Ok(errors)
 }
@@ -147,7 +152,7 @@ fn layer_error(
         return Ok(None);
     }
     let views = Views::new(arena, step.places.reads.clone());
-    let operands = program.operands(plan, step, &views);
+    let operands = program.operands(plan, step, &views, &[]);
     let [frames, height, width] = plan.sizes[*node];
     let sums = |arithmetic| -> Result<Buffer, EngineError> {
         let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;

@@ -1,19 +1,22 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
 use remote_vae_kernels::attention::clip_attention;
-use remote_vae_kernels::clip::Clip;
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{
+    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+};
 use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{self, GroupNorm};
+use remote_vae_kernels::rearrange;
+use remote_vae_kernels::rms_norm::rms_norm;
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
-use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Reach, Start, Time, WeightId, WeightSource};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
 use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, Precision, Program, Progress, frames};
+use crate::{Control, Engine, EngineError, History, Precision, Program, Progress, frames};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -59,8 +62,14 @@ impl Engine for CpuEngine {
         remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
     }
 
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
-        Plan::new(graph, input, precision, self.isa, self.pool.threads())
+    fn plan_part(
+        &self,
+        graph: &Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        Plan::new(graph, input, start, precision, self.isa, self.pool.threads())
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -104,6 +113,7 @@ impl CpuEngine {
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
             }
+            Operation::RmsNorm { weight } => Layer::RmsNorm { gamma: read(*weight)? },
             _ => Layer::Weightless,
         })
     }
@@ -113,6 +123,7 @@ impl CpuEngine {
 enum Layer {
     Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
+    RmsNorm { gamma: Vec<f32> },
     Weightless,
 }
 
@@ -128,11 +139,22 @@ pub(crate) struct CpuProgram {
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        let calibration = match plan.precision {
-            Precision::Exact => None,
-            Precision::Fast => Some(self.calibrated()?),
-        };
-        self.run_calibrated(plan, calibration.as_deref(), input, control)
+        let calibration = self.calibration_for(plan.precision)?;
+        self.run_calibrated(plan, calibration.as_deref(), input, None, control)
+    }
+
+    fn run_part(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: &mut History,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
+        if plan.input[0] != 1 {
+            return Err(EngineError::OneClip { found: plan.input[0] });
+        }
+        let calibration = self.calibration_for(plan.precision)?;
+        self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control)
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
@@ -148,6 +170,13 @@ impl Program for CpuProgram {
 }
 
 impl CpuProgram {
+    fn calibration_for(&self, precision: Precision) -> Result<Option<Arc<Calibration>>, EngineError> {
+        match precision {
+            Precision::Exact => Ok(None),
+            Precision::Fast => self.calibrated().map(Some),
+        }
+    }
+
     fn calibrated(&self) -> Result<Arc<Calibration>, EngineError> {
         let mut calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*calibration {
@@ -158,12 +187,14 @@ impl CpuProgram {
         Ok(made)
     }
 
-    /// As [`Program::run`]; without a calibration every layer computes in `f32`.
+    /// As [`Program::run`], or with a history as [`Program::run_part`]; without a calibration every layer computes in
+    /// `f32`.
     pub(crate) fn run_calibrated(
         &self,
         plan: &Plan,
         calibration: Option<&Calibration>,
         input: &[f32],
+        mut history: Option<&mut History>,
         control: &Control,
     ) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
@@ -189,7 +220,7 @@ impl CpuProgram {
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 control.check()?;
-                self.step(plan, step, calibration, &mut arena);
+                self.step(plan, step, calibration, history.as_deref_mut(), &mut arena)?;
                 progress.step += 1;
                 progress.done_flops += step.flops;
                 control.report(progress);
@@ -216,8 +247,14 @@ pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
 }
 
 impl CpuProgram {
-    /// What the convolution of `step` reads.
-    pub(crate) fn operands<'a>(&'a self, plan: &Plan, step: &Step, views: &'a Views<'_>) -> Operands<'a> {
+    /// What the convolution of `step` reads, with the frames `history` before its input.
+    pub(crate) fn operands<'a>(
+        &'a self,
+        plan: &Plan,
+        step: &Step,
+        views: &'a Views<'_>,
+        history: &'a [Tensor<'a>],
+    ) -> Operands<'a> {
         let (Fused::Convolution { node, source, .. }, reads) = (&step.fused, &step.places.reads) else {
             unreachable!("only convolutions have these operands")
         };
@@ -230,9 +267,9 @@ impl CpuProgram {
         let affine = source.norm.map(|_| halves(views.read(reads[1])));
         let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
         let [frames, height, width] = plan.sizes[source.base];
-        let clip = frames::clip(frames, source.doubles_frames, time);
-        let (input, size) = (views.tensor(reads[0]), [height, width]);
-        Operands { isa: self.isa, geometry, convolution, input, clip, size, prologue }
+        let clip = frames::clip(frames, source.doubles_frames, time, plan.start, history.len());
+        let frames = Frames { clip, input: views.tensor(reads[0]), history };
+        Operands { isa: self.isa, geometry, convolution, frames, size: [height, width], prologue }
     }
 
     pub(crate) fn step(
@@ -240,8 +277,9 @@ impl CpuProgram {
         plan: &Plan,
         step: &Step,
         calibration: Option<&Calibration>,
+        history: Option<&mut History>,
         arena: &mut [f32],
-    ) {
+    ) -> Result<(), EngineError> {
         let (pool, isa) = (&*self.pool, self.isa);
         let places = &step.places;
         let mut regions = places.reads.clone();
@@ -256,7 +294,8 @@ impl CpuProgram {
             Fused::Convolution { node, residual, activation, .. } => {
                 let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
                 let output = views.take_tensor(places.output);
-                let operands = self.operands(plan, step, &views);
+                let before = history.as_deref().map(|history| history.of(*node)).unwrap_or_default();
+                let operands = self.operands(plan, step, &views, &before);
                 let residual = match residual.and_then(|_| places.reads.last().copied()) {
                     None => Residual::None,
                     Some(region) if in_place(region) => Residual::InPlace,
@@ -265,6 +304,10 @@ impl CpuProgram {
                 let epilogue = Epilogue { residual, activation: *activation };
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
                 operands.run(pool, arithmetic, epilogue, scratch, output);
+                let clip = operands.frames.clip;
+                if let Some(history) = history {
+                    history.keep(*node, &clip, views.tensor(places.reads[0]))?;
+                }
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
@@ -285,12 +328,32 @@ impl CpuProgram {
                     norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
                 }
             }
-            Fused::Attention { inputs } => {
+            Fused::RmsNorm { node, input, activation } => {
+                let Layer::RmsNorm { gamma } = &self.layers[*node] else {
+                    unreachable!("the plan belongs to another graph")
+                };
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(places.reads[0]);
+                let len = frame_groups(*input);
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    rms_norm(isa, pool, values, pixels(*input), gamma, *activation, output);
+                }
+            }
+            Fused::Attention { reach, inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
-                let [query, key, value] = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
-                let channels = plan.channels[inputs[0]];
-                let shape = [frames(inputs[0]), pixels(inputs[0])];
-                clip_attention(isa, pool, [query, key, value], channels, shape, scratch, output);
+                let operands = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
+                let (channels, pixels) = (plan.channels[inputs[0]], pixels(inputs[0]));
+                // Frames that attend to themselves are clips of their own.
+                let [clips, frames] = match reach {
+                    Reach::Frame => [frames(inputs[0]), 1],
+                    Reach::Past => [1, frames(inputs[0])],
+                };
+                let len = operands[0].groups() / clips;
+                for (clip, output) in output.parts(len).into_iter().enumerate() {
+                    let operands = operands.map(|operand| operand.part(clip * len, len));
+                    clip_attention(isa, pool, operands, channels, [frames, pixels], scratch, output);
+                }
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);
@@ -311,6 +374,65 @@ impl CpuProgram {
                     elementwise::upsample_nearest(isa, pool, values, [height, width], *factor, output);
                 }
             }
+            Fused::FirstFrame { inputs } => {
+                let output = views.take_tensor(places.output);
+                let [first, others] = [places.reads[0], places.reads[1]];
+                let len = frame_groups(inputs[0]);
+                for (frame, mut output) in output.parts(len).into_iter().enumerate() {
+                    if frame == 0 && plan.start == Start::Clip {
+                        output.copy_from(views.tensor(first).part(0, len));
+                    } else if let Some(others) = elsewhere(others) {
+                        output.copy_from(views.tensor(others).part(frame * len, len));
+                    }
+                }
+            }
+            Fused::DoubleFrames { inputs } => {
+                let output = views.take_tensor(places.output);
+                let operands = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
+                let len = frame_groups(inputs[0]);
+                for (frame, mut output) in output.parts(len).into_iter().enumerate() {
+                    let [from, half] = frames::origin(frame, 2, plan.start);
+                    let is_first = frame == 0 && plan.start == Start::Clip;
+                    let operand = operands[if is_first { 0 } else { half + 1 }];
+                    output.copy_from(operand.part(from * len, len));
+                }
+            }
+            Fused::Expand { cell, repeats, input } => {
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(places.reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                let channels = plan.channels[*input] * repeats / cell.elements();
+                let made = blocks(channels) * height * width * cell.space * cell.space;
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let [from, part] = frames::origin(frame, cell.time, plan.start);
+                    let values = values.part(from * len, len);
+                    let (cell, size) = (frames::cell(*cell), [height, width]);
+                    rearrange::expand(isa, pool, cell, part, *repeats, values, channels, size, output);
+                }
+            }
+            Fused::Collect { cell, mean, input } => {
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(places.reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                let (channels, size) = (plan.channels[*input], [height / cell.space, width / cell.space]);
+                let made = blocks(channels * cell.elements() / mean) * size[0] * size[1];
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let source = |part| frames::source(frame, part, cell.time, plan.start);
+                    let frames: Vec<_> = (0..cell.time)
+                        .map(|part| source(part).map(|from| values.part(from * len, len)))
+                        .collect();
+                    rearrange::collect(
+                        isa,
+                        pool,
+                        frames::cell(*cell),
+                        *mean,
+                        &frames,
+                        channels,
+                        size,
+                        output,
+                    );
+                }
+            }
             Fused::Add { .. } => {
                 let output = views.take_tensor(places.output);
                 let [first, second] = [places.reads[0], places.reads[1]];
@@ -319,6 +441,7 @@ impl CpuProgram {
                 elementwise::add(isa, pool, first, views.tensor(second), output);
             }
         }
+        Ok(())
     }
 }
 
@@ -327,8 +450,7 @@ pub(crate) struct Operands<'a> {
     isa: Isa,
     pub(crate) geometry: Geometry,
     convolution: &'a Convolution,
-    input: Tensor<'a>,
-    clip: Clip,
+    frames: Frames<'a>,
     size: [usize; 2],
     prologue: Prologue<'a>,
 }
@@ -343,10 +465,10 @@ impl Operands<'_> {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
-        let Operands { convolution, input, clip, size, prologue, .. } = *self;
+        let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_clip(pool, arithmetic, input, clip, size, prologue, epilogue, scratch, output);
+        convolution.run_clip(pool, arithmetic, frames, size, prologue, epilogue, scratch, output);
     }
 }
 

@@ -73,6 +73,12 @@ pub enum EngineError {
         /// Frames of a latent.
         factor: usize,
     },
+    /// Several clips where one is continued.
+    #[error("one clip is run in parts at a time; expected a batch of 1, got {found}")]
+    OneClip {
+        /// Clips that were given.
+        found: usize,
+    },
     /// The system refuses the memory of the activations.
     #[error("cannot allocate {bytes} bytes for the activations")]
     Memory {

@@ -5,7 +5,7 @@
 
 use remote_vae_kernels::Activation;
 use remote_vae_kernels::elementwise::Map;
-use remote_vae_model::{Graph, Node, Operation};
+use remote_vae_model::{Cell, Graph, Node, Operation, Reach};
 
 /// A tensor that exists in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,9 +34,14 @@ pub(crate) enum Fused {
     Convolution { node: usize, source: Source, residual: Option<usize>, activation: Activation },
     NormStatistics { node: usize, input: usize },
     NormApply { node: usize, input: usize },
-    Attention { inputs: [usize; 3] },
+    RmsNorm { node: usize, input: usize, activation: Activation },
+    Attention { reach: Reach, inputs: [usize; 3] },
     Map { map: Map, input: usize },
     Upsample { factor: usize, doubles_frames: bool, input: usize },
+    FirstFrame { inputs: [usize; 2] },
+    DoubleFrames { inputs: [usize; 3] },
+    Expand { cell: Cell, repeats: usize, input: usize },
+    Collect { cell: Cell, mean: usize, input: usize },
     Add { inputs: [usize; 2] },
 }
 
@@ -51,12 +56,19 @@ impl Fused {
                 .collect(),
             Fused::NormApply { node, input } => vec![Value::Node(*input), Value::Table(*node)],
             Fused::NormStatistics { input, .. }
+            | Fused::RmsNorm { input, .. }
             | Fused::Map { input, .. }
+            | Fused::Expand { input, .. }
+            | Fused::Collect { input, .. }
             | Fused::Upsample { input, .. } => {
                 vec![Value::Node(*input)]
             }
-            Fused::Attention { inputs } => inputs.iter().copied().map(Value::Node).collect(),
-            Fused::Add { inputs } => inputs.iter().copied().map(Value::Node).collect(),
+            Fused::Attention { inputs, .. } | Fused::DoubleFrames { inputs } => {
+                inputs.iter().copied().map(Value::Node).collect()
+            }
+            Fused::Add { inputs } | Fused::FirstFrame { inputs } => {
+                inputs.iter().copied().map(Value::Node).collect()
+            }
         }
     }
 
@@ -68,6 +80,7 @@ impl Fused {
                 vec![Value::Node(*residual)]
             }
             Fused::Map { input, .. } => vec![Value::Node(*input)],
+            Fused::FirstFrame { inputs } if inputs[0] != inputs[1] => vec![Value::Node(inputs[1])],
             Fused::Add { inputs } if inputs[0] != inputs[1] => inputs.map(Value::Node).to_vec(),
             _ => Vec::new(),
         }
@@ -108,6 +121,11 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                     push(Fused::NormApply { node: index, input: input(0) }, Value::Node(index));
                 }
             }
+            Operation::RmsNorm { .. } => {
+                let tail = tails.of[index];
+                let operation = Fused::RmsNorm { node: index, input: input(0), activation: tail.activation };
+                push(operation, Value::Node(tail.last));
+            }
             _ if lazy[index] || tails.absorbed[index] => {}
             Operation::Activation(kind) => {
                 let map = Map::Activation(activation(*kind));
@@ -119,6 +137,9 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                     Value::Node(index),
                 );
             }
+            Operation::Clamp { limit } => {
+                push(Fused::Map { map: Map::Clamp { limit: *limit }, input: input(0) }, Value::Node(index));
+            }
             Operation::Affine { scale, shift } => {
                 let map = Map::Affine { scale: *scale, shift: *shift };
                 push(Fused::Map { map, input: input(0) }, Value::Node(index));
@@ -127,8 +148,22 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 let (factor, doubles_frames) = (*factor, *doubles_frames);
                 push(Fused::Upsample { factor, doubles_frames, input: input(0) }, Value::Node(index));
             }
-            Operation::Attention => {
-                push(Fused::Attention { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
+            Operation::Attention(reach) => {
+                let inputs = [input(0), input(1), input(2)];
+                push(Fused::Attention { reach: *reach, inputs }, Value::Node(index));
+            }
+            Operation::FirstFrame => {
+                push(Fused::FirstFrame { inputs: [input(0), input(1)] }, Value::Node(index));
+            }
+            Operation::DoubleFrames => {
+                push(Fused::DoubleFrames { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
+            }
+            Operation::Expand { cell, repeats } => {
+                let (cell, repeats) = (*cell, *repeats);
+                push(Fused::Expand { cell, repeats, input: input(0) }, Value::Node(index));
+            }
+            Operation::Collect { cell, mean } => {
+                push(Fused::Collect { cell: *cell, mean: *mean, input: input(0) }, Value::Node(index));
             }
             Operation::Add => push(Fused::Add { inputs: [input(0), input(1)] }, Value::Node(index)),
         }
@@ -155,7 +190,7 @@ fn consumers(graph: &Graph) -> Vec<Vec<usize>> {
     consumers
 }
 
-/// What follows a convolution and is done on its way out.
+/// What follows a convolution or an RMS norm and is done on its way out.
 #[derive(Clone, Copy, Default)]
 struct Tail {
     residual: Option<usize>,
@@ -187,6 +222,8 @@ fn tails(graph: &Graph, consumers: &[Vec<usize>]) -> Tails {
                     tail.last = sum;
                 }
             }
+        }
+        if matches!(node.operation, Operation::Convolution { .. } | Operation::RmsNorm { .. }) {
             if let Some((next, Node { operation: Operation::Activation(kind), .. })) =
                 only_consumer(tail.last)
             {

@@ -6,11 +6,11 @@ use remote_vae_kernels::attention;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::{Isa, Storage};
-use remote_vae_model::{Graph, Node, Operation};
+use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
 
 use crate::arena::{Lifetime, Region, place};
 use crate::fusion::{Fused, FusedStep, Value, fuse};
-use crate::{EngineError, Precision};
+use crate::{EngineError, Precision, frames};
 
 /// One step of a plan.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ pub struct Plan {
     pub output: [usize; 4],
     /// Frames of input and output; both 1 for pictures.
     pub frames: [usize; 2],
+    /// Whether the input begins a clip.
+    pub start: Start,
     /// How numbers are kept and multiplied.
     pub precision: Precision,
     /// In order; the same for each sample of the batch.
@@ -76,6 +78,7 @@ pub struct Plan {
     weight_bytes: usize,
     load_bytes: usize,
     worker_bytes: usize,
+    history_bytes: usize,
 }
 
 /// What a plan costs.
@@ -98,6 +101,8 @@ pub struct PlanSummary {
     /// Bytes beside the weights laid out so far while weights are read, at most: the largest one as it was read and in
     /// its layout. They are free afterwards, but allocators keep blocks of that size.
     pub load_bytes: usize,
+    /// Bytes of the frames that a part of a clip leaves for the next; 0 where the graph's clips cannot come in parts.
+    pub history_bytes: usize,
     /// Bytes at the peak: weights and what reading them took, activations, input and output. What the process holds
     /// beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
@@ -107,11 +112,12 @@ impl Plan {
     pub(crate) fn new(
         graph: &Graph,
         input: [usize; 5],
+        start: Start,
         precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Plan, EngineError> {
-        let shapes = graph.clip_shapes(input)?;
+        let shapes = graph.clip_shapes(input, start)?;
         check_addressable(&shapes)?;
         let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
         let output = shapes[graph.output.0];
@@ -125,13 +131,15 @@ impl Plan {
             .zip(layout.places)
             .map(|(step, places)| {
                 worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, precision, isa));
-                describe(graph, step, places, &sizes)
+                describe(graph, step, places, &sizes, start)
             })
             .collect();
+        let history_bytes = if graph.is_causal() { history_bytes(graph, &sizes, precision) } else { 0 };
         Ok(Plan {
             input: picture(input),
             output: picture(output),
             frames: [input[2], output[2]],
+            start,
             precision,
             steps,
             arena_len: layout.arena_len,
@@ -142,6 +150,7 @@ impl Plan {
             weight_bytes: weight_bytes(graph, isa),
             load_bytes: load_bytes(graph, isa),
             worker_bytes: worker_bytes * threads,
+            history_bytes,
         })
     }
 
@@ -163,6 +172,7 @@ impl Plan {
             weight_bytes: self.weight_bytes,
             activation_bytes,
             load_bytes: self.load_bytes,
+            history_bytes: self.history_bytes,
             peak_bytes: self.weight_bytes
                 + self.load_bytes
                 + activation_bytes
@@ -211,6 +221,7 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
                 Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
             }
             (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
+            (_, Operation::RmsNorm { .. }) => node.channels * size_of::<f32>(),
             _ => 0,
         })
         .sum()
@@ -237,14 +248,39 @@ fn load_bytes(graph: &Graph, isa: Isa) -> usize {
     graph.nodes.iter().map(of).max().unwrap_or(0)
 }
 
+/// Bytes of the frames that convolutions over time read again in the next part of a clip.
+fn history_bytes(graph: &Graph, sizes: &[[usize; 3]], precision: Precision) -> usize {
+    let of = |node: &Node| {
+        let Operation::Convolution { time, .. } = node.operation else { return 0 };
+        let input = node.inputs[0].0;
+        let [_, height, width] = sizes[input];
+        let groups = blocks(graph.nodes[input].channels) * height * width;
+        let storage = if input == 0 { Storage::Float32 } else { precision.storage() };
+        frames::clip(1, false, &time, Start::Clip, 0).history() * storage.len(groups) * size_of::<f32>()
+    };
+    graph.nodes.iter().map(of).sum()
+}
+
+/// The geometries in which a convolution node runs: where taps read zeros before a clip, it reads fewer channels.
+fn geometries(graph: &Graph, node: &Node) -> Vec<Geometry> {
+    let Some(geometry) = geometry(graph, node) else { return Vec::new() };
+    let taps = match node.operation {
+        Operation::Convolution { time, .. } if time.edge == Edge::Zero => time.taps,
+        _ => 1,
+    };
+    (0..taps).map(|zero_taps| geometry.without_taps(zero_taps, taps)).collect()
+}
+
 /// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
 fn most(
     precision: Precision,
-    geometry: Option<Geometry>,
+    geometries: &[Geometry],
     need: impl Fn(&Geometry, Arithmetic) -> usize,
 ) -> usize {
-    let Some(geometry) = geometry else { return 0 };
-    precision.arithmetics().iter().map(|arithmetic| need(&geometry, *arithmetic)).max().unwrap_or(0)
+    let of = |geometry: &Geometry| {
+        precision.arithmetics().iter().map(|arithmetic| need(geometry, *arithmetic)).max().unwrap_or(0)
+    };
+    geometries.iter().map(of).max().unwrap_or(0)
 }
 
 fn worker_scratch(
@@ -257,11 +293,11 @@ fn worker_scratch(
     match &step.operation {
         Fused::Convolution { node, source, .. } => {
             let [_, height, width] = sizes[*node];
-            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+            most(precision, &geometries(graph, &graph.nodes[*node]), |geometry, arithmetic| {
                 Convolution::worker_bytes(isa, geometry, [height, width], source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
+        Fused::Attention { inputs, .. } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
         _ => 0,
     }
 }
@@ -276,19 +312,20 @@ fn scratch_len(
 ) -> usize {
     match &step.operation {
         Fused::Convolution { node, source, .. } => {
-            most(precision, geometry(graph, &graph.nodes[*node]), |geometry, arithmetic| {
+            most(precision, &geometries(graph, &graph.nodes[*node]), |geometry, arithmetic| {
                 Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs } => {
+        Fused::Attention { reach, inputs } => {
             let [frames, height, width] = sizes[inputs[0]];
+            let frames = if *reach == Reach::Past { frames } else { 1 };
             attention::scratch_len(isa, graph.nodes[inputs[0]].channels, frames * height * width)
         }
         _ => 0,
     }
 }
 
-fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]]) -> Step {
+fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]], start: Start) -> Step {
     let of = |node: usize| {
         let [_, height, width] = sizes[node];
         [graph.nodes[node].channels, height, width]
@@ -309,29 +346,38 @@ fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]]
                 unreachable!("a convolution step starts from a convolution node")
             };
             let Geometry { kernel: [rows, columns], .. } = geometry;
-            let frames = match node.operation {
-                Operation::Convolution { time, .. } => time.taps,
-                _ => 1,
+            let Operation::Convolution { time, .. } = node.operation else {
+                unreachable!("a convolution step starts from a convolution node")
             };
-            let taps = (graph.nodes[node.inputs[0].0].channels * frames * rows * columns) as u64;
+            // Taps that read zeros before the clip are not multiplied.
+            let input_frames = sizes[source.base][0];
+            let mut clip = frames::clip(input_frames, source.doubles_frames, &time, start, 0);
+            clip.before = if clip.continues { clip.history() } else { 0 };
+            let read: usize = (0..made_frames).map(|frame| time.taps - clip.zero_taps(frame)).sum();
+            let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            let outputs = outputs.saturating_mul(made_frames as u64);
+            let outputs = outputs.saturating_mul(read as u64);
             let algorithm = geometry.algorithm(source.upsample).name();
-            let depth = if frames > 1 { format!("{frames}x") } else { String::new() };
+            let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }
-        Fused::Attention { .. } => {
+        Fused::Attention { reach, .. } => {
             let (tokens, frames) = ((output[1] * output[2]) as u64, made_frames as u64);
-            // Frame n sees n frames.
-            let seen = frames.saturating_mul(frames + 1) / 2;
+            let seen = match reach {
+                Reach::Frame => frames,
+                // Frame n sees n frames.
+                Reach::Past => frames.saturating_mul(frames + 1) / 2,
+            };
             let products =
                 tokens.saturating_mul(tokens).saturating_mul(output[0] as u64).saturating_mul(seen);
             ("attention".into(), products.saturating_mul(4))
         }
         Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
-        Fused::NormApply { .. } => ("norm".into(), 0),
+        Fused::NormApply { .. } | Fused::RmsNorm { .. } => ("norm".into(), 0),
         Fused::Map { .. } => ("map".into(), 0),
         Fused::Upsample { .. } => ("upsample".into(), 0),
+        Fused::FirstFrame { .. } | Fused::DoubleFrames { .. } => ("frames".into(), 0),
+        Fused::Expand { .. } | Fused::Collect { .. } => ("rearrange".into(), 0),
         Fused::Add { .. } => ("add".into(), 0),
     };
     Step { name: graph.nodes[node].name.clone(), operation, output, flops, fused: step.operation, places }

@@ -170,6 +170,14 @@ impl Model {
         }
     }
 
+    /// Side of the patches of pixels that the outermost convolutions work on; 1 for single pixels.
+    pub fn patch_size(&self) -> usize {
+        match &self.config {
+            VaeConfig::Wan(config) => config.patch_size,
+            _ => 1,
+        }
+    }
+
     /// Channels of the latents.
     pub fn latent_channels(&self) -> usize {
         self.latent_space.channels
@@ -177,10 +185,7 @@ impl Model {
 
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
-        match self.family {
-            Family::AutoencoderTiny => false,
-            _ => true,
-        }
+        self.family != Family::AutoencoderTiny
     }
 
     /// Where the model came from: its path, or `embedded`.
