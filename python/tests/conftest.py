@@ -1,34 +1,30 @@
-"""The built server as a process. REMOTE_VAE_BINARY names the program, or else target/release has it."""
+"""The built server as a process: the program that REMOTE_VAE_BINARY names, that of target/release for the package in this
+tree, or the one that came with an installed package."""
 
+import contextlib
 import os
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+import remote_vae
+from remote_vae import LocalServer
+
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = Path(os.environ.get("REMOTE_VAE_BINARY", ROOT / "target" / "release" / "remote-vae"))
+BUILT = ROOT / "target" / "release" / "remote-vae"
+if Path(remote_vae.__file__).is_relative_to(ROOT) and BUILT.is_file():
+    os.environ.setdefault("REMOTE_VAE_BINARY", str(BUILT))
+
+
+@contextlib.contextmanager
+def serve(*arguments):
+    """The address of a server on a free port."""
+    with LocalServer(arguments=arguments) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")
 def server():
     """Address of a server with the embedded model (four latent channels, eight pixels each)."""
-    if not BINARY.is_file():
-        pytest.fail(f"{BINARY} is missing: build it with `cargo build --release -p remote-vae`", pytrace=False)
-    command = [str(BINARY), "serve", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        address = process.stdout.readline().removeprefix("listening on ").strip()
-        for _ in range(1200):
-            try:
-                urllib.request.urlopen(address + "/readyz", timeout=60)
-                break
-            except urllib.error.HTTPError:
-                time.sleep(0.05)
+    with serve() as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=60)

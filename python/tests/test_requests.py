@@ -1,5 +1,7 @@
 """What travels and what happens when it goes wrong, against a server of a few lines."""
 
+import asyncio
+import contextlib
 import http.server
 import io
 import threading
@@ -10,7 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remote_vae import DecodeQueue, ServerRefused, ServerUnreachable, remote_decode
+from remote_vae import (
+    AsyncDecodeQueue,
+    DecodeQueue,
+    KeyRejected,
+    ModelNotFound,
+    RemoteVAEError,
+    RequestRejected,
+    ServerBusy,
+    ServerRefused,
+    ServerTimeout,
+    ServerUnreachable,
+    Session,
+    remote_decode,
+)
 
 LATENTS = np.zeros((1, 4, 2, 2), np.float16)
 
@@ -31,7 +46,8 @@ def scripted():
             for name, value in {**headers, "Content-Length": str(len(answer))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer)
+            with contextlib.suppress(OSError):  # the client may have given up
+                self.wfile.write(answer)
 
         def log_message(self, *_):
             pass
@@ -91,7 +107,7 @@ def test_a_busy_server_is_asked_again_when_it_says(scripted):
 
 def test_silence_and_absence(scripted):
     scripted.answers, scripted.delay = [picture()], 1.0
-    with pytest.raises(ServerUnreachable, match="took too long"):
+    with pytest.raises(ServerTimeout, match="took too long"):
         remote_decode(scripted.url, LATENTS, timeout=0.1)
     with pytest.raises(ServerUnreachable, match="No answer from http://127.0.0.1:9/: .*refused"):
         remote_decode("http://127.0.0.1:9/", LATENTS, retries=0)
@@ -107,6 +123,7 @@ def test_silence_and_absence(scripted):
         (ValueError, LATENTS, {"output_type": "pt"}),
         (TypeError, LATENTS.astype(np.float64), {}),
         (TypeError, [1.0], {}),
+        (ValueError, LATENTS[:0], {}),
     ],
 )
 def test_wrong_arguments_are_not_sent(scripted, error, latents, options):
@@ -125,8 +142,135 @@ def test_the_queue_is_bounded_and_drops_what_has_not_begun(scripted):
     with pytest.raises(KeyboardInterrupt):
         with DecodeQueue(scripted.url, size=3, parallel=1) as queue:
             start = time.monotonic()
-            futures = [queue.put(LATENTS) for _ in range(4)]
+            futures = [queue.submit(LATENTS) for _ in range(4)]
             assert time.monotonic() - start >= 0.15, "the fourth had to wait for room"
             raise KeyboardInterrupt
     assert futures[0].result().size == (16, 16)
     assert futures[-1].cancelled() and len(scripted.asked) <= 3
+
+
+def test_ctrl_c_does_not_wait_for_a_slow_server(scripted):
+    scripted.answers, scripted.delay = [picture()] * 2, 3.0
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        with DecodeQueue(scripted.url, parallel=1) as queue:
+            future = queue.submit(LATENTS)
+            while not scripted.asked:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+    assert time.monotonic() - start < 2
+    with pytest.raises(ServerUnreachable, match="given up"):
+        future.result()
+
+
+def test_ctrl_c_does_not_wait_for_a_retry(scripted):
+    scripted.answers = [(503, {"Retry-After": "30"}, b'{"error":"full"}')]
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        with DecodeQueue(scripted.url) as queue:
+            queue.put(LATENTS)
+            while not scripted.asked:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+    assert time.monotonic() - start < 5
+
+
+def test_results_come_by_iterating_and_by_callbacks(scripted):
+    refused = (400, {}, b'{"error":"wrong shape"}')
+    scripted.answers = [picture(), refused, picture(), picture()]
+    seen = []
+    with DecodeQueue(scripted.url, parallel=1) as queue:
+        for _ in range(3):
+            queue.put(LATENTS)
+        queue.put(LATENTS, seen.append)
+        assert next(queue).size == (16, 16)
+        with pytest.raises(RequestRejected, match="wrong shape"):
+            next(queue)
+        assert [each.size for each in queue] == [(16, 16)]
+    assert [each.size for each in seen] == [(16, 16)]
+
+
+def test_an_error_that_nobody_took_is_raised_at_the_end(scripted):
+    scripted.answers = [(400, {}, b'{"error":"wrong shape"}')] * 2 + [picture()]
+    for put in (lambda queue: queue.put(LATENTS), lambda queue: queue.put(LATENTS, print)):
+        with pytest.raises(RequestRejected, match="wrong shape"):
+            with DecodeQueue(scripted.url) as queue:
+                put(queue)
+    with pytest.raises(ZeroDivisionError):
+        with DecodeQueue(scripted.url) as queue:
+            queue.put(LATENTS, lambda _: 1 / 0)
+
+
+def test_asyncio_keeps_its_loop_free(scripted):
+    scripted.answers, scripted.delay = [picture()] * 6, 0.1
+
+    async def main():
+        async with AsyncDecodeQueue(scripted.url, size=2, parallel=2) as queue:
+            ticks = 0
+
+            async def tick():
+                nonlocal ticks
+                while True:
+                    await asyncio.sleep(0.01)
+                    ticks += 1
+
+            ticking = asyncio.ensure_future(tick())
+            assert (await queue.decode(LATENTS)).size == (16, 16)
+            pictures = [picture async for picture in queue.map([LATENTS] * 4)]
+            ticking.cancel()
+            dropped = asyncio.ensure_future(queue.decode(LATENTS))
+            await asyncio.sleep(0.02)
+            dropped.cancel()
+            return len(pictures), ticks
+
+    pictures, ticks = asyncio.run(main())
+    assert pictures == 4 and ticks >= 10
+
+
+def test_progress_counts_the_bytes_of_both_ways(scripted):
+    latents = np.zeros((1, 4, 300, 300), np.float32)
+    scripted.answers = [picture()]
+    told = []
+    remote_decode(scripted.url, latents, progress=told.append)
+    stages = [each.stage for each in told]
+    assert sorted(set(stages), key=stages.index) == ["sending", "computing", "receiving"]
+    sent = [each for each in told if each.stage == "sending"]
+    assert len(sent) == 6 and {each.total for each in sent} == {latents.nbytes}
+    assert scripted.asked[0][2] == latents.tobytes()
+    assert told[-1].done == told[-1].total == len(picture()[2])
+    assert [each.seconds for each in told] == sorted(each.seconds for each in told)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, RequestRejected), (401, KeyRejected), (404, ModelNotFound), (413, RequestRejected), (429, ServerBusy)],
+)
+def test_each_status_has_its_error(scripted, status, kind):
+    scripted.answers = [(status, {"Retry-After": "7"}, b'{"error":"one\\ntwo"}')]
+    with pytest.raises(kind, match=f"answered {status}: one two") as caught:
+        remote_decode(scripted.url.replace("//", "//me:secret@"), LATENTS, retries=0)
+    assert caught.value.status == status and caught.value.retry_after == 7
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_answers_of_something_else(scripted):
+    scripted.answers = [(200, {"Content-Type": "text/html"}, b"<html>")] * 3 + [(302, {"Location": "https://x/"}, b"")]
+    for options in ({}, {"output_type": "pt", "return_type": "pt"}):
+        with pytest.raises(RemoteVAEError, match="Got content type 'text/html'.*Remote VAE endpoint"):
+            remote_decode(scripted.url, LATENTS, **options)
+    with pytest.raises(RemoteVAEError, match="it has moved; use https://x/ instead"):
+        scripted.answers.pop(0)
+        remote_decode(scripted.url, LATENTS)
+
+
+def test_a_kept_connection_that_was_closed_is_made_anew(scripted):
+    scripted.answers = [(200, {"Connection": "close", **picture()[1]}, picture()[2]), picture()]
+    for _ in range(2):
+        assert remote_decode(scripted.url, LATENTS, retries=0).size == (16, 16)
+
+
+def test_sessions_check_their_limits():
+    for wrong in ({"retries": -1}, {"timeout": 0}, {"api_key": "a\nb"}):
+        with pytest.raises(ValueError, match="Expected"):
+            Session(**wrong)
+    assert "secret" not in repr(Session(api_key="secret"))

@@ -1,12 +1,27 @@
 """The functions against the built server: forms agree with each other, batches are whole, the queue keeps the order."""
 
-import io
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from remote_vae import DecodeQueue, ServerRefused, remote_decode, remote_encode
+from remote_vae import (
+    DecodeQueue,
+    KeyRejected,
+    LocalServer,
+    ModelNotFound,
+    RemoteVAEError,
+    RequestRejected,
+    ServerRefused,
+    ServerUnreachable,
+    Session,
+    remote_decode,
+    remote_encode,
+    server_info,
+)
 
 
 def latents(batch=1, seed=0, dtype=np.float16):
@@ -81,8 +96,62 @@ def test_refusals_are_one_sentence(server):
     with pytest.raises(ServerRefused, match="answered 400: latents: expected latents of shape") as caught:
         remote_decode(server, np.zeros((1, 5, 4, 4), np.float16))
     assert caught.value.status == 400 and "\n" not in str(caught.value)
-    with pytest.raises(ServerRefused, match="answered 404"):
+    with pytest.raises(ModelNotFound, match="answered 404"):
         remote_decode(server + "/no-such-model", latents())
+    with pytest.raises(RequestRejected, match="precision"):
+        remote_decode(server, latents(), precision="sloppy")
+
+
+def test_a_key_is_asked_for_by_name():
+    with LocalServer(arguments=["--api-key", "right"]) as closed:
+        with pytest.raises(KeyRejected, match="answered 401: .*`api_key`"):
+            remote_decode(closed.url, latents())
+        with pytest.raises(KeyRejected):
+            remote_decode(closed.url, latents(), api_key="wrong")
+        assert remote_decode(closed.url, latents(), api_key="right").size == (72, 48)
+
+
+def test_the_server_tells_of_its_models(server):
+    (model,) = server_info(server)["models"]
+    assert model["description"]["config"]["latent_channels"] == 4
+
+
+def test_pictures_of_one_size_are_encoded_together(server):
+    pictures = [Image.fromarray(np.full((16, 24, 3), shade, np.uint8)) for shade in (10, 200)]
+    both = np.asarray(remote_encode(server, pictures))
+    assert both.shape == (2, 4, 2, 3)
+    for alone, found in zip(pictures, both):
+        assert np.array_equal(np.asarray(remote_encode(server, [alone]))[0], found)
+    with pytest.raises(ValueError, match="one size"):
+        remote_encode(server, [*pictures, pictures[0].resize((8, 8))])
+    with pytest.raises(TypeError, match="Expected a PIL picture"):
+        remote_encode(server, [])
+    seeded = [np.asarray(remote_encode(server, pictures[0], seed=seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(seeded[0], seeded[1]) and not np.array_equal(seeded[0], seeded[2])
+
+
+def test_a_local_server_ends_with_its_parent():
+    """However the parent ends."""
+    script = (
+        "import os, signal, remote_vae; server = remote_vae.LocalServer();"
+        "print(server.url, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    url = process.stdout.strip()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            server_info(url, session=Session(retries=0))
+        except ServerUnreachable:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{url} still answers")
+
+
+def test_a_program_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("REMOTE_VAE_BINARY", "/nowhere/remote-vae")
+    with pytest.raises(RemoteVAEError, match="/nowhere/remote-vae cannot be started: No such file"):
+        LocalServer()
 
 
 def test_the_queue_keeps_the_order(server):
@@ -90,11 +159,13 @@ def test_the_queue_keeps_the_order(server):
     alone = [remote_decode(server, each, image_format="png").tobytes() for each in given]
     with DecodeQueue(server, size=3, parallel=3, image_format="png") as queue:
         assert [picture.tobytes() for picture in queue.map(iter(given))] == alone
-        futures = [queue.put(each) for each in given]
+        futures = [queue.submit(each) for each in given]
         assert [future.result().tobytes() for future in futures] == alone
         with pytest.raises(ServerRefused):
-            queue.put(np.zeros((1, 5, 4, 4), np.float16)).result()
-        assert queue.put(given[0]).result().size == (72, 48)
+            queue.submit(np.zeros((1, 5, 4, 4), np.float16)).result()
+        for each in given:
+            queue.put(each)
+        assert [picture.tobytes() for picture in queue] == alone
 
 
 def test_a_processor_of_diffusers(server):

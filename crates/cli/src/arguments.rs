@@ -137,6 +137,9 @@ pub(crate) struct ServeOptions {
     /// Seconds that accepted work may still take after a shutdown was asked for.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
+    /// Stop when standard input ends: a server that another program starts does not outlive it.
+    #[arg(long)]
+    pub stop_with_stdin: bool,
     /// How log lines are written to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

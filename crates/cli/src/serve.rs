@@ -24,7 +24,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<()> {
             Ok(ModelEntry { name: name.clone(), autoencoder })
         })
         .collect::<Result<Vec<_>>>()?;
-    runtime()?.block_on(serve(server_options(options), models))
+    runtime()?.block_on(serve(server_options(options), models, options.stop_with_stdin))
 }
 
 fn server_options(options: &ServeOptions) -> ServerOptions {
@@ -58,8 +58,8 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
     }
 }
 
-async fn serve(options: ServerOptions, models: Vec<ModelEntry>) -> Result<()> {
-    let signals = Signals::new()?;
+async fn serve(options: ServerOptions, models: Vec<ModelEntry>, stop_with_stdin: bool) -> Result<()> {
+    let signals = Signals::new(stop_with_stdin)?;
     let served: Vec<String> = models.iter().map(|model| summary(model, options.precision)).collect();
     let server = Server::bind(options, models).await?;
     // Scripts read this line; everything else goes to standard error.
@@ -91,6 +91,8 @@ fn summary(entry: &ModelEntry, precision: Precision) -> String {
 
 /// What ends the server. Made before the server tells its address, so that no signal after that is missed.
 struct Signals {
+    /// Resolved when standard input ends, if that is to end the server.
+    stdin: Option<tokio::sync::oneshot::Receiver<()>>,
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -98,7 +100,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    fn new(stop_with_stdin: bool) -> Result<Signals> {
+        let stdin = stop_with_stdin.then(end_of_stdin);
         #[cfg(unix)]
         {
             use tokio::signal::unix::{SignalKind, signal};
@@ -106,10 +109,11 @@ impl Signals {
             Ok(Signals {
                 terminate: listen(SignalKind::terminate())?,
                 interrupt: listen(SignalKind::interrupt())?,
+                stdin,
             })
         }
         #[cfg(not(unix))]
-        Ok(Signals {})
+        Ok(Signals { stdin })
     }
 
     async fn next(&mut self) {
@@ -117,10 +121,12 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = ended(&mut self.stdin) => {}
         }
         #[cfg(not(unix))]
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            Ok(()) = tokio::signal::ctrl_c() => {}
+            () = ended(&mut self.stdin) => {}
         }
     }
 
@@ -131,6 +137,29 @@ impl Signals {
         server.shutdown();
         self.next().await;
         std::process::exit(130);
+    }
+}
+
+/// Told when standard input ends; what comes before is dropped.
+fn end_of_stdin() -> tokio::sync::oneshot::Receiver<()> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // A thread of its own: a runtime would wait for this read when it ends.
+    std::thread::spawn(move || {
+        // However reading ends, nobody writes there any more.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    receiver
+}
+
+/// Returns once, when standard input ends; never without one.
+async fn ended(stdin: &mut Option<tokio::sync::oneshot::Receiver<()>>) {
+    match stdin {
+        Some(receiver) => {
+            let _ = receiver.await;
+            *stdin = None;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use remote_vae_model::{Graph, Model, ModelError};
+use remote_vae_model::{Graph, Model};
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
@@ -36,6 +36,9 @@ pub enum Draw {
         /// The generator's seed.
         seed: u64,
     },
+    /// The distribution itself: means, then as many log-variances, `[batch, 2·channels, height, width]`, in the model's
+    /// own space.
+    Moments,
 }
 
 /// A model bound to an engine. Weights are read when an operation is first used, or by [`Autoencoder::warm`].
@@ -130,24 +133,33 @@ impl Autoencoder {
         let plan = self.plan(Operation::Encode, shape, precision)?;
         check_length(pixels, shape)?;
         let moments = self.program(Operation::Encode)?.run(&plan, pixels, control)?;
-        let (mut values, shape) = self.draw(moments, plan.output, draw)?;
-        self.model.latent_space.from_model(&mut values, shape, scaling)?;
+        let (values, shape) = self.draw(moments, plan.output, draw, scaling)?;
         Ok(Latents { values, shape })
     }
 
+    /// What `draw` asks for of the encoder's output, in the space that `scaling` names.
     pub(crate) fn draw(
         &self,
-        moments: Vec<f32>,
+        output: Vec<f32>,
         shape: [usize; 4],
         draw: Draw,
-    ) -> Result<(Vec<f32>, [usize; 4]), ModelError> {
-        if !self.model.encoder_yields_moments() {
-            return Ok((moments, shape));
-        }
-        match draw {
-            Draw::Mode => remote_vae_model::distribution::mode(&moments, shape),
-            Draw::Sample { seed } => remote_vae_model::distribution::sample(&moments, shape, seed),
-        }
+        scaling: &Scaling,
+    ) -> Result<(Vec<f32>, [usize; 4]), EngineError> {
+        let yields_moments = self.model.encoder_yields_moments();
+        let (mut latents, shape) = match draw {
+            Draw::Moments if !yields_moments => {
+                return Err(EngineError::NoDistribution { family: self.model.family.name() });
+            }
+            Draw::Moments if !matches!(scaling, Scaling::None | Scaling::Declined) => {
+                return Err(EngineError::ScaledMoments);
+            }
+            Draw::Moments => return Ok((output, shape)),
+            _ if !yields_moments => (output, shape),
+            Draw::Mode => remote_vae_model::distribution::mode(&output, shape)?,
+            Draw::Sample { seed } => remote_vae_model::distribution::sample(&output, shape, seed)?,
+        };
+        self.model.latent_space.from_model(&mut latents, shape, scaling)?;
+        Ok((latents, shape))
     }
 
     /// The steps of decoding latents or encoding pixels of `shape` (`[batch, channels, height, width]`), and their cost.

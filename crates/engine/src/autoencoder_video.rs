@@ -160,8 +160,7 @@ impl Autoencoder {
             moments.put_frames(&frames)
         })?;
         let [_, _, frames, height, width] = moments.shape;
-        let (mut values, drawn) = self.draw(moments.values, flat(moments.shape), draw)?;
-        self.model.latent_space.from_model(&mut values, drawn, scaling)?;
+        let (values, drawn) = self.draw(moments.values, flat(moments.shape), draw, scaling)?;
         Ok(Clip { values, shape: [drawn[0], drawn[1], frames, height, width] })
     }
 

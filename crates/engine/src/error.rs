@@ -79,6 +79,15 @@ pub enum EngineError {
         /// Clips that were given.
         found: usize,
     },
+    /// Moments of a model whose encoder gives latents.
+    #[error("this model's encoder gives latents and no distribution ({family}); ask for latents")]
+    NoDistribution {
+        /// The model's architecture.
+        family: &'static str,
+    },
+    /// Moments in another space than the model's own.
+    #[error("moments are given in the model's own space; expected no scaling factors")]
+    ScaledMoments,
     /// The system refuses the memory of the activations.
     #[error("cannot allocate {bytes} bytes for the activations")]
     Memory {

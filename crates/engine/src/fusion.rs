@@ -212,25 +212,24 @@ fn tails(graph: &Graph, consumers: &[Vec<usize>]) -> Tails {
     let mut tails = Tails { of: Vec::new(), absorbed: vec![false; graph.nodes.len()] };
     for (index, node) in graph.nodes.iter().enumerate() {
         let mut tail = Tail { last: index, ..Tail::default() };
-        if matches!(node.operation, Operation::Convolution { .. }) {
-            if let Some((sum, Node { operation: Operation::Add, inputs, .. })) = only_consumer(index) {
-                let other = if inputs[0].0 == index { inputs[1].0 } else { inputs[0].0 };
-                // The other summand must exist already, and only the later of two convolutions takes the sum.
-                if other < index && !tails.absorbed[sum] {
-                    tails.absorbed[sum] = true;
-                    tail.residual = Some(other);
-                    tail.last = sum;
-                }
+        if matches!(node.operation, Operation::Convolution { .. })
+            && let Some((sum, Node { operation: Operation::Add, inputs, .. })) = only_consumer(index)
+        {
+            let other = if inputs[0].0 == index { inputs[1].0 } else { inputs[0].0 };
+            // The other summand must exist already, and only the later of two convolutions takes the sum.
+            if other < index && !tails.absorbed[sum] {
+                tails.absorbed[sum] = true;
+                tail.residual = Some(other);
+                tail.last = sum;
             }
         }
-        if matches!(node.operation, Operation::Convolution { .. } | Operation::RmsNorm { .. }) {
-            if let Some((next, Node { operation: Operation::Activation(kind), .. })) =
+        if matches!(node.operation, Operation::Convolution { .. } | Operation::RmsNorm { .. })
+            && let Some((next, Node { operation: Operation::Activation(kind), .. })) =
                 only_consumer(tail.last)
-            {
-                tails.absorbed[next] = true;
-                tail.activation = activation(*kind);
-                tail.last = next;
-            }
+        {
+            tails.absorbed[next] = true;
+            tail.activation = activation(*kind);
+            tail.last = next;
         }
         tails.of.push(tail);
     }

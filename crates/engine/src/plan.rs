@@ -294,7 +294,14 @@ fn worker_scratch(
         Fused::Convolution { node, source, .. } => {
             let [_, height, width] = sizes[*node];
             most(precision, &geometries(graph, &graph.nodes[*node]), |geometry, arithmetic| {
-                Convolution::worker_bytes(isa, geometry, [height, width], source.upsample, arithmetic)
+                Convolution::worker_bytes(
+                    isa,
+                    geometry,
+                    0..height,
+                    [height, width],
+                    source.upsample,
+                    arithmetic,
+                )
             })
         }
         Fused::Attention { inputs, .. } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),

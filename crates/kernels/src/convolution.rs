@@ -10,11 +10,13 @@ use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
 use crate::pool::Pool;
 use crate::prologue::Source;
+use crate::strip::Strip;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
 use crate::winograd::Winograd;
 use crate::{direct, transformed};
+use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
 pub use crate::prologue::Prologue;
@@ -112,6 +114,24 @@ impl Geometry {
         Geometry { input_channels: self.input_channels - self.input_channels / taps * zero_taps, ..self }
     }
 
+    /// Where strips of the output may begin and end after nearest upsampling by `upsample`: at rows `n · step − skip` and
+    /// at the picture's last. Gives `[step, skip]`.
+    pub fn strip_grid(&self, upsample: usize) -> [usize; 2] {
+        match self.algorithm(upsample) {
+            Algorithm::Direct => [1, 0],
+            Algorithm::Winograd => transformed::strip_grid::<Winograd>(),
+            Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
+        }
+    }
+
+    /// Rows of an input of `height` (before nearest upsampling by `upsample`) that the output rows `rows` depend on.
+    pub fn rows_read(&self, rows: &Range<usize>, upsample: usize, height: usize) -> Range<usize> {
+        let (factor, top) = (upsample.max(1), self.padding[0]);
+        let end = (rows.end.saturating_sub(1) * self.stride + self.kernel[0]).saturating_sub(top);
+        let start = (rows.start * self.stride).saturating_sub(top) / factor;
+        start.min(height)..end.div_ceil(factor).min(height)
+    }
+
     fn is_transformable(&self) -> bool {
         self.kernel == [3, 3] && self.stride == 1
     }
@@ -184,19 +204,22 @@ impl Convolution {
         }
     }
 
-    /// Bytes of scratch that each worker takes beside that while [`Convolution::run`] makes an output of `size`.
+    /// Bytes of scratch that each worker takes beside that while the rows `rows` of an output of `size` are made.
     pub fn worker_bytes(
         isa: Isa,
         geometry: &Geometry,
+        rows: Range<usize>,
         size: [usize; 2],
         upsample: usize,
         arithmetic: Arithmetic,
     ) -> usize {
         match geometry.algorithm(upsample) {
-            Algorithm::Direct => direct::worker_bytes(isa, geometry, size, upsample),
-            Algorithm::Winograd => transformed::worker_bytes::<Winograd>(isa, geometry, size, arithmetic),
+            Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size, upsample),
+            Algorithm::Winograd => {
+                transformed::worker_bytes::<Winograd>(isa, geometry, rows, size[1], arithmetic)
+            }
             Algorithm::UpsampleFold => {
-                transformed::worker_bytes::<UpsampleFold>(isa, geometry, size, arithmetic)
+                transformed::worker_bytes::<UpsampleFold>(isa, geometry, rows, size[1], arithmetic)
             }
         }
     }
@@ -236,10 +259,61 @@ impl Convolution {
         &self,
         pool: &Pool,
         arithmetic: Arithmetic,
+        frames: Frames<'_>,
+        size: [usize; 2],
+        prologue: Prologue<'_>,
+        epilogue: Epilogue<'_>,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
+        let output_height = self.output_size(size, prologue)[0];
+        let strip = Strip::whole(size[0], output_height);
+        self.run_rows(pool, arithmetic, frames, size, prologue, epilogue, &strip, scratch, output);
+    }
+
+    /// As [`Convolution::run`], for some rows of a picture; `size` stays that of the whole input. The rows of the input
+    /// that [`Geometry::rows_read`] names must be in memory, and `strip.rows` begin and end as
+    /// [`Geometry::strip_grid`] says.
+    ///
+    /// # Panics
+    /// As [`Convolution::run`]; also when the strip begins or ends inside a tile, or with [`Residual::InPlace`] for
+    /// other rows than the output's.
+    #[allow(clippy::too_many_arguments)] // input, output and what happens on the way between them
+    pub fn run_strip(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        input: Tensor<'_>,
+        size: [usize; 2],
+        prologue: Prologue<'_>,
+        epilogue: Epilogue<'_>,
+        strip: &Strip,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
+        let height = self.output_size(size, prologue)[0];
+        let [step, skip] = self.geometry.strip_grid(prologue.upsample);
+        let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
+        assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
+        let input = Frames { clip: Clip::PICTURE, input, history: &[] };
+        self.run_rows(pool, arithmetic, input, size, prologue, epilogue, strip, scratch, output);
+    }
+
+    fn output_size(&self, size: [usize; 2], prologue: Prologue<'_>) -> [usize; 2] {
+        let factor = prologue.upsample.max(1);
+        self.geometry.output_size(size.map(|side| side * factor)).expect("the kernel fits the input")
+    }
+
+    #[allow(clippy::too_many_arguments)] // as its callers
+    fn run_rows(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
         Frames { clip, input, history }: Frames<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
+        strip: &Strip,
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
@@ -248,16 +322,16 @@ impl Convolution {
         let all_blocks = blocks(geometry.input_channels);
         assert!((1..=MAX_TAPS).contains(&clip.taps) && all_blocks.is_multiple_of(clip.taps));
         let frame_blocks = all_blocks / clip.taps;
-        let frame_groups = frame_blocks * size[0] * size[1];
+        let frame_groups = frame_blocks * strip.input_rows * size[1];
         assert_eq!(input.groups(), clip.frames * frame_groups);
         assert_eq!(history.len(), clip.before);
         assert!(history.iter().all(|frame| frame.groups() == frame_groups));
-        let output_size =
-            geometry.output_size(size.map(|side| side * factor)).expect("the kernel fits the input");
-        let output_groups = blocks(geometry.output_channels) * output_size[0] * output_size[1];
+        let output_size = self.output_size(size, prologue);
+        let groups_of = |rows: usize| blocks(geometry.output_channels) * rows * output_size[1];
+        let (output_groups, residual_groups) = (groups_of(strip.output_rows), groups_of(strip.residual_rows));
         assert_eq!(output.groups(), clip.output_frames() * output_groups);
         if let Residual::Tensor(residual) = epilogue.residual {
-            assert_eq!(residual.groups(), output.groups());
+            assert_eq!(residual.groups(), clip.output_frames() * residual_groups);
         }
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let [top, _, left, _] = geometry.padding;
@@ -279,19 +353,22 @@ impl Convolution {
                 frame_blocks,
                 replicate: clip.edge == Edge::Replicate,
                 size,
+                rows: strip.input_rows,
                 prologue,
                 factor,
                 padding: [top, left],
             };
             let residual = match epilogue.residual {
                 Residual::Tensor(residual) => {
-                    Residual::Tensor(residual.part(frame * output_groups, output_groups))
+                    Residual::Tensor(residual.part(frame * residual_groups, residual_groups))
                 }
                 other => other,
             };
             let target = Target {
                 output: SharedTensor::new(output),
                 size: output_size,
+                rows: strip.rows.clone(),
+                stored_rows: [strip.output_rows, strip.residual_rows],
                 channels: geometry.output_channels,
                 epilogue: Epilogue { residual, ..epilogue },
             };
@@ -307,11 +384,27 @@ impl Convolution {
                 }
                 Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
                     let weights = (weights, span, self.bias.as_slice());
-                    transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, frames, scratch);
+                    transformed::run::<UpsampleFold>(
+                        self.isa,
+                        pool,
+                        layer,
+                        weights,
+                        frames,
+                        scratch,
+                        strip.weights_ready,
+                    );
                 }
                 Weights::Transformed(weights) => {
                     let weights = (weights, span, self.bias.as_slice());
-                    transformed::run::<Winograd>(self.isa, pool, layer, weights, frames, scratch);
+                    transformed::run::<Winograd>(
+                        self.isa,
+                        pool,
+                        layer,
+                        weights,
+                        frames,
+                        scratch,
+                        strip.weights_ready,
+                    );
                 }
             }
         }

@@ -12,6 +12,7 @@ use crate::microkernel::{Rows, Tile};
 use crate::pool::Pool;
 use crate::prologue::Source;
 use crate::weights::Span;
+use std::ops::Range;
 
 /// A patch is kept below this many `f32`, so that it stays in a core's second-level cache.
 const PATCH_BUDGET: usize = 192 * 1024;
@@ -32,15 +33,21 @@ pub(crate) fn run(
 ) {
     let Some((first, target)) = frames.first() else { return };
     // A pointwise product does not care about rows: one long row makes fuller tiles.
-    let one_row = is_pointwise(&geometry) && first.factor == 1;
+    let height = target.size[0];
+    let in_memory = first.rows == height && target.stored_rows == [height; 2] && target.rows == (0..height);
+    let one_row = is_pointwise(&geometry) && first.factor == 1 && in_memory;
     let flat = |[height, width]: [usize; 2]| if one_row { [1, height * width] } else { [height, width] };
-    let tiling = Tiling::new(isa, &geometry, flat(target.size));
+    let tiling = Tiling::new(isa, &geometry, flat([target.rows.len(), target.size[1]]));
     let taps = tap_offsets(&geometry, tiling);
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
         .map(|(source, target)| {
-            let source = Source { size: flat(source.size), ..source };
-            let target = Target { size: flat(target.size), ..target };
+            let (source, target) = if one_row {
+                let target = Target { size: flat(target.size), rows: 0..1, stored_rows: [1; 2], ..target };
+                (Source { size: flat(source.size), rows: 1, ..source }, target)
+            } else {
+                (source, target)
+            };
             Job { geometry, span, panels, bias, source, target, tiling, taps: &taps }
         })
         .collect();
@@ -58,15 +65,16 @@ pub(crate) fn run(
     );
 }
 
-/// Bytes of scratch that each worker takes for an output of `size`.
+/// Bytes of scratch that each worker takes for `rows` of an output of `size`.
 pub(crate) fn worker_bytes(
     isa: Isa,
     geometry: &Geometry,
+    rows: Range<usize>,
     [height, width]: [usize; 2],
     upsample: usize,
 ) -> usize {
-    let one_row = is_pointwise(geometry) && upsample <= 1;
-    let size = if one_row { [1, height * width] } else { [height, width] };
+    let one_row = is_pointwise(geometry) && upsample <= 1 && rows.len() == height;
+    let size = if one_row { [1, height * width] } else { [rows.len(), width] };
     let tiling = Tiling::new(isa, geometry, size);
     (tiling.patch_len + tiling.tile[0] * tiling.tile[1] * isa.lanes()) * size_of::<f32>()
 }
@@ -151,7 +159,8 @@ unsafe fn tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
     let tiling = &job.tiling;
     let tiles = tiling.count[0] * tiling.count[1];
     let (group_task, position) = (index / tiles, index % tiles);
-    let origin = [position / tiling.count[1] * tiling.tile[0], position % tiling.count[1] * tiling.tile[1]];
+    let [row, column] = [position / tiling.count[1], position % tiling.count[1]];
+    let origin = [job.target.rows.start + row * tiling.tile[0], column * tiling.tile[1]];
     let corner = origin.map(|start| start * job.geometry.stride);
     let [patch_rows, patch_columns] = tiling.patch;
     for (block, plane) in scratch.patch.chunks_exact_mut(patch_rows * patch_columns * BLOCK).enumerate() {
@@ -178,7 +187,7 @@ unsafe fn multiply<T: Tile>(
 ) {
     let Geometry { input_channels, stride, .. } = job.geometry;
     let [tile_rows, tile_columns] = job.tiling.tile;
-    let rows = tile_rows.min(job.target.size[0] - origin[0]);
+    let rows = tile_rows.min(job.target.rows.end - origin[0]);
     let columns = tile_columns.min(job.target.size[1] - origin[1]);
     let [patch_rows, patch_columns] = job.tiling.patch;
     let block_stride = patch_rows * patch_columns * BLOCK;
@@ -216,7 +225,7 @@ unsafe fn multiply<T: Tile>(
 #[inline(always)]
 unsafe fn store<T: Tile>(job: &Job<'_>, origin: [usize; 2], group: usize, sums: &[f32]) {
     let [tile_rows, tile_columns] = job.tiling.tile;
-    let rows = tile_rows.min(job.target.size[0] - origin[0]);
+    let rows = tile_rows.min(job.target.rows.end - origin[0]);
     let columns = tile_columns.min(job.target.size[1] - origin[1]);
     let first = group * (T::LANES / BLOCK);
     for block in first..(first + T::LANES / BLOCK).min(blocks(job.geometry.output_channels)) {

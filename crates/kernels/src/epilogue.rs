@@ -3,7 +3,9 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
+use crate::strip::place;
 use crate::tensor::{SharedTensor, Tensor};
+use std::ops::Range;
 
 /// What is added to the result before the last activation.
 #[derive(Clone, Copy, Default)]
@@ -31,6 +33,10 @@ pub(crate) struct Target<'a> {
     pub output: SharedTensor<'a>,
     /// Height and width.
     pub size: [usize; 2],
+    /// Rows that are made.
+    pub rows: Range<usize>,
+    /// Rows of the output and of a residual that lie in memory (see [`crate::strip`]).
+    pub stored_rows: [usize; 2],
     pub channels: usize,
     pub epilogue: Epilogue<'a>,
 }
@@ -43,15 +49,21 @@ impl Target<'_> {
         if row >= height || column >= width || block * BLOCK >= self.channels {
             return;
         }
-        let offset = (block * height + row) * width + column;
+        let [output, other] = self.offsets(block, [row, column]);
         let len = columns.min(width - column);
-        self.output.prefetch(offset, len);
+        self.output.prefetch(output, len);
         if let Residual::Tensor(residual) = self.epilogue.residual {
-            residual.prefetch(offset, len);
+            residual.prefetch(other, len);
         }
     }
 
-    /// Finishes the `columns` pixels of one channel block that begin at `[row, column]`; the sixteen values of pixel `i`
+    /// Where a pixel of a channel block lies in the output and in a residual, in groups.
+    #[inline(always)]
+    fn offsets(&self, block: usize, [row, column]: [usize; 2]) -> [usize; 2] {
+        self.stored_rows.map(|rows| (block * rows + place(row, rows)) * self.size[1] + column)
+    }
+
+    /// Finishes the `columns` pixels of one channel block that begin at `start` (row and column); the sixteen values of pixel `i`
     /// begin at `values[i · stride]`.
     ///
     /// # Safety
@@ -60,13 +72,12 @@ impl Target<'_> {
     pub(crate) unsafe fn finish<T: Tile>(
         &self,
         block: usize,
-        [row, column]: [usize; 2],
+        start: [usize; 2],
         columns: usize,
         values: &[f32],
         stride: usize,
     ) {
-        let [height, width] = self.size;
-        let offset = (block * height + row) * width + column;
+        let [offset, other] = self.offsets(block, start);
         // Zero weights alone do not keep the padding at zero: 0 · NaN is NaN.
         let used = (self.channels - block * BLOCK).min(BLOCK);
         let Epilogue { residual, activation } = self.epilogue;
@@ -78,7 +89,7 @@ impl Target<'_> {
                     *values[index * stride..].first_chunk().expect("one value for each lane");
                 let other = match residual {
                     Residual::None => None,
-                    Residual::Tensor(residual) => Some(residual.group::<T>(offset + index)),
+                    Residual::Tensor(residual) => Some(residual.group::<T>(other + index)),
                     Residual::InPlace => Some(old),
                 };
                 if let Some(other) = other {

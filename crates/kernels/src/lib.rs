@@ -25,6 +25,7 @@ mod prologue;
 pub mod rearrange;
 pub mod rms_norm;
 mod shared;
+pub mod strip;
 mod tensor;
 mod transformed;
 mod upsample_fold;

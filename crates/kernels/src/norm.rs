@@ -11,7 +11,8 @@ use crate::math::multiply_add;
 use crate::microkernel::Tile;
 use crate::pool::Pool;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Pixels whose sums are kept in `f32`: small enough to stay in the first-level cache between the two passes.
 const CHUNK: usize = 128;
@@ -86,78 +87,123 @@ pub fn clip_statistics(
     scale: &mut [f32],
     shift: &mut [f32],
 ) {
-    let channels = norm.weight.len();
-    assert_eq!(input.groups(), frames * blocks(channels) * pixels);
-    assert_eq!(norm.bias.len(), channels);
-    assert!(channels.is_multiple_of(norm.groups), "{channels} channels in {} groups", norm.groups);
-    assert!(scale.len() == blocks(channels) * BLOCK && shift.len() == scale.len());
-    let moments = channel_moments(isa, pool, input, channels, [frames, pixels]);
-    scale.fill(0.0);
-    shift.fill(0.0);
-    let size = channels / norm.groups;
-    for group in 0..norm.groups {
-        let own = group * size..(group + 1) * size;
-        let whole = moments[own.clone()].iter().fold(Moments::default(), |sum, next| sum.merge(*next));
-        let inverse = 1.0 / (whole.deviation / whole.count + f64::from(norm.epsilon)).sqrt();
-        for channel in own {
-            let factor = f64::from(norm.weight[channel]) * inverse;
-            scale[channel] = factor as f32;
-            shift[channel] = (f64::from(norm.bias[channel]) - whole.mean * factor) as f32;
+    let frame = blocks(norm.weight.len()) * pixels;
+    assert_eq!(input.groups(), frames * frame);
+    let mut sums = Sums::new(norm.weight.len(), pixels);
+    for index in 0..frames {
+        sums.add(isa, pool, input.part(index * frame, frame), 0..pixels);
+    }
+    sums.table(norm, scale, shift);
+}
+
+/// Mean and squared deviations of each channel of a tensor that comes in parts: its pixels in order, one frame after the
+/// other. How it is cut into parts changes no bit of what comes out.
+pub struct Sums {
+    /// Pixels of a frame.
+    pixels: usize,
+    /// Pixels of the current frame that were seen.
+    seen: usize,
+    /// Whole stretches, for each channel block.
+    whole: Vec<[Moments; BLOCK]>,
+    /// The stretch that has begun.
+    begun: Vec<[Moments; BLOCK]>,
+}
+
+impl Sums {
+    /// Parts end at multiples of this many pixels, or at a frame's end.
+    pub const GRAIN: usize = CHUNK;
+
+    /// Of frames `[channels, pixels]`.
+    pub fn new(channels: usize, pixels: usize) -> Sums {
+        let none = vec![[Moments::default(); BLOCK]; blocks(channels)];
+        Sums { pixels, seen: 0, whole: none.clone(), begun: none }
+    }
+
+    /// Adds the next pixels `range` of a frame. Of each channel block, `input` holds as many pixels as it has room for:
+    /// pixel `p` is at place `p` modulo that number (see [`crate::strip`]).
+    ///
+    /// # Panics
+    /// The range does not begin where the last one ended, or does not end as [`Sums::GRAIN`] says.
+    pub fn add(&mut self, isa: Isa, pool: &Pool, input: Tensor<'_>, range: Range<usize>) {
+        assert!(range.start == self.seen && range.end <= self.pixels, "{range:?} after {}", self.seen);
+        assert!(range.end == self.pixels || range.end.is_multiple_of(CHUNK), "{range:?} of {}", self.pixels);
+        let kept = input.groups() / self.whole.len();
+        assert_eq!(input.groups(), kept * self.whole.len());
+        let first = range.start / STRETCH;
+        let stretches = range.end.div_ceil(STRETCH) - first;
+        let parts: Vec<Mutex<[Moments; BLOCK]>> =
+            (0..stretches * self.whole.len()).map(|_| Mutex::default()).collect();
+        pool.run(
+            parts.len(),
+            || (),
+            |(), index| {
+                let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
+                let mut part = if stretch == first { self.begun[block] } else { Default::default() };
+                let pixels = range.start.max(stretch * STRETCH)..range.end.min((stretch + 1) * STRETCH);
+                let (values, out) = (input.part(block * kept, kept), &mut part);
+                dispatch!(isa, moments(values: Tensor<'_>, pixels: Range<usize>, out: &mut [Moments; BLOCK]));
+                *parts[index].lock().unwrap_or_else(PoisonError::into_inner) = part;
+            },
+        );
+        for (index, part) in parts.into_iter().enumerate() {
+            let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
+            let part = part.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if (stretch + 1) * STRETCH <= range.end || range.end == self.pixels {
+                for (whole, part) in self.whole[block].iter_mut().zip(part) {
+                    *whole = whole.merge(part);
+                }
+                self.begun[block] = Default::default();
+            } else {
+                self.begun[block] = part;
+            }
+        }
+        self.seen = if range.end == self.pixels { 0 } else { range.end };
+    }
+
+    /// As [`statistics`] of all that was added.
+    ///
+    /// # Panics
+    /// A length does not fit, or `groups` does not divide the channels.
+    pub fn table(&self, norm: GroupNorm<'_>, scale: &mut [f32], shift: &mut [f32]) {
+        let channels = norm.weight.len();
+        assert_eq!(norm.bias.len(), channels);
+        assert!(channels.is_multiple_of(norm.groups), "{channels} channels in {} groups", norm.groups);
+        assert!(scale.len() == self.whole.len() * BLOCK && shift.len() == scale.len());
+        scale.fill(0.0);
+        shift.fill(0.0);
+        let moments = self.whole.as_flattened();
+        let size = channels / norm.groups;
+        for group in 0..norm.groups {
+            let own = group * size..(group + 1) * size;
+            let whole = moments[own.clone()].iter().fold(Moments::default(), |sum, next| sum.merge(*next));
+            let inverse = 1.0 / (whole.deviation / whole.count + f64::from(norm.epsilon)).sqrt();
+            for channel in own {
+                let factor = f64::from(norm.weight[channel]) * inverse;
+                scale[channel] = factor as f32;
+                shift[channel] = (f64::from(norm.bias[channel]) - whole.mean * factor) as f32;
+            }
         }
     }
 }
 
-/// Mean and squared deviations of each channel.
-fn channel_moments(
-    isa: Isa,
-    pool: &Pool,
-    input: Tensor<'_>,
-    channels: usize,
-    [frames, pixels]: [usize; 2],
-) -> Vec<Moments> {
-    let stretches = pixels.div_ceil(STRETCH);
-    let parts: Vec<Mutex<[Moments; BLOCK]>> =
-        (0..frames * blocks(channels) * stretches).map(|_| Mutex::new([Moments::default(); BLOCK])).collect();
-    pool.run(
-        parts.len(),
-        || (),
-        |(), index| {
-            let (block, stretch) = (index / stretches, index % stretches);
-            let start = stretch * STRETCH;
-            let values = input.part(block * pixels + start, STRETCH.min(pixels - start));
-            let mut part = [Moments::default(); BLOCK];
-            let out = &mut part;
-            dispatch!(isa, stretch_moments(values: Tensor<'_>, out: &mut [Moments; BLOCK]));
-            *parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = part;
-        },
-    );
-    let parts: Vec<[Moments; BLOCK]> = parts
-        .into_iter()
-        .map(|part| part.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
-        .collect();
-    (0..channels)
-        .map(|channel| {
-            (0..frames)
-                .flat_map(|frame| {
-                    &parts[(frame * blocks(channels) + channel / BLOCK) * stretches..][..stretches]
-                })
-                .fold(Moments::default(), |sum, part| sum.merge(part[channel % BLOCK]))
-        })
-        .collect()
-}
-
+/// Adds chunk after chunk of the pixels `range`, of which pixel `p` is at place `p` modulo those that `values` holds.
 #[inline(always)]
-unsafe fn stretch_moments<T: Tile>(values: Tensor<'_>, out: &mut [Moments; BLOCK]) {
+unsafe fn moments<T: Tile>(values: Tensor<'_>, range: Range<usize>, out: &mut [Moments; BLOCK]) {
     let mut room = [[0.0; BLOCK]; CHUNK];
-    for start in (0..values.groups()).step_by(CHUNK) {
-        let chunk = values.part(start, CHUNK.min(values.groups() - start));
-        let pixels = match chunk {
-            Tensor::Float32(values) => values.as_chunks::<BLOCK>().0,
-            Tensor::Half(..) => {
-                let room = &mut room[..chunk.groups()];
+    for start in range.clone().step_by(CHUNK) {
+        let count = CHUNK.min(range.end - start);
+        let place = start % values.groups();
+        let before = count.min(values.groups() - place);
+        let pixels = match values {
+            Tensor::Float32(values) if before == count => &values.as_chunks::<BLOCK>().0[place..][..count],
+            _ => {
+                let (head, tail) = room[..count].split_at_mut(before);
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { chunk.read::<T>(room.as_flattened_mut()) };
-                room
+                unsafe {
+                    values.part(place, before).read::<T>(head.as_flattened_mut());
+                    values.part(0, count - before).read::<T>(tail.as_flattened_mut());
+                }
+                &room[..count]
             }
         };
         let count = pixels.len() as f32;

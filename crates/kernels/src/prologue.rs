@@ -5,6 +5,7 @@ use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::math::{multiply_add, silu};
 use crate::microkernel::Tile;
+use crate::strip::place;
 use crate::tensor::Tensor;
 
 /// What happens to an input value on its way into the convolution, in this order: norm, activation, upsampling.
@@ -33,6 +34,8 @@ pub(crate) struct Source<'a> {
     pub replicate: bool,
     /// Height and width before upsampling.
     pub size: [usize; 2],
+    /// Rows that lie in memory (see [`crate::strip`]).
+    pub rows: usize,
     /// Norm and activation; upsampling as in `factor`.
     pub prologue: Prologue<'a>,
     /// Nearest upsampling, at least 1.
@@ -63,7 +66,7 @@ impl Source<'_> {
             patch.fill(0.0);
             return;
         };
-        let plane = height * width;
+        let plane = self.rows * width;
         let (frames, frame) = self.frame(frame);
         let source_plane = frames.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
@@ -75,7 +78,7 @@ impl Source<'_> {
                 out.fill(0.0);
                 continue;
             }
-            let source = source_plane.part((y - top) / factor * width, width);
+            let source = source_plane.part(place((y - top) / factor, self.rows) * width, width);
             // Columns `before..after` of the patch lie inside the picture.
             let x = corner[1];
             let before = left.saturating_sub(x).min(columns);
@@ -187,7 +190,8 @@ impl Source<'_> {
         };
         let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
         for row in top..bottom {
-            frames.prefetch((block * height + row) * width + left, right - left);
+            let row = block * self.rows + place(row, self.rows);
+            frames.prefetch(row * width + left, right - left);
         }
     }
 }

@@ -22,9 +22,15 @@ pub enum Storage {
 impl Storage {
     /// `f32` of memory that `groups` groups take.
     pub fn len(self, groups: usize) -> usize {
+        let [values, exponents] = self.lens(groups);
+        values + exponents
+    }
+
+    /// `f32` of memory that the values of `groups` groups and their exponents take, which need not lie together.
+    pub fn lens(self, groups: usize) -> [usize; 2] {
         match self {
-            Storage::Float32 => groups * BLOCK,
-            Storage::Half => groups * BLOCK / 2 + groups.div_ceil(size_of::<f32>()),
+            Storage::Float32 => [groups * BLOCK, 0],
+            Storage::Half => [groups * BLOCK / 2, groups.div_ceil(size_of::<f32>())],
         }
     }
 
@@ -75,10 +81,22 @@ impl<'a> Tensor<'a> {
     pub fn new(storage: Storage, memory: &'a [f32]) -> Tensor<'a> {
         let groups = storage.groups(memory.len());
         assert_eq!(memory.len(), storage.len(groups));
+        Tensor::from_parts(storage, groups, memory.split_at(storage.lens(groups)[0]))
+    }
+
+    /// The tensor of `groups` groups whose values and exponents fill these two pieces of memory.
+    ///
+    /// # Panics
+    /// They are not as long as [`Storage::lens`] says.
+    pub fn from_parts(
+        storage: Storage,
+        groups: usize,
+        (values, exponents): (&'a [f32], &'a [f32]),
+    ) -> Tensor<'a> {
+        assert_eq!([values.len(), exponents.len()], storage.lens(groups));
         match storage {
-            Storage::Float32 => Tensor::Float32(memory),
+            Storage::Float32 => Tensor::Float32(values),
             Storage::Half => {
-                let (values, exponents) = memory.split_at(groups * BLOCK / 2);
                 // SAFETY: all bits are numbers, alignment only falls, and the lengths in bytes are within the slices'.
                 unsafe {
                     Tensor::Half(
@@ -166,11 +184,23 @@ impl<'a> TensorMut<'a> {
     pub fn new(storage: Storage, memory: &'a mut [f32]) -> TensorMut<'a> {
         let groups = storage.groups(memory.len());
         assert_eq!(memory.len(), storage.len(groups));
+        TensorMut::from_parts(storage, groups, memory.split_at_mut(storage.lens(groups)[0]))
+    }
+
+    /// As [`Tensor::from_parts`].
+    ///
+    /// # Panics
+    /// As [`Tensor::from_parts`].
+    pub fn from_parts(
+        storage: Storage,
+        groups: usize,
+        (values, exponents): (&'a mut [f32], &'a mut [f32]),
+    ) -> TensorMut<'a> {
+        assert_eq!([values.len(), exponents.len()], storage.lens(groups));
         match storage {
-            Storage::Float32 => TensorMut::Float32(memory),
+            Storage::Float32 => TensorMut::Float32(values),
             Storage::Half => {
-                let (values, exponents) = memory.split_at_mut(groups * BLOCK / 2);
-                // SAFETY: as for `Tensor::new`; the two parts do not overlap, and any bits they are given are `f32`.
+                // SAFETY: as for `Tensor::from_parts`; the two parts do not overlap, and any bits they are given are `f32`.
                 unsafe {
                     TensorMut::Half(
                         std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), groups),

@@ -30,6 +30,7 @@ use crate::prologue::Source;
 use crate::vector::Vector;
 use crate::weights::{Compact, Span};
 use grid::{Batch, Grid};
+use std::ops::Range;
 use weights::Panels;
 
 /// Outputs of a tile in one direction.
@@ -81,20 +82,27 @@ pub(crate) fn weights_len<W: Transform>(isa: Isa, geometry: &Geometry, arithmeti
     Panels::new::<W>(isa, geometry, arithmetic).total()
 }
 
-/// Bytes of scratch that each worker takes for an output of `size`.
+/// Strips of the output begin at rows `n · step − skip`; gives `[step, skip]`.
+pub(crate) fn strip_grid<W: Transform>() -> [usize; 2] {
+    [OUTPUTS, W::SKIP]
+}
+
+/// Bytes of scratch that each worker takes for the rows `rows` of an output of `width`.
 pub(crate) fn worker_bytes<W: Transform>(
     isa: Isa,
     geometry: &Geometry,
-    size: [usize; 2],
+    rows: Range<usize>,
+    width: usize,
     arithmetic: Arithmetic,
 ) -> usize {
-    let grid = Grid::new::<W>(isa, geometry, size, arithmetic);
+    let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic);
     let weights: usize = Panels::new::<W>(isa, geometry, arithmetic).worker_lens().iter().sum();
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
 
 /// Convolves each frame's source with the input blocks `span` of `weights` (`[group of lanes][input block][tap][16][lanes]`)
-/// into its target, all of one size; the transformed weights are made in `scratch`, at least [`weights_len`] long.
+/// into its target, all of one size; the transformed weights are made in `scratch`, at least [`weights_len`] long, unless
+/// they are `ready` there.
 pub(crate) fn run<W: Transform>(
     isa: Isa,
     pool: &Pool,
@@ -102,11 +110,14 @@ pub(crate) fn run<W: Transform>(
     (weights, span, bias): (&Compact, Span, &[f32]),
     frames: Vec<(Source<'_>, Target<'_>)>,
     scratch: &mut [f32],
+    ready: bool,
 ) {
     let Some((_, first)) = frames.first() else { return };
     let panels = Panels::new::<W>(isa, &geometry, arithmetic);
-    weights::transform::<W>(isa, pool, panels, (weights, span), &mut scratch[..panels.total()]);
-    let grid = Grid::new::<W>(isa, &geometry, first.size, arithmetic);
+    if !ready {
+        weights::transform::<W>(isa, pool, panels, (weights, span), &mut scratch[..panels.total()]);
+    }
+    let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic);
     let groups = geometry.output_channels.div_ceil(isa.lanes());
     // Each part transforms the inputs anew, so a batch is cut no finer than the threads need.
     let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.batches() * frames.len()).min(groups);

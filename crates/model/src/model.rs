@@ -203,6 +203,7 @@ impl Model {
             latent_channels: self.latent_channels(),
             spatial_factor: self.spatial_factor(),
             temporal_factor: self.temporal_factor(),
+            config: self.config.clone(),
             scaling: self.latent_space.normalisation.clone(),
             packing: self.latent_space.packing,
             packed_token_size: (self.latent_space.packing != Packing::None)
@@ -226,8 +227,10 @@ pub struct Description {
     pub latent_channels: usize,
     /// Pixels per latent, both ways.
     pub spatial_factor: usize,
-    /// Frames per latent after the first, which is one frame; `None` for models of pictures.
+    /// Frames per latent after the first; `None` for models of pictures.
     pub temporal_factor: Option<usize>,
+    /// The config in diffusers' words, as far as it shapes the model.
+    pub config: VaeConfig,
     /// How the diffusion model's latents become the autoencoder's.
     pub scaling: Normalisation,
     /// How latents are packed into tokens.

@@ -7,8 +7,9 @@ use remote_vae_media::{
     DecodeLimits, MediaError, RgbImage, decode_image, resize_tensor_to_multiple, resize_to_multiple,
     tensor_to_model_range, to_model_range,
 };
+use remote_vae_model::Model;
 use remote_vae_wire::{
-    BodyKind, Dtype, Parameters, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
+    BodyKind, Dtype, Parameters, Scaling, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
 };
 
 use crate::answer::Form;
@@ -40,7 +41,12 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
-    check_scaling(model.latent_channels(), |probe, shape| space.from_model(probe, shape, &scaling))?;
+    let draw = draw(&parameters)?;
+    if draw == Draw::Moments {
+        check_moments(model, scaling)?;
+    } else {
+        check_scaling(model.latent_channels(), |probe, shape| space.from_model(probe, shape, &scaling))?;
+    }
 
     let is_picture = kind == BodyKind::Image || image_body(&parameters, &body).is_some();
     let factor = model.spatial_factor();
@@ -63,7 +69,6 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let count = check_size(shared, batch, height, width)?;
     check_plan(shared, autoencoder.plan_encode(shape, precision))?;
 
-    let draw = draw(&parameters);
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let pixels = pixels.into_model_range()?;
@@ -75,12 +80,33 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     Ok(Prepared { place, work, answer, pixels: count, batch })
 }
 
-/// The distribution's mode unless a sample is asked for; without a seed every sample is another one.
-fn draw(parameters: &Parameters) -> Draw {
-    if parameters.draws_sample() {
-        Draw::Sample { seed: parameters.seed.unwrap_or_else(random_bits) }
-    } else {
-        Draw::Mode
+/// The distribution's mode unless moments or a sample are asked for; without a seed every sample is another one.
+fn draw(parameters: &Parameters) -> Result<Draw, Refusal> {
+    match (parameters.moments, parameters.draws_sample()) {
+        (true, true) => Err(Refusal::bad_request(
+            "Expected either `moments` or a sample (`sample`, `seed`). Got both.".to_owned(),
+        )),
+        (true, false) => Ok(Draw::Moments),
+        (false, true) => Ok(Draw::Sample { seed: parameters.seed.unwrap_or_else(random_bits) }),
+        (false, false) => Ok(Draw::Mode),
+    }
+}
+
+/// Moments are the model's own, unscaled, and not every encoder gives them.
+fn check_moments(model: &Model, scaling: Scaling) -> Result<(), Refusal> {
+    if !model.encoder_yields_moments() {
+        return Err(Refusal::bad_request(format!(
+            "Expected no `moments`: the encoder of an {} gives latents and no distribution.",
+            model.family.name()
+        )));
+    }
+    match scaling {
+        Scaling::None | Scaling::Declined => Ok(()),
+        _ => Err(Refusal::bad_request(
+            "Expected no `scaling_factor`, `shift_factor` or `do_scaling` beside `moments`: they are given in the model's \
+             own space."
+                .to_owned(),
+        )),
     }
 }
 
@@ -201,10 +227,14 @@ mod tests {
 
     #[test]
     fn a_seed_asks_for_a_sample() {
-        let draw = |sample, seed| super::draw(&Parameters { sample, seed, ..Parameters::default() });
-        assert_eq!(draw(None, None), Draw::Mode);
-        assert_eq!(draw(None, Some(7)), Draw::Sample { seed: 7 });
-        assert_eq!(draw(Some(false), Some(7)), Draw::Mode);
-        assert!(matches!(draw(Some(true), None), Draw::Sample { .. }));
+        let draw = |moments, sample, seed| {
+            super::draw(&Parameters { moments, sample, seed, ..Parameters::default() }).ok()
+        };
+        assert_eq!(draw(false, None, None), Some(Draw::Mode));
+        assert_eq!(draw(false, None, Some(7)), Some(Draw::Sample { seed: 7 }));
+        assert_eq!(draw(false, Some(false), Some(7)), Some(Draw::Mode));
+        assert!(matches!(draw(false, Some(true), None), Some(Draw::Sample { .. })));
+        assert_eq!(draw(true, None, None), Some(Draw::Moments));
+        assert_eq!(draw(true, Some(true), None), None);
     }
 }

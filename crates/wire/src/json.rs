@@ -84,6 +84,7 @@ fn merge(inner: Parameters, parameters: &mut Parameters) {
         precision: outer.precision.or(inner.precision),
         seed: outer.seed.or(inner.seed),
         sample: outer.sample.or(inner.sample),
+        moments: outer.moments || inner.moments,
     };
 }
 

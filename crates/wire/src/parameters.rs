@@ -114,6 +114,8 @@ pub struct Parameters {
     pub seed: Option<u64>,
     /// Encode: draw from the distribution (`true`) or take its mode. See [`Parameters::draws_sample`].
     pub sample: Option<bool>,
+    /// Encode: give the moments of the distribution, means before log-variances, instead of latents.
+    pub moments: bool,
 }
 
 impl Parameters {

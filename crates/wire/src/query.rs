@@ -70,6 +70,7 @@ impl Parameters {
             "precision" => self.precision = Some(value.to_owned()),
             "seed" => self.seed = Some(parse_whole(name, value)?),
             "sample" => self.sample = Some(parse_bool(name, value)?),
+            "moments" => self.moments = parse_bool(name, value)?,
             _ => {}
         }
         Ok(())
@@ -79,8 +80,8 @@ impl Parameters {
     /// floats as Python prints them. Absent values are left out; nothing at all gives an empty string.
     ///
     /// With `output_type` it is a decode, whose client always states `partial_postprocess` and puts the factors
-    /// after the tensor; without it is an encode, which puts them before. `precision`, `seed` and `sample` follow.
-    /// Reading the result gives equal parameters, but for a `partial_postprocess` that is false.
+    /// after the tensor; without it is an encode, which puts them before. `precision`, `seed`, `sample` and `moments` follow.
+    /// Reading the result gives equal parameters, but for a `partial_postprocess` or `moments` that is false.
     pub fn to_query(&self) -> String {
         let mut pairs = Pairs(form_urlencoded::Serializer::new(String::new()));
         let decode = self.output_type.is_some();
@@ -106,6 +107,7 @@ impl Parameters {
         pairs.text("precision", self.precision.as_deref());
         pairs.text("seed", self.seed.map(|seed| seed.to_string()).as_deref());
         pairs.boolean("sample", self.sample);
+        pairs.boolean("moments", self.moments.then_some(true));
         pairs.0.finish()
     }
 
@@ -129,7 +131,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 12] = [
+pub(crate) const SCALAR_KEYS: [&str; 13] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -142,6 +144,7 @@ pub(crate) const SCALAR_KEYS: [&str; 12] = [
     "precision",
     "seed",
     "sample",
+    "moments",
 ];
 
 /// Values of the scalar keys, in the order of [`SCALAR_KEYS`].

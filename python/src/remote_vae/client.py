@@ -1,71 +1,17 @@
-"""`remote_decode` and `remote_encode`: tensors and pictures to requests, answers to tensors and pictures."""
+"""`remote_decode` and `remote_encode`: what is asked for in the protocol's words, and what its answers become."""
 
 from __future__ import annotations
 
-import io
-import json
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from .errors import RemoteVAEError
-from .transport import post
+from . import transport
+from .tensors import answered_picture, answered_tensor, like, one_or_list, png, tensor_bytes
+from .transport import ProgressCallback, Session
 
-DTYPES = {"float16": np.float16, "float32": np.float32, "uint8": np.uint8}
-
-
-def _is_torch(value: Any) -> bool:
-    return type(value).__module__.split(".")[0] == "torch"
-
-
-def _tensor_bytes(tensor: Any) -> tuple[list[int], str, bytes]:
-    """Shape, name of the dtype and the elements in order, little-endian, of a torch tensor or a numpy array."""
-    if _is_torch(tensor):
-        import torch
-
-        tensor = tensor.detach().cpu().contiguous()
-        shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if dtype == "bfloat16":
-            tensor = tensor.view(torch.int16)
-        elements = tensor.numpy()
-    elif isinstance(tensor, np.ndarray):
-        elements, shape, dtype = np.ascontiguousarray(tensor), list(tensor.shape), tensor.dtype.name
-    else:
-        raise TypeError(f"Expected a torch tensor or a numpy array. Got {type(tensor).__name__}.")
-    if dtype not in (*DTYPES, "bfloat16"):
-        raise TypeError(f"Expected float16, float32, bfloat16 or uint8 elements. Got {dtype}.")
-    return shape, dtype, elements.astype(elements.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _answered_tensor(headers: Any, body: bytes) -> np.ndarray:
-    """The tensor of an answer that says its shape and dtype in headers."""
-    try:
-        shape, dtype = json.loads(headers["shape"]), DTYPES[headers["dtype"]]
-        elements = np.frombuffer(body, np.dtype(dtype).newbyteorder("<"))
-        return elements.reshape(shape).astype(dtype)
-    except (KeyError, TypeError, ValueError) as error:
-        said = f"shape {headers.get('shape')!r}, dtype {headers.get('dtype')!r}, {len(body)} bytes"
-        raise RemoteVAEError(f"Expected a tensor in the answer. Got {said}.") from error
-
-
-def _like(array: np.ndarray, given: Any) -> Any:
-    if not _is_torch(given):
-        return array
-    import torch
-
-    return torch.from_numpy(array)
-
-
-def _one_or_list(pictures: list[Image.Image]) -> Image.Image | list[Image.Image]:
-    return pictures[0] if len(pictures) == 1 else pictures
-
-
-def _headers(accept: str, content: str, api_key: str | None) -> dict[str, str]:
-    headers = {"Accept": accept, "Content-Type": content}
-    if api_key is not None:
-        headers["Authorization"] = f"Bearer {api_key}"
-    return headers
+Query = list[tuple[str, str]]
 
 
 def remote_decode(
@@ -84,23 +30,28 @@ def remote_decode(
     height: int | None = None,
     width: int | None = None,
     *,
+    precision: Literal["exact", "fast"] | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
+    progress: ProgressCallback | None = None,
+    session: Session | None = None,
 ) -> Any:
     """Decodes latents into pictures.
 
-    `tensor` holds latents `[batch, channels, height, width]`, or packed ones `[batch, tokens, channels]` with `height`
-    and `width` of the picture in pixels. The latents are divided by `scaling_factor`, then `shift_factor` is added; with
-    neither, and `do_scaling`, the server uses the model's own.
+    `tensor` holds latents `[batch, channels, height, width]`, those of a clip `[batch, channels, frames, height, width]`,
+    or packed ones `[batch, tokens, channels]` with `height` and `width` of the picture in pixels. The latents are divided
+    by `scaling_factor`, then `shift_factor` is added; with neither, and `do_scaling`, the server uses the model's own.
 
-    - `output_type="pil"`: a PIL picture. A batch of several is asked for as bytes and comes back as a list.
+    - `output_type="pil"`: a PIL picture. A batch of several, or a clip, is asked for as bytes and comes back as a list.
     - `output_type="pt"`: with `return_type="pt"` a tensor of the kind that was given: float16 `[batch, 3, height, width]`
       in about -1 to 1, or with `partial_postprocess` uint8 `[batch, height, width, 3]`. With `return_type="pil"` a
       picture or a list of them: of the uint8 answer, or of `processor.postprocess` of the float one.
     - `output_type="mp4"`: the bytes of the file.
 
-    `timeout` is the longest silence in seconds, `retries` how often a busy or unreachable server is asked again.
+    `precision` is one of the server's, `timeout` the longest silence in seconds, `retries` how often a busy or unreachable
+    server is asked again. `progress` is called with a `Progress` while bytes travel. A `session` brings its own
+    connections, limits and key.
 
     Raises ValueError or TypeError for arguments that cannot be sent, ServerUnreachable, ServerRefused.
     """
@@ -111,11 +62,11 @@ def remote_decode(
         raise ValueError(f"Expected `output_type` to be 'mp4', 'pil' or 'pt'. Got {output_type!r}.")
     if image_format not in ("png", "jpg"):
         raise ValueError(f"Expected `image_format` to be 'png' or 'jpg'. Got {image_format!r}.")
-    shape, dtype, body = _tensor_bytes(tensor)
+    shape, dtype, body = tensor_bytes(tensor)
     if len(shape) == 3 and (height is None or width is None):
         raise ValueError("Packed latents (3 dimensions) need `height` and `width`, in pixels.")
     wants_picture = output_type == "pil" and processor is None
-    if wants_picture and shape[0] > 1:
+    if wants_picture and (shape[0] > 1 or len(shape) == 5):
         # A picture file holds one sample.
         output_type, partial_postprocess, wants_picture, return_type = "pt", True, False, "pil"
     if output_type == "pt" and return_type == "pil" and not partial_postprocess and processor is None:
@@ -128,36 +79,45 @@ def remote_decode(
         ("dtype", dtype),
     ]
     if do_scaling:
-        factors = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
-        query += [(name, repr(float(value))) for name, value in factors.items() if value is not None]
+        query += factors(scaling_factor, shift_factor)
         if scaling_factor is None:
             query.append(("do_scaling", "True"))
     if height is not None and width is not None:
         query += [("height", str(height)), ("width", str(width))]
+    if precision is not None:
+        query.append(("precision", precision))
     accept = "tensor/binary"
     if wants_picture:
         accept = "image/png" if image_format == "png" else "image/jpeg"
     elif output_type == "mp4":
         accept = "text/plain"
-    headers, answer = post(
-        endpoint, query, body, _headers(accept, "tensor/binary", api_key), timeout, retries
-    )
+    headers = {"Accept": accept, "Content-Type": "tensor/binary"}
+    answer = _session(session, timeout, retries, api_key).post(endpoint, query, body, headers, progress)
     if output_type == "mp4":
-        return answer
+        return answer.body
     if wants_picture:
-        return Image.open(io.BytesIO(answer)).convert("RGB")
-    array = _answered_tensor(headers, answer)
+        return answered_picture(answer.headers, answer.body)
+    array = answered_tensor(answer.headers, answer.body)
     if return_type == "pt":
-        return _like(array, tensor)
+        return like(array, tensor)
+    return one_or_list(_pictures(array, output_type, processor))
+
+
+def _pictures(array: np.ndarray, output_type: str, processor: Any) -> list[Image.Image]:
+    """Pictures of an answer, one for each sample or frame."""
     if array.dtype == np.uint8:
-        return _one_or_list([Image.fromarray(pixels) for pixels in array])
+        return [Image.fromarray(pixels) for pixels in array]
     if output_type == "pil":
         # The server has brought these to 0 to 1 already.
         pixels = (array.astype(np.float32).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
-        return _one_or_list([Image.fromarray(picture) for picture in pixels])
+        return [Image.fromarray(picture) for picture in pixels]
     import torch
 
-    return _one_or_list(processor.postprocess(torch.from_numpy(array), output_type="pil"))
+    tensor = torch.from_numpy(array)
+    if array.ndim == 5:
+        clips = processor.postprocess_video(tensor, output_type="pil")
+        return [frame for clip in clips for frame in clip]
+    return list(processor.postprocess(tensor, output_type="pil"))
 
 
 def remote_encode(
@@ -166,35 +126,66 @@ def remote_encode(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     *,
+    seed: int | None = None,
+    precision: Literal["exact", "fast"] | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
+    progress: ProgressCallback | None = None,
+    session: Session | None = None,
 ) -> Any:
     """Encodes a picture into latents `[batch, channels, height, width]`, float16.
 
-    `image` is a PIL picture, or a torch tensor or numpy array `[batch, 3, height, width]`: in -1 to 1 where it has
-    negative values, otherwise in 0 to 1. `shift_factor` is taken off the latents, which are then multiplied by
-    `scaling_factor`; with neither they stay as the model gives them. A picture gives a torch tensor where torch can be
-    imported, otherwise a numpy array; a tensor gives one of its kind.
+    `image` is a PIL picture, a list of them of one size, or a torch tensor or numpy array `[batch, 3, height, width]`: in
+    -1 to 1 where it has negative values, otherwise in 0 to 1 (bytes: 0 to 255). `shift_factor` is taken off the latents,
+    which are then multiplied by `scaling_factor`; with neither they stay as the model gives them. They are the mode of the
+    encoder's distribution, or with `seed` a sample. A picture gives a torch tensor where torch can be imported, otherwise a
+    numpy array; a tensor gives one of its kind. The other arguments are those of `remote_decode`.
 
     Raises ValueError or TypeError for arguments that cannot be sent, ServerUnreachable, ServerRefused.
     """
-    factors = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
-    query = [(name, repr(float(value))) for name, value in factors.items() if value is not None]
-    if isinstance(image, Image.Image):
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        body, content = file.getvalue(), "image/png"
+    query = factors(scaling_factor, shift_factor)
+    pictures = [image] if isinstance(image, Image.Image) else image
+    is_pictures = isinstance(pictures, (list, tuple))
+    if is_pictures and len(pictures) == 1 and isinstance(pictures[0], Image.Image):
+        body, content = png(pictures[0]), "image/png"
     else:
-        shape, dtype, body = _tensor_bytes(image)
+        shape, dtype, body = tensor_bytes(_stacked(pictures) if is_pictures else image)
         query += [*(("shape", str(side)) for side in shape), ("dtype", dtype)]
         content = "tensor/binary"
-    headers, answer = post(endpoint, query, body, _headers("*/*", content, api_key), timeout, retries)
-    array = _answered_tensor(headers, answer)
-    if isinstance(image, Image.Image):
+    if precision is not None:
+        query.append(("precision", precision))
+    if seed is not None:
+        query.append(("seed", str(seed)))
+    headers = {"Accept": "*/*", "Content-Type": content}
+    answer = _session(session, timeout, retries, api_key).post(endpoint, query, body, headers, progress)
+    array = answered_tensor(answer.headers, answer.body)
+    if is_pictures:
         try:
             import torch
         except ImportError:
             return array
         return torch.from_numpy(array)
-    return _like(array, image)
+    return like(array, image)
+
+
+def _stacked(pictures: Any) -> np.ndarray:
+    """Pictures of one size as bytes `[batch, 3, height, width]`."""
+    if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise TypeError("Expected a PIL picture, a list of them, a torch tensor or a numpy array.")
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise ValueError(f"Expected pictures of one size. Got {sorted(sizes)} (width, height).")
+    return np.stack([np.asarray(picture.convert("RGB")).transpose(2, 0, 1) for picture in pictures])
+
+
+def factors(scaling_factor: float | None, shift_factor: float | None) -> Query:
+    """The factors that are given, as parameters."""
+    given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    return [(name, repr(float(value))) for name, value in given.items() if value is not None]
+
+
+def _session(
+    session: Session | None, timeout: float | None, retries: int, api_key: str | None
+) -> Session:
+    return transport.shared.with_options(timeout, retries, api_key) if session is None else session

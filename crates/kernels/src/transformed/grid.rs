@@ -5,6 +5,7 @@ use super::{OUTPUTS, SKEW, Transform};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
+use std::ops::Range;
 
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
@@ -19,12 +20,14 @@ pub(super) struct Batch {
     pub size: [usize; 2],
 }
 
-/// How the tiles of an output are cut into batches; a function of shape, tier and arithmetic alone.
+/// How the tiles of some rows of an output are cut into batches; a function of shape, tier and arithmetic alone.
 #[derive(Clone, Copy)]
 pub(super) struct Grid {
     pub arithmetic: Arithmetic,
     /// Channel blocks of the input.
     pub input_blocks: usize,
+    /// The first row of tiles.
+    first: usize,
     /// Tiles down and across.
     tiles: [usize; 2],
     /// Tiles of a batch, down and across.
@@ -58,10 +61,13 @@ impl Grid {
     pub(super) fn new<W: Transform>(
         isa: Isa,
         geometry: &Geometry,
-        size: [usize; 2],
+        rows: Range<usize>,
+        width: usize,
         arithmetic: Arithmetic,
     ) -> Grid {
-        let tiles = size.map(|side| (side + W::SKIP).div_ceil(OUTPUTS));
+        let first = (rows.start + W::SKIP) / OUTPUTS;
+        let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(OUTPUTS));
+        let tiles = [tiles[0] - first, tiles[1]];
         let input_blocks = blocks(geometry.input_channels);
         let words = input_blocks * words_per_block(arithmetic);
         // The inputs of a split lie beside the transformed ones; those of one block do not count.
@@ -85,6 +91,7 @@ impl Grid {
         Grid {
             arithmetic,
             input_blocks,
+            first,
             tiles,
             batch,
             count: [0, 1].map(|axis| tiles[axis].div_ceil(batch[axis])),
@@ -103,7 +110,8 @@ impl Grid {
     pub(super) fn at(&self, position: usize) -> Batch {
         let place = [position / self.count[1], position % self.count[1]];
         let origin = [0, 1].map(|axis| place[axis] * self.batch[axis]);
-        Batch { origin, size: [0, 1].map(|axis| self.batch[axis].min(self.tiles[axis] - origin[axis])) }
+        let size = [0, 1].map(|axis| self.batch[axis].min(self.tiles[axis] - origin[axis]));
+        Batch { origin: [self.first + origin[0], origin[1]], size }
     }
 
     /// Splits of the input channels, each with scales of its own.

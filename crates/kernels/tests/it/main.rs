@@ -8,4 +8,5 @@ mod norm;
 mod rearrange;
 mod rms_norm;
 mod storage;
+mod strip;
 mod support;

@@ -137,6 +137,35 @@ async fn samples_repeat_with_their_seed() {
     assert_ne!(draw().await, draw().await);
 }
 
+/// Means before log-variances, from which a client draws what the server draws.
+#[tokio::test(flavor = "multi_thread")]
+async fn moments_are_the_distribution() {
+    let server = TestServer::with(options(), vec![("default", kl()), ("tiny", tiny())]).await;
+    let image = picture(16, 24);
+    let png = media::encode_png(&image.pixels, 16, 24).unwrap();
+    let pixels = media::to_model_range(&image);
+    let response = server.post("/?moments=True", png.clone()).send().await.unwrap();
+    assert_eq!(response.headers()["shape"], "[1,8,3,2]");
+    let moments = response.bytes().await.unwrap();
+    let direct = |draw| direct(&pixels, [1, 3, 24, 16], Scaling::None, draw);
+    assert_eq!(moments[..moments.len() / 2], direct(Draw::Mode));
+    assert_eq!(moments, direct(Draw::Moments));
+    let values = elements_from_bytes(Dtype::Float16, &moments);
+    let (sample, _) = remote_vae_model::distribution::sample(&values, [1, 8, 3, 2], 5).unwrap();
+    let expected = elements_from_bytes(Dtype::Float16, &direct(Draw::Sample { seed: 5 }));
+    for (found, expected) in sample.iter().zip(&expected) {
+        assert!((found - expected).abs() <= 4e-3 * expected.abs().max(1.0), "{found} and {expected}");
+    }
+    for (path, word) in [
+        ("/?moments=True&seed=1", "`seed`"),
+        ("/?moments=True&scaling_factor=0.5", "`scaling_factor`"),
+        ("/tiny?moments=True", "AutoencoderTiny"),
+    ] {
+        let (status, message) = refusal(server.post(path, png.clone()).send().await.unwrap()).await;
+        assert!(status == 400 && message.contains(word), "{path}: {message}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_keeps_the_size() {
     let server = TestServer::with(options(), vec![("tiny", tiny())]).await;

@@ -35,7 +35,7 @@ fn captured_query_reads_and_writes() {
 #[test]
 fn every_key_is_written_in_the_clients_order() {
     let all = "image_format=png&output_type=pt&partial_postprocess=True&shape=1&shape=4096&shape=64&dtype=bfloat16\
-        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&precision=fast&seed=13&sample=True";
+        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&precision=fast&seed=13&sample=True&moments=True";
     assert_eq!(query(all).to_query(), all);
     let deprecated = "image_format=jpg&output_type=pil&partial_postprocess=False&shape=1&dtype=uint8\
         &shift_factor=0.5&do_scaling=True";
@@ -460,25 +460,24 @@ fn parameters() -> impl Strategy<Value = Parameters> {
         (prop::option::of(prop::collection::vec(any::<usize>(), 1..=8)), prop::option::of(0..4usize));
     let output = (prop::option::of(0..3usize), prop::option::of(any::<bool>()), any::<bool>());
     let scaling = (prop::option::of(any::<bool>()), factor(), factor());
-    let encode =
-        (prop::option::of("[ -~]{1,20}"), prop::option::of(any::<u64>()), prop::option::of(any::<bool>()));
+    let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>());
+    let encode = (prop::option::of("[ -~]{1,20}"), draw);
     (tensor, output, scaling, side(), side(), encode).prop_map(
-        |((shape, dtype), (output, format, partial), scaling, height, width, (precision, seed, sample))| {
-            Parameters {
-                shape,
-                dtype: dtype.map(|index| Dtype::ALL[index]),
-                output_type: output.map(|index| [OutputType::Pil, OutputType::Pt, OutputType::Mp4][index]),
-                image_format: format.map(|png| if png { ImageFormat::Png } else { ImageFormat::Jpeg }),
-                partial_postprocess: partial,
-                do_scaling: scaling.0,
-                scaling_factor: scaling.1,
-                shift_factor: scaling.2,
-                height,
-                width,
-                precision: precision.filter(|text| text != "None"),
-                seed,
-                sample,
-            }
+        |((shape, dtype), (output, format, partial), scaling, height, width, (precision, draw))| Parameters {
+            shape,
+            dtype: dtype.map(|index| Dtype::ALL[index]),
+            output_type: output.map(|index| [OutputType::Pil, OutputType::Pt, OutputType::Mp4][index]),
+            image_format: format.map(|png| if png { ImageFormat::Png } else { ImageFormat::Jpeg }),
+            partial_postprocess: partial,
+            do_scaling: scaling.0,
+            scaling_factor: scaling.1,
+            shift_factor: scaling.2,
+            height,
+            width,
+            precision: precision.filter(|text| text != "None"),
+            seed: draw.0,
+            sample: draw.1,
+            moments: draw.2,
         },
     )
 }
@@ -496,10 +495,11 @@ proptest! {
 
     #[test]
     fn known_keys_with_any_value_are_read_or_refused(
-        pairs in prop::collection::vec((0..14usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
+        pairs in prop::collection::vec((0..15usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
     ) {
-        const KEYS: [&str; 14] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
-            "scaling_factor", "shift_factor", "do_scaling", "height", "width", "precision", "seed", "sample"];
+        const KEYS: [&str; 15] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
+            "scaling_factor", "shift_factor", "do_scaling", "height", "width", "precision", "seed", "sample",
+            "moments"];
         let text: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={value}", KEYS[*key])).collect();
         if let Ok(parameters) = Parameters::from_query(&text.join("&")) {
             prop_assert!(parameters.scaling_factor.is_none_or(|scale| scale.is_finite() && scale != 0.0));

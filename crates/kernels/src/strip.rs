@@ -1,0 +1,116 @@
+//! Strips: some rows of a picture at a time, in memory that need not hold them all.
+//!
+//! A tensor of which only some rows are kept is a ring: of each channel block `rows` rows lie in memory, and row `y` of the
+//! picture is at place `y mod rows`. A tensor that is there as a whole is the ring of all its rows.
+//!
+//! Tiles lie on a grid fixed to the picture's origin and do not look at each other, so strips that begin and end between
+//! tiles ([`crate::convolution::Geometry::strip_grid`]) hold the bytes that the whole picture would.
+
+use std::ops::Range;
+
+use crate::layout::BLOCK;
+use crate::pool::Pool;
+use crate::shared::SharedOutput;
+use crate::tensor::{Tensor, TensorMut};
+
+/// Which rows of its output an operation makes, and how many rows of its tensors lie in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Strip {
+    /// Rows of the output.
+    pub rows: Range<usize>,
+    /// Rows of the input that lie in memory.
+    pub input_rows: usize,
+    /// Rows of the output that lie in memory.
+    pub output_rows: usize,
+    /// Rows of the residual that lie in memory, if it is a tensor of its own.
+    pub residual_rows: usize,
+    /// Whether the scratch still holds the transformed weights of an earlier strip of the same layer.
+    pub weights_ready: bool,
+}
+
+impl Strip {
+    /// All rows of an output of `output_rows` made from an input of `input_rows`, all in memory.
+    pub fn whole(input_rows: usize, output_rows: usize) -> Strip {
+        let residual_rows = output_rows;
+        Strip { rows: 0..output_rows, input_rows, output_rows, residual_rows, weights_ready: false }
+    }
+}
+
+/// Where row `y` lies if `rows` rows are kept.
+#[inline(always)]
+pub(crate) fn place(y: usize, rows: usize) -> usize {
+    if y < rows { y } else { y % rows }
+}
+
+/// Copies the rows `rows` of each channel block, `width` groups each; the tensors keep `from_rows` and `to_rows` rows.
+///
+/// # Panics
+/// The tensors do not have equally many channel blocks of `width`, or are stored differently.
+pub fn copy_rows(
+    pool: &Pool,
+    (from, from_rows): (Tensor<'_>, usize),
+    (to, to_rows): (TensorMut<'_>, usize),
+    width: usize,
+    rows: Range<usize>,
+) {
+    let blocks = from.groups() / (from_rows * width);
+    assert_eq!(from.groups(), blocks * from_rows * width);
+    assert_eq!(to.groups(), blocks * to_rows * width);
+    match (from, to) {
+        (Tensor::Float32(from), TensorMut::Float32(to)) => {
+            let (from, to) = (from.as_chunks::<BLOCK>().0, to.as_chunks_mut::<BLOCK>().0);
+            copy(pool, (from, from_rows), (to, to_rows), width, rows);
+        }
+        (Tensor::Half(values, exponents), TensorMut::Half(to_values, to_exponents)) => {
+            copy(pool, (values, from_rows), (to_values, to_rows), width, rows.clone());
+            copy(pool, (exponents, from_rows), (to_exponents, to_rows), width, rows);
+        }
+        _ => panic!("a copy is stored as the original is"),
+    }
+}
+
+fn copy<E: Copy + Send + Sync>(
+    pool: &Pool,
+    (from, from_rows): (&[E], usize),
+    (to, to_rows): (&mut [E], usize),
+    width: usize,
+    rows: Range<usize>,
+) {
+    let blocks = from.len() / (from_rows * width);
+    let shared = SharedOutput::new(to);
+    pool.run(
+        blocks,
+        || (),
+        |(), block| {
+            for row in rows.clone() {
+                let from = &from[(block * from_rows + place(row, from_rows)) * width..][..width];
+                let start = (block * to_rows + place(row, to_rows)) * width;
+                // SAFETY: each task owns one channel block, and the part ends before the next is made.
+                unsafe { shared.part(start, width) }.copy_from_slice(from);
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_to_their_places() {
+        let pool = Pool::new(Some(2)).unwrap();
+        let (width, height, kept) = (3, 7, 4);
+        let from: Vec<f32> = (0..2 * height * width * BLOCK).map(|index| index as f32).collect();
+        let mut to = vec![0.0; 2 * kept * width * BLOCK];
+        for rows in [0..3, 3..7] {
+            copy_rows(&pool, (from.as_slice().into(), height), (to.as_mut_slice().into(), kept), width, rows);
+        }
+        let row = |block: usize, y: usize| &from[(block * height + y) * width * BLOCK..][..width * BLOCK];
+        for block in 0..2 {
+            for y in 3..7 {
+                let found = &to[(block * kept + y % kept) * width * BLOCK..][..width * BLOCK];
+                assert_eq!(found, row(block, y), "block {block}, row {y}");
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Strips against whole pictures: equal to the bit, wherever they begin and however few rows are kept.
+
+use crate::support::{blocked, each_tier, values};
+use proptest::prelude::*;
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::layout::blocks;
+use remote_vae_kernels::norm::{GroupNorm, Sums, statistics};
+use remote_vae_kernels::strip::{Strip, copy_rows};
+use remote_vae_kernels::{Activation, Isa, Pool, Storage, Tensor, TensorMut};
+use std::ops::Range;
+
+/// Rows of a tensor in a memory of their own.
+struct Ring {
+    storage: Storage,
+    groups: usize,
+    rows: usize,
+    memory: Vec<f32>,
+}
+
+impl Ring {
+    fn new(storage: Storage, blocks: usize, rows: usize, width: usize) -> Ring {
+        let groups = blocks * rows * width;
+        // In halves these bits are NaN with an exponent, so that nothing that was not written goes unnoticed.
+        Ring { storage, groups, rows, memory: vec![f32::NAN; storage.len(groups)] }
+    }
+
+    fn read(&self) -> Tensor<'_> {
+        let split = self.memory.split_at(self.storage.lens(self.groups)[0]);
+        Tensor::from_parts(self.storage, self.groups, split)
+    }
+
+    fn write(&mut self) -> TensorMut<'_> {
+        let split = self.memory.split_at_mut(self.storage.lens(self.groups)[0]);
+        TensorMut::from_parts(self.storage, self.groups, split)
+    }
+
+    fn take(&mut self, pool: &Pool, from: &Ring, width: usize, rows: Range<usize>) {
+        let kept = self.rows;
+        copy_rows(pool, (from.read(), from.rows), (self.write(), kept), width, rows);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    geometry: Geometry,
+    size: [usize; 2],
+    upsample: usize,
+    residual: bool,
+    storage: Storage,
+    /// Tiles of each strip, over and over.
+    strips: Vec<usize>,
+}
+
+prop_compose! {
+    fn case()(
+        channels in (1usize..40, 1usize..70),
+        kernel in prop_oneof![1 => Just(1), 3 => Just(3)],
+        stride in prop_oneof![3 => Just(1), 1 => Just(2)],
+        padding in prop_oneof![Just([1; 4]), [0usize..2, 0usize..2, 0usize..2, 0usize..2]],
+        size in (1usize..40, 1usize..14), upsample in 1usize..4,
+        residual in any::<bool>(), half in any::<bool>(), strips in prop::collection::vec(1usize..4, 1..4),
+    ) -> Case {
+        let geometry = Geometry {
+            input_channels: channels.0, output_channels: channels.1, kernel: [kernel; 2], stride, padding,
+        };
+        let storage = if half { Storage::Half } else { Storage::Float32 };
+        Case { geometry, size: [size.0, size.1], upsample, residual, storage, strips }
+    }
+}
+
+impl Case {
+    /// The ends of the strips.
+    fn ends(&self, height: usize) -> Vec<usize> {
+        let [step, skip] = self.geometry.strip_grid(self.upsample);
+        let mut ends = Vec::new();
+        let mut tiles = 0;
+        while ends.last() != Some(&height) {
+            tiles += self.strips[ends.len() % self.strips.len()];
+            let end = (tiles * step).saturating_sub(skip).min(height);
+            ends.push(end);
+        }
+        ends
+    }
+
+    fn run(&self, isa: Isa, pool: &Pool, arithmetic: Arithmetic) -> (Vec<u32>, Vec<u32>) {
+        let Geometry { input_channels, output_channels, kernel, .. } = self.geometry;
+        let [height, width] =
+            self.geometry.output_size(self.size.map(|side| side * self.upsample)).expect("it fits");
+        let (in_blocks, out_blocks) = (blocks(input_channels), blocks(output_channels));
+        let weight = values(output_channels * input_channels * kernel[0] * kernel[1], 2);
+        let convolution = Convolution::new(isa, self.geometry, &weight, None);
+        let table = blocked(&values(input_channels, 3), input_channels, 1);
+        let prologue = Prologue {
+            affine: Some((&table, &table)),
+            activation: Activation::Silu,
+            upsample: self.upsample,
+        };
+        let filled = |channels, pixels, rows, width, seed| {
+            let mut plain = Ring::new(Storage::Float32, blocks(channels), rows, width);
+            plain.memory = blocked(&values(channels * pixels, seed), channels, pixels);
+            if self.storage == Storage::Float32 {
+                return plain;
+            }
+            let mut halves = Ring::new(Storage::Half, blocks(channels), rows, width);
+            remote_vae_kernels::elementwise::map(
+                isa,
+                pool,
+                remote_vae_kernels::elementwise::Map::Activation(Activation::None),
+                [channels, pixels],
+                Some(plain.read()),
+                halves.write(),
+            );
+            halves
+        };
+        let input = filled(input_channels, self.size[0] * self.size[1], self.size[0], self.size[1], 1);
+        let residual = filled(output_channels, height * width, height, width, 4);
+        let mut scratch =
+            vec![f32::NAN; Convolution::scratch_len(isa, &self.geometry, self.upsample, arithmetic)];
+
+        let mut whole = Ring::new(self.storage, out_blocks, height, width);
+        let epilogue = Epilogue {
+            residual: if self.residual { Residual::Tensor(residual.read()) } else { Residual::None },
+            activation: Activation::Relu,
+        };
+        let (from, to) = (input.read(), whole.write());
+        convolution.run(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
+
+        let mut joined = Ring::new(self.storage, out_blocks, height, width);
+        scratch.fill(f32::NAN);
+        let mut start = 0;
+        for end in self.ends(height) {
+            let rows = start..end;
+            let read = self.geometry.rows_read(&rows, self.upsample, self.size[0]);
+            let mut window = Ring::new(self.storage, in_blocks, read.len().max(1), self.size[1]);
+            window.take(pool, &input, self.size[1], read);
+            let mut others = Ring::new(self.storage, out_blocks, rows.len() + 1, width);
+            others.take(pool, &residual, width, rows.clone());
+            let mut out = Ring::new(self.storage, out_blocks, rows.len(), width);
+            let strip = Strip {
+                rows: rows.clone(),
+                input_rows: window.rows,
+                output_rows: out.rows,
+                residual_rows: others.rows,
+                weights_ready: start > 0,
+            };
+            let epilogue = Epilogue {
+                residual: if self.residual { Residual::Tensor(others.read()) } else { Residual::None },
+                activation: Activation::Relu,
+            };
+            let (from, to) = (window.read(), out.write());
+            convolution.run_strip(
+                pool,
+                arithmetic,
+                from,
+                self.size,
+                prologue,
+                epilogue,
+                &strip,
+                &mut scratch,
+                to,
+            );
+            joined.take(pool, &out, width, rows);
+            start = end;
+        }
+        let bits = |ring: Ring| ring.memory.iter().map(|value| value.to_bits()).collect();
+        (bits(whole), bits(joined))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn strips_have_the_bytes_of_the_whole(case in case()) {
+        prop_assume!(case.geometry.output_size(case.size.map(|side| side * case.upsample)).is_some());
+        each_tier(|isa, pool| {
+            for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
+                let (whole, joined) = case.run(isa, pool, arithmetic);
+                assert!(whole == joined, "{} {}: {case:?}", isa.name(), arithmetic.name());
+            }
+        });
+    }
+}
+
+#[test]
+fn statistics_do_not_depend_on_strips() {
+    let (channels, height, width) = (40, 211, 53);
+    let (weight, bias) = (values(channels, 2), values(channels, 3));
+    let norm = GroupNorm { groups: 8, epsilon: 1e-6, weight: &weight, bias: &bias };
+    let input = Ring {
+        storage: Storage::Float32,
+        groups: 3 * height * width,
+        rows: height,
+        memory: blocked(&values(channels * height * width, 1), channels, height * width),
+    };
+    each_tier(|isa, pool| {
+        let mut whole = [vec![f32::NAN; 48], vec![f32::NAN; 48]];
+        let [scale, shift] = &mut whole;
+        statistics(isa, pool, norm, input.read(), height * width, scale, shift);
+        for strip in [1, 5, 100, 211] {
+            let mut sums = Sums::new(channels, height * width);
+            let mut window = Ring::new(Storage::Float32, 3, strip + Sums::GRAIN.div_ceil(width) + 1, width);
+            let mut seen = 0;
+            for start in (0..height).step_by(strip) {
+                let rows = start..(start + strip).min(height);
+                window.take(pool, &input, width, rows.clone());
+                let pixels = rows.end * width;
+                let end = if rows.end == height { pixels } else { pixels / Sums::GRAIN * Sums::GRAIN };
+                sums.add(isa, pool, window.read(), seen..end);
+                seen = end;
+            }
+            let mut found = [vec![f32::NAN; 48], vec![f32::NAN; 48]];
+            let [scale, shift] = &mut found;
+            sums.table(norm, scale, shift);
+            assert_eq!(found, whole, "{} in strips of {strip}", isa.name());
+        }
+    });
+}
