@@ -14,7 +14,7 @@ use crate::{
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
-    /// `[batch, channels, frames, height, width]`; pixels are about -1 to 1, not clamped.
+    /// `[batch, channels, frames, height, width]`; pixels are about -1 to 1, clamped only where diffusers clamps them.
     pub values: Vec<f32>,
     /// The five sides.
     pub shape: [usize; 5],
@@ -27,7 +27,7 @@ pub struct Frames {
     pub sample: usize,
     /// Index of the first of them in the clip.
     pub first: usize,
-    /// `[channels, frames, height, width]`; pixels are about -1 to 1, not clamped.
+    /// `[channels, frames, height, width]`; pixels are about -1 to 1, clamped only where diffusers clamps them.
     pub values: Vec<f32>,
     /// The four sides.
     pub shape: [usize; 4],
@@ -212,7 +212,8 @@ impl Autoencoder {
                     let [batch, channels, height, width] = plan.output;
                     Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
                 },
-                &mut |Part { values, shape: [_, channels, frames, height, width] }| {
+                &mut |Part { mut values, shape: [_, channels, frames, height, width] }| {
+                    self.limit_pixels(operation, &mut values);
                     let shape = [channels, frames, height, width];
                     emit(Frames { sample, first, values, shape })?;
                     first += frames;

@@ -137,9 +137,6 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                     Value::Node(index),
                 );
             }
-            Operation::Clamp { limit } => {
-                push(Fused::Map { map: Map::Clamp { limit: *limit }, input: input(0) }, Value::Node(index));
-            }
             Operation::Affine { scale, shift } => {
                 let map = Map::Affine { scale: *scale, shift: *shift };
                 push(Fused::Map { map, input: input(0) }, Value::Node(index));

@@ -36,11 +36,6 @@ pub enum Map {
         /// The bound that is approached.
         limit: f32,
     },
-    /// The nearest value from `-limit` to `limit`; NaN stays NaN.
-    Clamp {
-        /// The bound.
-        limit: f32,
-    },
 }
 
 /// Groups that one task treats.
@@ -75,11 +70,6 @@ fn map_chunk<T: Tile>(map: Map, values: &mut [f32]) {
         Map::SoftClamp { limit } => {
             for value in values {
                 *value = tanh::<T>(*value / limit) * limit;
-            }
-        }
-        Map::Clamp { limit } => {
-            for value in values {
-                *value = value.clamp(-limit, limit);
             }
         }
     }

@@ -194,11 +194,6 @@ pub enum Operation {
         /// The bound that the output approaches.
         limit: f32,
     },
-    /// The nearest value from -limit to limit.
-    Clamp {
-        /// The bound.
-        limit: f32,
-    },
     /// x · scale + shift, the same for all elements.
     Affine {
         /// Factor.
@@ -215,7 +210,7 @@ pub enum Operation {
     },
     /// Inputs query, key, value of one shape: one head over all positions, softmax(query · key / √channels) · value.
     Attention(Reach),
-    /// The clip's first frame of the first input, all others of the second; both have one shape.
+    /// The clip's first frame of the first input, all others of the second, which have one shape.
     FirstFrame,
     /// The clip's first frame of the first input; for each further frame those of the second and of the third input, one
     /// after the other. All have one shape.
@@ -353,10 +348,15 @@ impl Graph {
                     let frames = if *doubles_frames { start.multiplied(frames, 2) } else { frames };
                     [batch, channels, frames, height, width]
                 }
-                Operation::Add
-                | Operation::Attention(_)
-                | Operation::FirstFrame
-                | Operation::DoubleFrames => {
+                Operation::FirstFrame => {
+                    let (first, others) = (of(0)?, of(1)?);
+                    if (first[1], &first[3..]) != (others[1], &others[3..]) {
+                        let message = format!("frames differ: those of {first:?} and {others:?}");
+                        return Err(shape_error(node, message));
+                    }
+                    others
+                }
+                Operation::Add | Operation::Attention(_) | Operation::DoubleFrames => {
                     let mut shape = of(0)?;
                     for index in 1..node.inputs.len() {
                         if of(index)? != shape {
@@ -392,7 +392,6 @@ impl Graph {
                 | Operation::RmsNorm { .. }
                 | Operation::Activation(_)
                 | Operation::SoftClamp { .. }
-                | Operation::Clamp { .. }
                 | Operation::Affine { .. } => of(0)?,
             };
             let elements = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));

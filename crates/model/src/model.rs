@@ -170,6 +170,11 @@ impl Model {
         }
     }
 
+    /// The largest magnitude that decoded pixels may have, where larger ones are clamped; tiles are put together before.
+    pub fn pixel_limit(&self) -> Option<f32> {
+        matches!(&self.config, VaeConfig::Wan(_)).then_some(1.0)
+    }
+
     /// Side of the patches of pixels that the outermost convolutions work on; 1 for single pixels.
     pub fn patch_size(&self) -> usize {
         match &self.config {

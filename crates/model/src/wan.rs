@@ -12,8 +12,8 @@ use crate::builder::{Convolution, GraphBuilder};
 use crate::config_wan::WanConfig;
 use crate::graph::{Cell, Edge, First, Graph, Operation, Padding, Part, Reach, Time, ValueId};
 
-/// Latents `[batch, latent, T, h, w]` in the model's own space to pixels from −1 to 1, `[batch, out, 4·(T−1) + 1, s·h,
-/// s·w]`, s being [`WanConfig::spatial_factor`].
+/// Latents `[batch, latent, T, h, w]` in the model's own space to pixels of about ±1, which are then clamped to that,
+/// `[batch, out, 4·(T−1) + 1, s·h, s·w]`, s being [`WanConfig::spatial_factor`].
 pub fn decoder(config: &WanConfig) -> Graph {
     let widths = config.widths(config.decoder_base_dim);
     let (mut build, mut x) = GraphBuilder::new(config.z_dim);
@@ -52,7 +52,6 @@ pub fn decoder(config: &WanConfig) -> Graph {
             channels,
         );
     }
-    x = build.unary("clamp", Operation::Clamp { limit: 1.0 }, x);
     build.finish(x)
 }
 

@@ -62,8 +62,10 @@ fn clips_decode_and_encode_as_diffusers_does_it_whole_or_in_parts() {
         let expected = expected(file);
         for engine in engines() {
             let what = format!("{model} {}", engine.name(Precision::Exact));
+            // Other tiers differ in their kernels only, which one clip of each kind shows.
+            let every = engine.isa() == Isa::detect().name();
             let own = autoencoder(model, engine);
-            for case in 0..decodes {
+            for case in (0..decodes).filter(|case| every || *case == 1) {
                 let latents = &expected[&format!("decode.{case}.latents")];
                 let wanted = &expected[&format!("decode.{case}.pixels")];
                 let parts = decode(&own, latents, Windows::default(), Precision::Exact);
@@ -72,7 +74,7 @@ fn clips_decode_and_encode_as_diffusers_does_it_whole_or_in_parts() {
                 let whole = decode(&own, latents, WHOLE, Precision::Exact);
                 assert!(whole == parts, "{what} decode.{case}: parts are not the whole");
             }
-            for case in 0..encodes {
+            for case in (0..encodes).filter(|case| every || *case == 1) {
                 let pixels = &expected[&format!("encode.{case}.pixels")];
                 let wanted = &expected[&format!("encode.{case}.moments")];
                 let parts = encode(&own, pixels, Windows::default());

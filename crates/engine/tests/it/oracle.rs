@@ -78,7 +78,6 @@ pub(crate) fn interpret(
                     from.at([b, c, y, x]) / squares.sqrt().max(1e-12) * (channels as f64).sqrt() * weight[c]
                 })
             }
-            Operation::Clamp { limit } => value(0).map(|x| x.clamp(-f64::from(*limit), f64::from(*limit))),
             // Of a picture there is only the first frame.
             Operation::FirstFrame | Operation::DoubleFrames => value(0).map(|x| x),
             Operation::Expand { cell, repeats } => {

@@ -7,13 +7,12 @@ use remote_vae_kernels::{Activation, Isa, Pool};
 #[test]
 fn maps_agree_with_their_definitions_and_keep_the_padding_zero() {
     type Definition = fn(f64) -> f64;
-    let maps: [(Map, Definition); 6] = [
+    let maps: [(Map, Definition); 5] = [
         (Map::Activation(Activation::Silu), silu),
         (Map::Activation(Activation::Relu), |x| x.max(0.0)),
         (Map::Activation(Activation::None), |x| x),
         (Map::Affine { scale: 2.0, shift: -1.0 }, |x| x * 2.0 - 1.0),
         (Map::SoftClamp { limit: 3.0 }, |x| (x / 3.0).tanh() * 3.0),
-        (Map::Clamp { limit: 2.5 }, |x| x.clamp(-2.5, 2.5)),
     ];
     for (channels, pixels) in [(3, 7), (16, 40_000), (20, 33)] {
         let input: Vec<f32> = values(channels * pixels, 1).iter().map(|value| value * 9.0 + 0.001).collect();
