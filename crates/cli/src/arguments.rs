@@ -77,6 +77,58 @@ impl From<Precision> for remote_vae_engine::Precision {
     }
 }
 
+/// How models of videos cut clips.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ClipArguments {
+    /// Models of videos: in overlapping windows of 17 frames as diffusers does, or whole clips at once [default: on; with
+    /// --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub windows: Option<Switch>,
+    /// Models of videos: in overlapping tiles of 256 pixels that are blended, as diffusers does after `enable_tiling()`
+    /// [default: off; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub tiling: Option<Switch>,
+}
+
+impl ClipArguments {
+    /// How clips are cut here.
+    pub(crate) fn windows(&self) -> remote_vae_engine::Windows {
+        let default = remote_vae_engine::Windows::default();
+        remote_vae_engine::Windows {
+            frames: self.windows.map_or(default.frames, bool::from),
+            tiles: self.tiling.map_or(default.tiles, bool::from),
+        }
+    }
+
+    /// How a server is asked to cut them.
+    pub(crate) fn cuts(&self) -> remote_vae_client::Cuts {
+        remote_vae_client::Cuts { windows: self.windows.map(bool::from), tiling: self.tiling.map(bool::from) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl From<Switch> for bool {
+    fn from(switch: Switch) -> bool {
+        switch == Switch::On
+    }
+}
+
+/// What a video or an animation is like.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct VideoArguments {
+    /// Frames per second of a .mp4 or .webp file, 0.1 to 240.
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub fps: f64,
+    /// Quality of a .mp4 file: the quantizer of H.264, 12 (largest file) to 51 (smallest).
+    #[arg(long, value_name = "N", default_value_t = 23)]
+    pub crf: u8,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
     /// Address to listen on.
@@ -108,6 +160,9 @@ pub(crate) struct ServeOptions {
     /// Most samples of one request.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch: u32,
+    /// Most frames of a clip.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frames: u32,
     /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
     /// that this process may use]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
@@ -143,6 +198,8 @@ pub(crate) struct ServeOptions {
     /// How log lines are written to standard error.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -198,17 +255,24 @@ pub(crate) struct PlaceArguments {
     #[arg(long)]
     pub no_scaling: bool,
     #[command(flatten)]
+    pub clips: ClipArguments,
+    #[command(flatten)]
     pub engine: EngineArguments,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DecodeOptions {
-    /// Latents `[batch, channels, height, width]` in a safetensors file of F32, F16 or BF16.
+    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in a safetensors
+    /// file of F32, F16 or BF16.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
-    /// A .png or .jpg file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`.
+    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`. A
+    /// clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name without extension), or
+    /// .safetensors.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub video: VideoArguments,
     /// The tensor's name in the file [default: `latents`, `latent`, or the first]
     #[arg(long, value_name = "NAME")]
     pub key: Option<String>,
@@ -224,10 +288,13 @@ pub(crate) struct DecodeOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct EncodeOptions {
-    /// A PNG, JPEG or WebP picture; sides are cut to multiples of the model's factor (8) by resizing. An orientation
-    /// noted in the file is not applied.
+    /// A PNG, JPEG or WebP picture, or a clip in an MP4 file (H.264); sides are cut to multiples of the model's factor (8)
+    /// by resizing. An orientation noted in the file is not applied.
     #[arg(value_name = "IN.png")]
     pub input: PathBuf,
+    /// Of a video file, take the first N frames: 1 more than a multiple of 4 [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..))]
+    pub frames: Option<u32>,
     /// A .safetensors file for the f32 tensor `latents`.
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
@@ -278,12 +345,17 @@ pub(crate) struct PlanOptions {
     /// Pictures at once.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Plan the encoder [default: the decoder]
     #[arg(long)]
     pub encode: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -298,6 +370,9 @@ pub(crate) struct BenchOptions {
     /// Size of the picture in pixels.
     #[arg(long, value_name = "WxH", default_value = "512x512", value_parser = parse_size)]
     pub size: Size,
+    /// Frames of a clip: 1 more than a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub frames: u32,
     /// Timed runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub runs: u32,
@@ -307,6 +382,8 @@ pub(crate) struct BenchOptions {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }

@@ -5,18 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Control, Draw, Plan, memory};
+use remote_vae_engine::{Autoencoder, Control, Draw, Plan, PlanSummary, Precision, Windows, memory};
 use remote_vae_wire::{Operation, Scaling};
 use serde::Serialize;
 
 use crate::arguments::{BenchOperation, BenchOptions};
-use crate::{local, plan};
+use crate::{clips, local, plan};
 
 #[derive(Serialize)]
 struct Report {
     op: &'static str,
     /// Width x height in pixels.
     size: String,
+    frames: u32,
     precision: &'static str,
     threads: usize,
     runs: usize,
@@ -61,8 +62,14 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     }
     writeln!(
         output,
-        "{} {} of {}, {}, {} threads, {}",
-        report.op, report.size, report.model, report.precision, report.threads, report.isa
+        "{} {}{} of {}, {}, {} threads, {}",
+        report.op,
+        report.size,
+        if report.frames > 1 { format!(", {} frames,", report.frames) } else { String::new() },
+        report.model,
+        report.precision,
+        report.threads,
+        report.isa
     )?;
     writeln!(
         output,
@@ -103,32 +110,104 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     Ok(())
 }
 
+/// What is timed.
+struct Task {
+    operation: Operation,
+    precision: Precision,
+    windows: Windows,
+    /// `[batch, channels, frames, height, width]`
+    shape: [usize; 5],
+    takes_clips: bool,
+    /// Of the whole, and how many parts that is cut into.
+    summary: PlanSummary,
+    parts: usize,
+    /// Of the first part.
+    plan: Plan,
+}
+
+impl Task {
+    fn new(autoencoder: &Autoencoder, operation: Operation, options: &BenchOptions) -> Result<Task> {
+        let precision = options.engine.precision();
+        let (size, frames) = (options.size, options.frames as usize);
+        let windows = clips::windows(autoencoder, &options.clips)?;
+        let takes_clips = autoencoder.model().temporal_factor().is_some();
+        if !takes_clips {
+            plan::check_picture(frames)?;
+            let [batch, channels, height, width] = plan::shape(autoencoder, operation, size, 1)?;
+            let plan = autoencoder.plan(operation, [batch, channels, height, width], precision)?;
+            let (shape, summary) = ([batch, channels, 1, height, width], plan.summary());
+            return Ok(Task { operation, precision, windows, shape, takes_clips, summary, parts: 1, plan });
+        }
+        let shape = plan::clip_shape(autoencoder, operation, plan::ClipSize { frames, size }, 1)?;
+        let summary = plan::clip_summary(autoencoder, operation, shape, windows, precision)?;
+        let plans = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
+        let parts = plans.iter().map(|(_, count)| count).sum();
+        let Some((plan, _)) = plans.into_iter().next() else { bail!("there is nothing to do") };
+        Ok(Task { operation, precision, windows, shape, takes_clips, summary, parts, plan })
+    }
+
+    fn run(&self, autoencoder: &Autoencoder, input: &[f32], control: &Control) -> Result<()> {
+        let Task { precision, windows, shape, .. } = *self;
+        let [batch, channels, _, height, width] = shape;
+        let (picture, scaling, draw) = ([batch, channels, height, width], Scaling::None, Draw::Mode);
+        match (self.operation, self.takes_clips) {
+            (Operation::Decode, false) => {
+                drop(autoencoder.decode(input.to_vec(), picture, &scaling, precision, control)?);
+            }
+            (Operation::Encode, false) => {
+                drop(autoencoder.encode(input, picture, &scaling, draw, precision, control)?);
+            }
+            (Operation::Decode, true) => {
+                drop(autoencoder.decode_clip(
+                    input.to_vec(),
+                    shape,
+                    &scaling,
+                    windows,
+                    precision,
+                    control,
+                )?);
+            }
+            (Operation::Encode, true) => {
+                drop(autoencoder.encode_clip(
+                    input.to_vec(),
+                    shape,
+                    &scaling,
+                    draw,
+                    windows,
+                    precision,
+                    control,
+                )?);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> {
     let precision = options.engine.precision();
     let operation = match options.op {
         BenchOperation::Decode => Operation::Decode,
         BenchOperation::Encode => Operation::Encode,
     };
-    let shape = plan::shape(autoencoder, operation, options.size, 1)?;
-    let plan = autoencoder.plan(operation, shape, precision)?;
-    let need = plan.summary().peak_bytes;
+    let task = Task::new(autoencoder, operation, options)?;
+    if options.steps && task.parts > 1 {
+        bail!(
+            "--steps is for work in one part; --frames {} makes {} (--windows off)",
+            options.frames,
+            task.parts
+        );
+    }
+    let need = task.summary.peak_bytes;
     if let Some(limit) = memory::limit_bytes()
         && need as u64 > limit
     {
         bail!("--size {} needs {} MiB; this process may use {} MiB", options.size, need >> 20, limit >> 20);
     }
     let process = memory::resident_bytes().unwrap_or(0);
-    let input = input(shape);
+    let input = input(task.shape);
     let once = |control: &Control| -> Result<f64> {
         let start = Instant::now();
-        match operation {
-            Operation::Decode => {
-                autoencoder.decode(input.clone(), shape, &Scaling::None, precision, control)?;
-            }
-            Operation::Encode => {
-                autoencoder.encode(&input, shape, &Scaling::None, Draw::Mode, precision, control)?;
-            }
-        }
+        task.run(autoencoder, &input, control)?;
         Ok(start.elapsed().as_secs_f64())
     };
     autoencoder.warm(operation, precision)?;
@@ -146,12 +225,13 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     let peak_rss = memory::peak_resident_bytes();
     let peak = autoencoder.engine().peak_flops_per_second() / 1e9;
     let median_s = median(&mut seconds);
-    let summary = plan.summary();
+    let summary = task.summary;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let gflop = summary.flops as f64 / 1e9;
     Ok(Report {
         op: if operation == Operation::Decode { "decode" } else { "encode" },
         size: options.size.to_string(),
+        frames: options.frames,
         precision: options.engine.precision().name(),
         threads: autoencoder.engine().threads(),
         runs: seconds.len(),
@@ -166,7 +246,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         percent_of_peak: gflop / median_s / peak * 100.0,
         isa: autoencoder.engine().isa().to_owned(),
         model: autoencoder.model().label().to_owned(),
-        kernels: options.steps.then(|| kernels(&plan, &steps, peak)),
+        kernels: options.steps.then(|| kernels(&task.plan, &steps, peak)),
     })
 }
 
@@ -233,7 +313,7 @@ fn kernels(plan: &Plan, runs: &[Vec<f64>], peak: f64) -> Vec<Kernel> {
 }
 
 /// Repeatable values in about -1..1 (a linear congruential generator's high bits).
-fn input(shape: [usize; 4]) -> Vec<f32> {
+fn input(shape: [usize; 5]) -> Vec<f32> {
     let mut state = 1u64;
     (0..shape.iter().product())
         .map(|_| {

@@ -1,33 +1,40 @@
-//! `remote-vae decode` and `encode`: one file in, one out, here or on a server.
+//! `remote-vae decode` and `encode`: one file in, one out, here or on a server. Files of clips are in [`crate::clips`].
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
-use remote_vae_engine::{Draw, Image};
+use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image};
 use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
+use crate::clips::{self, Writer};
 use crate::local;
 use crate::tensors::{self, Tensor};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
-    Png,
-    Jpeg,
+    Frames(clips::Format),
     Tensor,
 }
 
 impl Format {
     fn of(path: &Path) -> Result<Format> {
         let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
-        match extension.as_deref() {
-            Some("png") => Ok(Format::Png),
-            Some("jpg" | "jpeg") => Ok(Format::Jpeg),
-            Some("safetensors") => Ok(Format::Tensor),
-            _ => bail!("cannot tell the format of {}; write .png, .jpg or .safetensors", path.display()),
-        }
+        Ok(Format::Frames(match extension.as_deref() {
+            Some("png") => clips::Format::Png,
+            Some("jpg" | "jpeg") => clips::Format::Jpeg,
+            Some("webp") => clips::Format::Webp,
+            Some("mp4") => clips::Format::Mp4,
+            None => clips::Format::Folder,
+            Some("safetensors") => return Ok(Format::Tensor),
+            _ => bail!(
+                "cannot tell the format of {}; write .png, .jpg, .webp, .mp4, .safetensors or a folder's name without \
+                 an extension",
+                path.display()
+            ),
+        }))
     }
 }
 
@@ -35,12 +42,79 @@ pub(crate) fn decode(options: &DecodeOptions) -> Result<()> {
     let format = Format::of(&options.output)?;
     check_output(&options.input, &options.output)?;
     let latents = tensors::read(&options.input, options.key.as_deref())?;
-    let image = match &options.place.url {
-        Some(url) => decode_remotely(url, options, latents)?,
-        None => decode_here(options, &latents)?,
-    };
+    if let Some(url) = &options.place.url {
+        let (values, shape) = decode_remotely(url, options, latents)?;
+        warn_of_bad_values(&values);
+        return match shape[..] {
+            [batch, channels, height, width] => {
+                let shape = [batch, channels, height, width];
+                write_image(&Image { pixels: values, shape }, format, &options.output)
+            }
+            [batch, channels, frames, height, width] => {
+                write_clips(&values, [batch, channels, frames, height, width], format, options)
+            }
+            _ => bail!("the server answered with shape {shape:?}; expected four or five sides"),
+        };
+    }
+    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
+    if autoencoder.model().temporal_factor().is_some() {
+        return decode_clips_here(&autoencoder, options, format, &latents);
+    }
+    let image = decode_here(&autoencoder, options, &latents)?;
     warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
+}
+
+/// Clips, written as their frames are decoded.
+fn decode_clips_here(
+    autoencoder: &Autoencoder,
+    options: &DecodeOptions,
+    format: Format,
+    latents: &Tensor,
+) -> Result<()> {
+    let DecodeOptions { place, .. } = options;
+    let shape = clips::five_dimensional(&latents.shape, autoencoder.model().latent_channels())
+        .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
+    let windows = clips::windows(autoencoder, &place.clips)?;
+    let (scaling, precision, control) =
+        (scaling(place), place.engine.precision(), local::control("decoding"));
+    let Format::Frames(format) = format else {
+        let clip =
+            autoencoder.decode_clip(latents.values(), shape, &scaling, windows, precision, &control)?;
+        warn_of_bad_values(&clip.values);
+        return write_tensor(&options.output, &clip.shape, &clip.values);
+    };
+    let mut writer = Writer::new(&options.output, format, &options.video, autoencoder.clip_pixels(shape)?)?;
+    let mut failure = None;
+    let mut emit = |frames: Frames| {
+        warn_of_bad_values(&frames.values);
+        writer.add(&frames).map_err(|error| {
+            failure = Some(error);
+            EngineError::Cancelled
+        })
+    };
+    let done =
+        autoencoder.decode_frames(latents.values(), shape, &scaling, windows, precision, &control, &mut emit);
+    failure.map_or(done.map_err(Into::into), Err)
+}
+
+/// Clips that are there as a whole.
+fn write_clips(values: &[f32], shape: [usize; 5], format: Format, options: &DecodeOptions) -> Result<()> {
+    let Format::Frames(format) = format else { return write_tensor(&options.output, &shape, values) };
+    let mut writer = Writer::new(&options.output, format, &options.video, shape)?;
+    let [_, channels, frames, height, width] = shape;
+    let clips = values.chunks_exact(channels * frames * height * width);
+    for (sample, values) in clips.enumerate() {
+        let shape = [channels, frames, height, width];
+        writer.add(&Frames { sample, first: 0, values: values.to_vec(), shape })?;
+    }
+    Ok(())
+}
+
+fn write_tensor(output: &Path, shape: &[usize], pixels: &[f32]) -> Result<()> {
+    tensors::write(output, "pixels", shape, pixels)?;
+    eprintln!("wrote {} {shape:?}", output.display());
+    Ok(())
 }
 
 /// Finds out before the work, not after it, that the result could not be written.
@@ -71,8 +145,8 @@ fn scaling(place: &PlaceArguments) -> Scaling {
     if place.no_scaling { Scaling::None } else { Scaling::Model { shift: None } }
 }
 
-fn decode_here(options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
-    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
+fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
+    clips::windows(autoencoder, &options.place.clips)?;
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
@@ -94,17 +168,16 @@ fn four_dimensional(
     Ok(space.arrange(latents.values(), layout)?)
 }
 
-fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<Image> {
+/// The pixels and their shape.
+fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<(Vec<f32>, Vec<usize>)> {
     refuse_local_arguments(&options.place.engine)?;
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
-    let request = client::DecodeOptions { output: client::Output::Float16, scaling, size, precision };
+    let (output, cuts) = (client::Output::Float16, options.place.clips.cuts());
+    let request = client::DecodeOptions { output, scaling, size, precision, cuts };
     let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
-    let shape = pixels.shape[..].try_into().map_err(|_| {
-        anyhow::anyhow!("the server answered with shape {:?}; expected four sides", pixels.shape)
-    })?;
-    Ok(Image { pixels: pixels.to_f32(), shape })
+    Ok((pixels.to_f32(), pixels.shape))
 }
 
 fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client> {
@@ -135,11 +208,7 @@ fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
 }
 
 fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
-    if format == Format::Tensor {
-        tensors::write(output, "pixels", &image.shape, &image.pixels)?;
-        eprintln!("wrote {} {:?}", output.display(), image.shape);
-        return Ok(());
-    }
+    let Format::Frames(format) = format else { return write_tensor(output, &image.shape, &image.pixels) };
     let [batch, channels, height, width] = image.shape;
     if channels != 3 {
         bail!("the model gives {channels} channels, which are no picture; write a .safetensors file instead");
@@ -148,8 +217,12 @@ fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
     for (index, rgb) in bytes.chunks_exact(3 * height * width).enumerate() {
         let path = if batch == 1 { output.to_owned() } else { numbered(output, index) };
         let file = match format {
-            Format::Jpeg => remote_vae_media::encode_jpeg(rgb, width, height)?,
-            _ => remote_vae_media::encode_png(rgb, width, height)?,
+            clips::Format::Jpeg => remote_vae_media::encode_jpeg(rgb, width, height)?,
+            clips::Format::Png => remote_vae_media::encode_png(rgb, width, height)?,
+            clips::Format::Webp => remote_vae_media::encode_webp(rgb, width, height)?,
+            clips::Format::Mp4 | clips::Format::Folder => {
+                bail!("{} is for clips; these are pictures: write .png, .jpg or .webp", output.display())
+            }
         };
         std::fs::write(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("wrote {} {width}x{height}", path.display());
@@ -158,7 +231,7 @@ fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
 }
 
 /// `out.png` → `out-0.png`, `out-1.png`, …
-fn numbered(path: &Path, index: usize) -> PathBuf {
+pub(crate) fn numbered(path: &Path, index: usize) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}-{index}.{extension}"))
@@ -182,30 +255,44 @@ pub(crate) fn encode(options: &EncodeOptions) -> Result<()> {
 
 fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<usize>)> {
     let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
-    let picture = remote_vae_media::decode_image(file, &local::PICTURE_LIMITS)
-        .and_then(|picture| {
-            remote_vae_media::resize_to_multiple(picture, autoencoder.model().spatial_factor())
-        })
-        .with_context(|| format!("cannot use the picture {}", options.input.display()))?;
-    let shape = [1, 3, picture.height, picture.width];
-    let pixels = remote_vae_media::to_model_range(&picture);
+    let windows = clips::windows(&autoencoder, &options.place.clips)?;
+    let (factor, takes_clips) =
+        (autoencoder.model().spatial_factor(), autoencoder.model().temporal_factor().is_some());
+    let is_video = remote_vae_media::is_mp4(file);
+    if is_video && !takes_clips {
+        bail!("{} is a video; {} takes pictures", options.input.display(), autoencoder.model().label());
+    }
+    if options.frames.is_some() && !is_video {
+        bail!("--frames is for video files; {} is none", options.input.display());
+    }
+    let frames = if is_video {
+        clips::read(file, options.frames.map(|count| count as usize), factor)
+    } else {
+        remote_vae_media::decode_image(file, &local::PICTURE_LIMITS)
+            .and_then(|picture| remote_vae_media::resize_to_multiple(picture, factor))
+            .map(|picture| vec![picture])
+            .map_err(Into::into)
+    };
+    let frames = frames.with_context(|| format!("cannot use {}", options.input.display()))?;
+    let [height, width] = frames.first().map_or([0; 2], |frame| [frame.height, frame.width]);
+    let pixels = remote_vae_media::clip_to_model_range(&frames);
     let draw = options.seed.map_or(Draw::Mode, |seed| Draw::Sample { seed });
+    let (scaling, precision) = (scaling(&options.place), options.place.engine.precision());
     let control = local::control("encoding");
-    let latents = autoencoder.encode(
-        &pixels,
-        shape,
-        &scaling(&options.place),
-        draw,
-        options.place.engine.precision(),
-        &control,
-    )?;
+    if takes_clips {
+        let shape = [1, 3, frames.len(), height, width];
+        let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, &control)?;
+        return Ok((latents.values, latents.shape.to_vec()));
+    }
+    let latents = autoencoder.encode(&pixels, [1, 3, height, width], &scaling, draw, precision, &control)?;
     Ok((latents.values, latents.shape.to_vec()))
 }
 
 fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<(Vec<f32>, Vec<usize>)> {
     refuse_local_arguments(&options.place.engine)?;
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
-    let request = client::EncodeOptions { scaling, seed: options.seed, precision };
+    let cuts = options.place.clips.cuts();
+    let request = client::EncodeOptions { scaling, seed: options.seed, precision, cuts };
     let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))
@@ -224,6 +311,6 @@ mod tests {
     fn formats_are_known_by_their_extension() {
         assert!(Format::of(Path::new("a.JPG")).is_ok());
         assert!(Format::of(Path::new("a.tiff")).is_err());
-        assert!(Format::of(Path::new("png")).is_err());
+        assert!(Format::of(Path::new("png")).unwrap() == Format::Frames(clips::Format::Folder));
     }
 }

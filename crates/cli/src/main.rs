@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod clips;
 mod convert;
 mod demo;
 mod doctor;

@@ -1,14 +1,14 @@
-//! `remote-vae plan`: what a picture's work would cost, step by step, without doing it. Reads no weights.
+//! `remote-vae plan`: what the work on a picture or a clip would cost, step by step, without doing it. Reads no weights.
 
 use std::io::Write;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, memory};
+use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows, memory};
 use remote_vae_wire::Operation;
 use serde::Serialize;
 
 use crate::arguments::{PlanOptions, Size};
-use crate::local;
+use crate::{clips, local};
 
 #[derive(Serialize)]
 struct Report {
@@ -16,11 +16,14 @@ struct Report {
     engine: String,
     threads: usize,
     op: &'static str,
-    /// `[batch, channels, height, width]`
-    input: [usize; 4],
-    output: [usize; 4],
-    /// Those of one sample; the samples of a batch run one after the other.
+    /// `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`
+    input: Vec<usize>,
+    output: Vec<usize>,
+    /// Those of one sample; the samples of a batch run one after the other. Of a clip in parts those of its largest part.
     steps: Vec<StepReport>,
+    /// The parts that a clip is cut into.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartReport>,
     /// Of the whole batch.
     flops: u64,
     weight_bytes: usize,
@@ -30,6 +33,16 @@ struct Report {
     /// What this process holds before any work; `None` where the system does not tell.
     process_bytes: Option<u64>,
     expected_peak_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct PartReport {
+    /// `[channels, frames, height, width]`
+    input: [usize; 4],
+    /// How many there are in one clip.
+    count: usize,
+    /// Of each.
+    flops: u64,
 }
 
 #[derive(Serialize)]
@@ -62,9 +75,22 @@ pub(crate) fn run(options: &PlanOptions) -> Result<()> {
     let autoencoder = local::autoencoder(&options.model, &options.engine)?;
     let operation = if options.encode { Operation::Encode } else { Operation::Decode };
     let precision = options.engine.precision();
-    let shape = shape(&autoencoder, operation, options.size, options.batch as usize)?;
-    let plan = autoencoder.plan(operation, shape, precision)?;
-    let report = report(&autoencoder, operation, precision, &plan);
+    let size = ClipSize { frames: options.frames as usize, size: options.size };
+    let report = if autoencoder.model().temporal_factor().is_some() {
+        let shape = clip_shape(&autoencoder, operation, size, options.batch as usize)?;
+        let windows = clips::windows(&autoencoder, &options.clips)?;
+        let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
+        let summary = clip_summary(&autoencoder, operation, shape, windows, precision)?;
+        let largest = parts.iter().max_by_key(|(plan, _)| plan.summary().flops);
+        let steps = largest.map_or(&[][..], |(plan, _)| &plan.steps);
+        Report { parts: part_reports(&parts), ..report(&autoencoder, operation, precision, &summary, steps) }
+    } else {
+        check_picture(size.frames)?;
+        clips::windows(&autoencoder, &options.clips)?;
+        let shape = shape(&autoencoder, operation, options.size, options.batch as usize)?;
+        let plan = autoencoder.plan(operation, shape, precision)?;
+        report(&autoencoder, operation, precision, &plan.summary(), &plan.steps)
+    };
     let mut output = std::io::stdout().lock();
     if options.json {
         writeln!(output, "{}", serde_json::to_string(&report)?)?;
@@ -92,17 +118,83 @@ pub(crate) fn shape(
     })
 }
 
-fn report(autoencoder: &Autoencoder, operation: Operation, precision: Precision, plan: &Plan) -> Report {
-    let summary: PlanSummary = plan.summary();
+/// Pixels and frames of a clip.
+#[derive(Clone, Copy)]
+pub(crate) struct ClipSize {
+    pub frames: usize,
+    pub size: Size,
+}
+
+/// The shape of the input that a clip's size stands for, `[batch, channels, frames, height, width]`.
+pub(crate) fn clip_shape(
+    autoencoder: &Autoencoder,
+    operation: Operation,
+    ClipSize { frames, size }: ClipSize,
+    batch: usize,
+) -> Result<[usize; 5]> {
+    let [batch, channels, height, width] = shape(autoencoder, operation, size, batch)?;
+    let factor = autoencoder.model().temporal_factor().unwrap_or(1);
+    if frames % factor != 1 % factor {
+        bail!("--frames {frames}: expected 1 frame more than a multiple of {factor}");
+    }
+    let frames = match operation {
+        Operation::Decode => (frames - 1) / factor + 1,
+        Operation::Encode => frames,
+    };
+    Ok([batch, channels, frames, height, width])
+}
+
+/// What the work on a whole clip costs.
+pub(crate) fn clip_summary(
+    autoencoder: &Autoencoder,
+    operation: Operation,
+    shape: [usize; 5],
+    windows: Windows,
+    precision: Precision,
+) -> Result<PlanSummary> {
+    Ok(match operation {
+        Operation::Decode => autoencoder.plan_decode_clip(shape, windows, precision)?,
+        Operation::Encode => autoencoder.plan_encode_clip(shape, windows, precision)?,
+    })
+}
+
+pub(crate) fn check_picture(frames: usize) -> Result<()> {
+    if frames != 1 {
+        bail!("--frames {frames} is for models of videos; this one takes pictures");
+    }
+    Ok(())
+}
+
+fn part_reports(parts: &[(Plan, usize)]) -> Vec<PartReport> {
+    let report = |(plan, count): &(Plan, usize)| {
+        let PlanSummary { input: [_, channels, height, width], frames, flops, .. } = plan.summary();
+        PartReport { input: [channels, frames[0], height, width], count: *count, flops }
+    };
+    parts.iter().map(report).collect()
+}
+
+fn report(
+    autoencoder: &Autoencoder,
+    operation: Operation,
+    precision: Precision,
+    summary: &PlanSummary,
+    steps: &[Step],
+) -> Report {
+    let takes_clips = autoencoder.model().temporal_factor().is_some();
+    let sides = |[batch, channels, height, width]: [usize; 4], frames: usize| match takes_clips {
+        true => vec![batch, channels, frames, height, width],
+        false => vec![batch, channels, height, width],
+    };
     let process_bytes = memory::resident_bytes();
     Report {
         model: autoencoder.model().label().to_owned(),
         engine: autoencoder.engine().name(precision),
         threads: autoencoder.engine().threads(),
         op: if operation == Operation::Encode { "encode" } else { "decode" },
-        input: summary.input,
-        output: summary.output,
-        steps: plan.steps.iter().map(StepReport::from).collect(),
+        input: sides(summary.input, summary.frames[0]),
+        output: sides(summary.output, summary.frames[1]),
+        steps: steps.iter().map(StepReport::from).collect(),
+        parts: Vec::new(),
         flops: summary.flops,
         weight_bytes: summary.weight_bytes,
         load_bytes: summary.load_bytes,
@@ -120,6 +212,13 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
         "{} of {}, {}, {} threads, {:?} to {:?}\n",
         report.op, report.model, report.engine, report.threads, report.input, report.output
     )?;
+    for PartReport { input, count, flops } in &report.parts {
+        let gflop = *flops as f64 / 1e9;
+        writeln!(output, "{count} parts {input:?} (channels, frames, height, width), {gflop:.1} GFLOP each")?;
+    }
+    if report.parts.len() > 1 {
+        writeln!(output, "\nsteps of the largest part:")?;
+    }
     let names = report.steps.iter().map(|step| step.name.len()).max().unwrap_or(0).max(4);
     writeln!(
         output,

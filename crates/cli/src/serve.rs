@@ -37,6 +37,7 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         max_held_bytes: options.max_held.map_or(default.max_held_bytes.max(max_body_bytes), bytes),
         max_pixels: u64::from(options.max_megapixels) << 20,
         max_batch: options.max_batch as usize,
+        max_frames: options.max_frames as usize,
         max_queue: options.max_queue as usize,
         max_plan_bytes: options.max_request_memory.map(bytes).or(default.max_plan_bytes),
         max_connections: options.max_connections as usize,
@@ -45,6 +46,7 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         host: options.host.clone(),
         port: options.port,
         precision: options.engine.precision(),
+        windows: options.clips.windows(),
         limits,
         drain_timeout: Duration::from_secs(options.drain_timeout),
         request_timeout: options.request_timeout.map(seconds),
@@ -209,6 +211,9 @@ mod tests {
     #[test]
     fn flags_reach_the_server() {
         let options = parsed(&[
+            "--windows=off",
+            "--tiling=on",
+            "--max-frames=8",
             "--max-batch=2",
             "--max-held=512",
             "--max-connections=9",
@@ -219,7 +224,9 @@ mod tests {
             "--idle-timeout=7",
         ]);
         let limits = options.limits;
-        assert_eq!((limits.max_batch, limits.max_connections), (2, 9));
+        assert_eq!((limits.max_batch, limits.max_frames, limits.max_connections), (2, 8, 9));
+        assert_eq!((options.windows.frames, options.windows.tiles), (false, true));
+        assert_eq!(parsed(&[]).windows, ServerOptions::default().windows);
         assert_eq!((limits.max_held_bytes, limits.max_plan_bytes), (512 << 20, Some(3 << 20)));
         let timeouts =
             [options.header_timeout, options.body_timeout, options.body_idle_timeout, options.idle_timeout];

@@ -49,6 +49,6 @@ pub mod tensor;
 
 pub use client::{Client, ClientBuilder};
 pub use error::ClientError;
-pub use options::{DecodeOptions, EncodeOptions, Output, Source};
+pub use options::{Cuts, DecodeOptions, EncodeOptions, Output, Source};
 pub use reply::{Content, Reply, Timing};
 pub use tensor::Tensor;

@@ -7,7 +7,8 @@ use crate::tensor::Tensor;
 /// What a decode gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
-    /// Raw decoder output, float16 `[batch, 3, height, width]`, about -1 to 1, not clamped.
+    /// Raw decoder output, float16 `[batch, 3, height, width]` (of clips `[batch, 3, frames, height, width]`), about -1 to
+    /// 1, not clamped.
     #[default]
     Float16,
     /// Bytes, channels last: `[batch, height, width, 3]`.
@@ -18,6 +19,10 @@ pub enum Output {
     Png,
     /// A JPEG file of the first picture, quality 75.
     Jpeg,
+    /// A lossless WebP file of the first picture, or an animation of a clip.
+    Webp,
+    /// An MP4 file of a clip.
+    Mp4,
 }
 
 impl Output {
@@ -25,6 +30,9 @@ impl Output {
         match self {
             Output::Png => content_type::PNG,
             Output::Jpeg => content_type::JPEG,
+            Output::Webp => content_type::WEBP,
+            // What the endpoints call a video file.
+            Output::Mp4 => "text/plain",
             Output::Float16 | Output::Uint8 | Output::Unit => content_type::TENSOR_BINARY,
         }
     }
@@ -36,6 +44,8 @@ impl Output {
             Output::Unit => (OutputType::Pil, None),
             Output::Png => (OutputType::Pil, Some(ImageFormat::Png)),
             Output::Jpeg => (OutputType::Pil, Some(ImageFormat::Jpeg)),
+            Output::Webp => (OutputType::Pil, Some(ImageFormat::Webp)),
+            Output::Mp4 => (OutputType::Mp4, None),
         };
         parameters.output_type = Some(output_type);
         parameters.image_format = image_format;
@@ -50,6 +60,8 @@ impl Output {
             Output::Unit => Answer::UnitTensor,
             Output::Png => Answer::Png,
             Output::Jpeg => Answer::Jpeg,
+            Output::Webp => Answer::Webp,
+            Output::Mp4 => Answer::Mp4,
         }
     }
 }
@@ -65,6 +77,17 @@ pub struct DecodeOptions {
     pub size: Option<[usize; 2]>,
     /// Precision by name, if the server has several.
     pub precision: Option<String>,
+    /// How clips are cut.
+    pub cuts: Cuts,
+}
+
+/// How a model of videos cuts clips; `None` leaves it to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cuts {
+    /// In windows of frames (`true`) or whole at once.
+    pub windows: Option<bool>,
+    /// In overlapping tiles that are blended.
+    pub tiling: Option<bool>,
 }
 
 impl Default for DecodeOptions {
@@ -76,7 +99,7 @@ impl Default for DecodeOptions {
 impl DecodeOptions {
     /// This output of latents that are the model's own.
     pub fn new(output: Output) -> Self {
-        Self { output, scaling: Scaling::None, size: None, precision: None }
+        Self { output, scaling: Scaling::None, size: None, precision: None, cuts: Cuts::default() }
     }
 
     /// The latents are the diffusion model's; the server scales them by the factors of its model.
@@ -107,6 +130,8 @@ impl DecodeOptions {
             height: self.size.map(|[height, _]| height),
             width: self.size.map(|[_, width]| width),
             precision: self.precision.clone(),
+            windows: self.cuts.windows,
+            tiling: self.cuts.tiling,
             ..Parameters::default()
         };
         self.output.ask(&mut parameters);
@@ -123,11 +148,13 @@ pub struct EncodeOptions {
     pub seed: Option<u64>,
     /// Precision by name, if the server has several.
     pub precision: Option<String>,
+    /// How clips are cut.
+    pub cuts: Cuts,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        Self { scaling: Scaling::None, seed: None, precision: None }
+        Self { scaling: Scaling::None, seed: None, precision: None, cuts: Cuts::default() }
     }
 }
 
@@ -162,6 +189,8 @@ impl EncodeOptions {
             shape: tensor.map(|tensor| tensor.shape.clone()),
             dtype: tensor.map(|tensor| tensor.dtype),
             precision: self.precision.clone(),
+            windows: self.cuts.windows,
+            tiling: self.cuts.tiling,
             seed: self.seed,
             sample: self.seed.map(|_| true),
             ..Parameters::default()
@@ -173,9 +202,10 @@ impl EncodeOptions {
 /// What is encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A picture file (PNG, JPEG, WebP); the server cuts its sides to multiples of 8 by resizing.
+    /// A picture file (PNG, JPEG, WebP), or for a model of videos an MP4 file; the server cuts its sides to multiples of 8
+    /// by resizing.
     File(Vec<u8>),
-    /// Pixels `[batch, 3, height, width]`, sides multiples of 8: floats in -1 to 1 (if any is negative) or in 0 to 1,
+    /// Pixels `[batch, 3, height, width]` or `[batch, 3, frames, height, width]`, sides multiples of 8: floats in -1 to 1 (if any is negative) or in 0 to 1,
     /// or bytes.
     Pixels(Tensor),
 }
@@ -209,7 +239,15 @@ mod tests {
     #[test]
     fn every_output_is_asked_for_in_the_protocols_words() {
         let latents = Tensor::from_f32(vec![1, 1, 1, 1], Dtype::Float32, &[0.0]).unwrap();
-        for output in [Output::Float16, Output::Uint8, Output::Unit, Output::Png, Output::Jpeg] {
+        for output in [
+            Output::Float16,
+            Output::Uint8,
+            Output::Unit,
+            Output::Png,
+            Output::Jpeg,
+            Output::Webp,
+            Output::Mp4,
+        ] {
             let parameters = DecodeOptions::new(output).parameters(&latents);
             assert_eq!(negotiate(&parameters, Some(output.accept())).answer, output.answer());
         }

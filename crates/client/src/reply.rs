@@ -26,7 +26,7 @@ pub struct Reply {
 pub enum Content {
     /// A tensor with its shape.
     Tensor(Tensor),
-    /// A picture file.
+    /// A picture or video file.
     File(Vec<u8>),
 }
 
@@ -77,8 +77,8 @@ impl Reply {
             let TensorHeader { shape, dtype } = TensorHeader::parse(shape, dtype).map_err(answer_error)?;
             Content::Tensor(Tensor::new(shape, dtype, body).map_err(answer_error)?)
         } else {
-            if remote_vae_wire::image_signature(&body).is_none() {
-                return Err(unexpected("a picture file", "something else"));
+            if remote_vae_wire::image_signature(&body).is_none() && !remote_vae_wire::video_signature(&body) {
+                return Err(unexpected("a picture or video file", "something else"));
             }
             Content::File(body)
         };

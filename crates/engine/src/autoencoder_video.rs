@@ -72,6 +72,25 @@ impl Autoencoder {
         Ok(parts.summary(parts.input_bytes.saturating_add(2 * parts.largest_output)))
     }
 
+    /// The plans of the parts that a clip of `shape` is cut into, and how many there are of each in one clip.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or the model lacks that half.
+    pub fn plan_clip_parts(
+        &self,
+        operation: Operation,
+        [_, channels, frames, height, width]: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> Result<Vec<(Plan, usize)>, EngineError> {
+        let shape = [1, channels, frames, height, width];
+        self.plan_part(operation, shape, precision)?;
+        windows::parts(shape, windows, self.scale(operation))
+            .into_iter()
+            .map(|(part, count)| Ok((self.engine.plan_clip(self.graph(operation)?, part, precision)?, count)))
+            .collect()
+    }
+
     /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
     pub fn frame_groups(&self, latents: [usize; 5], windows: Windows) -> usize {
         windows::groups(latents, windows, self.scale(Operation::Decode))

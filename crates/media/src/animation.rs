@@ -2,14 +2,9 @@
 //!
 //! Every frame is a whole picture without alpha that replaces the one before; the animation repeats for ever.
 
-use image::ExtendedColorType;
-use image::codecs::webp::WebPEncoder;
-
+use crate::encode::{LONGEST_WEBP, WEBP, encode_webp};
 use crate::error::{MediaError, check_length};
 
-const WEBP: &str = "WebP";
-/// The longest side of a lossless picture.
-const LIMIT: usize = 1 << 14;
 /// What a chunk's 32-bit length can hold, less room for the header.
 const LARGEST_FILE: usize = u32::MAX as usize - 64;
 
@@ -49,8 +44,8 @@ impl WebpAnimation {
     /// # Errors
     /// [`MediaError::UnsupportedSize`] for an empty picture or a side above 16384, [`MediaError::OutOfRange`] for `fps`.
     pub fn new(width: usize, height: usize, fps: f64) -> Result<Self, MediaError> {
-        if width == 0 || height == 0 || width > LIMIT || height > LIMIT {
-            return Err(MediaError::UnsupportedSize { format: WEBP, width, height, limit: LIMIT });
+        if width == 0 || height == 0 || width > LONGEST_WEBP || height > LONGEST_WEBP {
+            return Err(MediaError::UnsupportedSize { format: WEBP, width, height, limit: LONGEST_WEBP });
         }
         if !(0.1..=240.0).contains(&fps) {
             let range = "from 0.1 to 240".to_owned();
@@ -65,10 +60,7 @@ impl WebpAnimation {
     /// [`MediaError::BufferLength`], [`MediaError::Unwritable`], also when the file would pass 4 GiB.
     pub fn push_rgb(&mut self, rgb: &[u8]) -> Result<(), MediaError> {
         check_length(&[self.height, self.width, 3], rgb.len())?;
-        let mut picture = Vec::new();
-        WebPEncoder::new_lossless(&mut picture)
-            .encode(rgb, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)
-            .map_err(unwritable)?;
+        let picture = encode_webp(rgb, self.width, self.height)?;
         // What follows the header of a plain file is the one chunk that a frame holds.
         let chunk = match &picture[..] {
             [_, _, _, _, _, _, _, _, b'W', b'E', b'B', b'P', chunk @ ..] if chunk.starts_with(b"VP8L") => {

@@ -1,11 +1,16 @@
-//! PNG and JPEG files as Pillow writes them by default.
+//! PNG and JPEG files as Pillow writes them by default, and lossless WebP files.
 
+use image::ExtendedColorType;
+use image::codecs::webp::WebPEncoder;
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 
 use crate::error::{MediaError, check_length};
 
 const PNG: &str = "PNG";
 const JPEG: &str = "JPEG";
+pub(crate) const WEBP: &str = "WebP";
+/// The longest side of a lossless WebP picture.
+pub(crate) const LONGEST_WEBP: usize = 1 << 14;
 /// Pillow's default.
 const JPEG_QUALITY: u8 = 75;
 
@@ -41,6 +46,21 @@ pub fn encode_png(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>, Me
     let mut writer = encoder.write_header().map_err(unwritable)?;
     writer.write_image_data(rgb).map_err(unwritable)?;
     writer.finish().map_err(unwritable)?;
+    Ok(file)
+}
+
+/// Writes a lossless WebP file.
+///
+/// `rgb` is `height * width * 3` bytes.
+///
+/// # Errors
+/// [`MediaError::UnsupportedSize`] for an empty picture or a side above 16384, [`MediaError::BufferLength`].
+pub fn encode_webp(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>, MediaError> {
+    check_size(WEBP, LONGEST_WEBP, rgb, width, height)?;
+    let mut file = Vec::new();
+    WebPEncoder::new_lossless(&mut file)
+        .encode(rgb, width as u32, height as u32, ExtendedColorType::Rgb8)
+        .map_err(|error| MediaError::Unwritable { format: WEBP, reason: error.to_string() })?;
     Ok(file)
 }
 

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`postprocess`] | decoder output to `uint8` and to [0, 1] |
-//! | [`encode`] | PNG and JPEG files as Pillow writes them by default |
+//! | [`encode`] | PNG and JPEG files as Pillow writes them by default, lossless WebP files |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
 //! | [`mp4`] | MP4 files with H.264, written frame by frame |
 //! | [`mp4_read`] | MP4 files with H.264 to frames, within limits |
@@ -28,12 +28,14 @@ mod yuv;
 
 pub use animation::WebpAnimation;
 pub use decode::{DecodeLimits, decode_image};
-pub use encode::{encode_jpeg, encode_png};
+pub use encode::{encode_jpeg, encode_png, encode_webp};
 pub use error::MediaError;
 pub use mp4::{Mp4Encoder, Mp4Layout, Mp4Options};
-pub use mp4_read::{Video, VideoLimits, decode_mp4, is_mp4};
+pub use mp4_read::{Video, VideoLimits, decode_mp4, decode_mp4_start, is_mp4};
 pub use postprocess::{psnr, to_uint8_channel_last, to_unit_interval};
-pub use preprocess::{resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range};
+pub use preprocess::{
+    clip_to_model_range, resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range,
+};
 pub use resize::resize_lanczos;
 
 /// A picture of 8-bit RGB pixels.

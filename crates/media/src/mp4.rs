@@ -53,24 +53,36 @@ pub enum Mp4Layout {
 pub struct Mp4Options {
     /// Frames per second, 0.1 to 240. 10 by default, as `export_to_video` of diffusers has it.
     pub fps: f64,
-    /// The quantizer of H.264, 12 (largest file) to 51 (smallest). 23 by default.
-    pub quantizer: u8,
+    /// The constant quantizer of H.264, 12 (largest file) to 51 (smallest). 23 by default.
+    pub crf: u8,
     /// How the file is laid out.
     pub layout: Mp4Layout,
 }
 
 impl Default for Mp4Options {
     fn default() -> Self {
-        Self { fps: 10.0, quantizer: 23, layout: Mp4Layout::Indexed }
+        Self { fps: 10.0, crf: 23, layout: Mp4Layout::Indexed }
     }
 }
 
 impl Mp4Options {
+    /// Whether a video of `width` by `height` pixels can be written so.
+    ///
+    /// # Errors
+    /// [`MediaError::UnsupportedSize`], [`MediaError::OutOfRange`].
+    pub fn check_size(&self, width: usize, height: usize) -> Result<(), MediaError> {
+        self.check()?;
+        let (longer, shorter) = (width.max(height), width.min(height));
+        if shorter == 0 || longer > LONGEST || shorter > SHORTEST {
+            let limit = if longer > LONGEST || shorter == 0 { LONGEST } else { SHORTEST };
+            return Err(MediaError::UnsupportedSize { format: MP4, width, height, limit });
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), MediaError> {
-        let quantizer = f64::from(self.quantizer);
-        for (name, found, least, greatest) in
-            [("fps", self.fps, 0.1, 240.0), ("quantizer", quantizer, 12.0, 51.0)]
-        {
+        let crf = f64::from(self.crf);
+        for (name, found, least, greatest) in [("fps", self.fps, 0.1, 240.0), ("crf", crf, 12.0, 51.0)] {
             if !(least..=greatest).contains(&found) {
                 let range = format!("from {least} to {greatest}");
                 return Err(MediaError::OutOfRange { name, range, found: found.to_string() });
@@ -125,15 +137,10 @@ impl Mp4Encoder {
     /// [`MediaError::UnsupportedSize`] for an empty picture, a side above 3840 or two sides above 2160,
     /// [`MediaError::OutOfRange`] for an option, [`MediaError::Unwritable`] when the encoder cannot start.
     pub fn new(width: usize, height: usize, options: &Mp4Options) -> Result<Self, MediaError> {
-        options.check()?;
-        let (longer, shorter) = (width.max(height), width.min(height));
-        if shorter == 0 || longer > LONGEST || shorter > SHORTEST {
-            let limit = if longer > LONGEST || shorter == 0 { LONGEST } else { SHORTEST };
-            return Err(MediaError::UnsupportedSize { format: MP4, width, height, limit });
-        }
+        options.check_size(width, height)?;
         let timescale = (options.fps * f64::from(FRAME_TICKS)).round() as u32;
         let timescale = NonZeroU32::new(timescale).unwrap_or(NonZeroU32::MIN);
-        let quantizer = options.quantizer;
+        let quantizer = options.crf;
         let planes = Planes::new(width.next_multiple_of(MACROBLOCK), height.next_multiple_of(MACROBLOCK));
         // With one quantizer allowed neither the bit rate nor the buffer decides anything; the other modes may skip frames.
         let config = EncoderConfig::new()

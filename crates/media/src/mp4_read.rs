@@ -71,15 +71,25 @@ struct Track<'a> {
 /// [`MediaError::UnknownFormat`] for what is no MP4 file, [`MediaError::TooManyPixels`], [`MediaError::TooManyBytes`]
 /// or [`MediaError::TooManyFrames`] from what the file declares, [`MediaError::Unreadable`].
 pub fn decode_mp4(bytes: &[u8], limits: &VideoLimits) -> Result<Video, MediaError> {
+    decode_mp4_start(bytes, usize::MAX, limits)
+}
+
+/// As [`decode_mp4`], but only the first `count` frames, or all if there are fewer; the limits on bytes hold for these.
+///
+/// # Errors
+/// As [`decode_mp4`].
+pub fn decode_mp4_start(bytes: &[u8], count: usize, limits: &VideoLimits) -> Result<Video, MediaError> {
     if !is_mp4(bytes) {
         return Err(MediaError::UnknownFormat { length: bytes.len() });
     }
     let track = read_track(bytes, limits)?;
-    let (width, height) = check_sizes(&track, limits)?;
+    let wanted = track.samples.len().min(count);
+    let (width, height) = check_sizes(&track, wanted, limits)?;
     let crop = aperture(&track.entry.unknown_boxes, width, height)?;
     let (matrix, is_full_range) = colours(&track.entry.unknown_boxes);
-    let wanted = track.samples.len();
     let mut frames = Vec::new();
+    let all = track.samples.len();
+    // Whether no more are wanted.
     let mut keep = |picture: &DecodedYUV<'_>| {
         if picture.dimensions() != (width, height) {
             let (found_width, found_height) = picture.dimensions();
@@ -88,7 +98,12 @@ pub fn decode_mp4(bytes: &[u8], limits: &VideoLimits) -> Result<Video, MediaErro
             )));
         }
         if frames.len() == wanted {
-            return Err(MediaError::TooManyFrames { found: wanted + 1, limit: wanted });
+            let found = wanted + 1;
+            return if wanted < all {
+                Ok(true)
+            } else {
+                Err(MediaError::TooManyFrames { found, limit: wanted })
+            };
         }
         let (luma_stride, chroma_stride, _) = picture.strides();
         let view = PlaneView {
@@ -99,32 +114,38 @@ pub fn decode_mp4(bytes: &[u8], limits: &VideoLimits) -> Result<Video, MediaErro
         let pixels = to_rgb(&view, crop, matrix, is_full_range)
             .ok_or_else(|| unreadable("a frame is smaller than the file declares"))?;
         frames.push(RgbImage { width: crop.2, height: crop.3, pixels });
-        Ok(())
+        Ok(frames.len() == wanted && wanted < all)
     };
     let config = DecoderConfig::new().flush_after_decode(Flush::NoFlush);
     let mut decoder = Decoder::with_api_config(OpenH264API::from_source(), config).map_err(unreadable)?;
     let parameters = track.entry.avcc_box.sps_list.iter().chain(&track.entry.avcc_box.pps_list);
     let mut stream = annex_b(parameters.map(Vec::as_slice));
+    let mut enough = wanted == 0;
     for sample in &track.samples {
+        if enough {
+            break;
+        }
         let units =
             parse_length_prefixed_nal_units(sample, length_size(&track.entry)?).map_err(unreadable)?;
         stream.extend(annex_b(units.iter().map(|unit| unit.data)));
         if let Some(picture) =
             decoder.decode_with_options(&stream, DecodeOptions::new()).map_err(unreadable)?
         {
-            keep(&picture)?;
+            enough = keep(&picture)?;
         }
         stream.clear();
     }
-    for picture in decoder.flush_remaining().map_err(unreadable)? {
-        keep(&picture)?;
+    if !enough {
+        for picture in decoder.flush_remaining().map_err(unreadable)? {
+            keep(&picture)?;
+        }
     }
     if frames.len() != wanted {
         return Err(unreadable(format!("{} of its {wanted} frames could be decoded", frames.len())));
     }
     let fps = match track.ticks {
         0 => 0.0,
-        ticks => wanted as f64 * f64::from(track.timescale) / ticks as f64,
+        ticks => all as f64 * f64::from(track.timescale) / ticks as f64,
     };
     Ok(Video { frames, fps })
 }
@@ -257,8 +278,8 @@ impl<'a, 'b> Collector<'a, 'b> {
     }
 }
 
-/// The one size that all parameter sets of a video declare, checked against the limits.
-fn check_sizes(track: &Track<'_>, limits: &VideoLimits) -> Result<(usize, usize), MediaError> {
+/// The one size that all parameter sets of a video declare, checked against the limits with the frames that are wanted.
+fn check_sizes(track: &Track<'_>, wanted: usize, limits: &VideoLimits) -> Result<(usize, usize), MediaError> {
     let mut size = None;
     let mut check = |unit: &[u8]| {
         let set = parse_sps(unit).map_err(unreadable)?;
@@ -287,7 +308,7 @@ fn check_sizes(track: &Track<'_>, limits: &VideoLimits) -> Result<(usize, usize)
         }
     }
     let (width, height) = size.ok_or_else(|| unreadable("it has no sequence parameter set"))?;
-    let needed = (width * height * 3) as u64 * track.samples.len() as u64;
+    let needed = (width * height * 3) as u64 * wanted as u64;
     if needed > limits.frames.max_bytes {
         let (width, height) = (width as u64, height as u64);
         return Err(MediaError::TooManyBytes { width, height, needed, limit: limits.frames.max_bytes });

@@ -37,6 +37,17 @@ pub fn to_model_range(image: &RgbImage) -> Vec<f32> {
     values
 }
 
+/// Frames of one size as tensor `[1, 3, frames, height, width]` in [-1, 1]: each as [`to_model_range`] has it.
+pub fn clip_to_model_range(frames: &[RgbImage]) -> Vec<f32> {
+    if let [picture] = frames {
+        return to_model_range(picture);
+    }
+    let frames: Vec<Vec<f32>> = frames.iter().map(to_model_range).collect();
+    let plane = frames.first().map_or(0, |frame| frame.len() / 3);
+    let channel = |channel: usize| frames.iter().flat_map(move |frame| &frame[channel * plane..][..plane]);
+    (0..3).flat_map(channel).copied().collect()
+}
+
 /// Brings the values of an image tensor into [-1, 1], in place: if none is negative they are taken to be in [0, 1] and
 /// become `2 * x - 1`; otherwise they are there already. (Bytes must be divided by 255 before.)
 pub fn tensor_to_model_range(values: &mut [f32]) {
@@ -89,6 +100,17 @@ mod tests {
         let image = RgbImage { width: 2, height: 1, pixels: vec![0, 1, 2, 255, 128, 127] };
         let expected = [-1.0, 1.0, -0.99215686, 0.003921628, -0.9843137, -0.0039215684];
         assert_eq!(to_model_range(&image), expected);
+    }
+
+    #[test]
+    fn frames_lie_within_channels() {
+        let frame = |first: u8| RgbImage { width: 2, height: 1, pixels: (first..first + 6).collect() };
+        let values = clip_to_model_range(&[frame(0), frame(100), frame(200)]);
+        let bytes: Vec<u8> = values.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect();
+        let expected = [0, 3, 100, 103, 200, 203, 1, 4, 101, 104, 201, 204, 2, 5, 102, 105, 202, 205];
+        assert_eq!(bytes, expected);
+        assert_eq!(clip_to_model_range(&[frame(7)]), to_model_range(&frame(7)));
+        assert!(clip_to_model_range(&[]).is_empty());
     }
 
     #[test]

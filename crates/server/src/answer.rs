@@ -11,7 +11,7 @@ use remote_vae_wire::{
     base64_tensor, bytes_from_elements,
 };
 
-use crate::clip;
+use crate::clip_answer::ClipAnswer;
 use crate::error::Refusal;
 use crate::queue::Tensor;
 
@@ -19,49 +19,58 @@ use crate::queue::Tensor;
 const ENGINE: HeaderName = HeaderName::from_static("x-remote-vae-engine");
 
 /// What an answer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// Of a decode.
     Picture(Negotiated),
-    /// Of a decode by a model of videos.
-    Clip {
-        /// What it is asked to be.
-        negotiated: Negotiated,
-        /// Its frames.
-        frames: usize,
-    },
+    /// Of a decode by a model of videos: made while the engine is at work.
+    Clip(Box<ClipAnswer>),
     /// Of an encode: float16.
-    Latents(Encoding),
+    Latents {
+        /// How they travel.
+        encoding: Encoding,
+        /// Latent frames, by a model of videos; the tensor has frames and rows in one.
+        frames: Option<usize>,
+    },
 }
 
 impl Form {
     /// For metrics.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
-            Form::Latents(_) => "latents",
-            Form::Picture(negotiated) | Form::Clip { negotiated, .. } => match negotiated.answer {
-                Answer::Jpeg => "jpeg",
-                Answer::Png => "png",
-                Answer::Mp4 => "mp4",
-                Answer::Tensor => "float16",
-                Answer::PartialTensor => "uint8",
-                Answer::UnitTensor => "unit",
-            },
+            Form::Latents { .. } => "latents",
+            Form::Picture(negotiated) => answer_name(negotiated.answer),
+            Form::Clip(answer) => answer_name(answer.negotiated().answer),
         }
     }
 }
 
-/// Makes the answer of a tensor `[batch, channels, height, width]`.
-pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
-    if let Form::Clip { negotiated, frames } = form {
-        let (header, bytes) = clip::bytes(negotiated.answer, frames, &tensor)?;
-        drop(tensor);
-        return Ok(response(negotiated, header, bytes));
+fn answer_name(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Jpeg => "jpeg",
+        Answer::Png => "png",
+        Answer::Webp => "webp",
+        Answer::Mp4 => "mp4",
+        Answer::Tensor => "float16",
+        Answer::PartialTensor => "uint8",
+        Answer::UnitTensor => "unit",
     }
-    let negotiated = match form {
-        Form::Picture(negotiated) | Form::Clip { negotiated, .. } => negotiated,
-        Form::Latents(encoding) => Negotiated { answer: Answer::Tensor, encoding },
+}
+
+/// Makes the answer of latents `[batch, channels, height, width]`.
+pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: &Tensor) -> Response {
+    let [batch, channels, rows, width] = tensor.shape;
+    let shape = match frames {
+        Some(frames) => vec![batch, channels, frames, rows / frames, width],
+        None => tensor.shape.to_vec(),
     };
+    let header = TensorHeader { shape, dtype: Dtype::Float16 };
+    let bytes = bytes_from_elements(Dtype::Float16, &tensor.values);
+    let body = wrapped(encoding, Some(&header), bytes);
+    response(Negotiated { answer: Answer::Tensor, encoding }, Some(header), body)
+}
+
+/// Makes the answer of a picture `[batch, channels, height, width]`.
+pub(crate) fn picture(negotiated: Negotiated, tensor: &Tensor) -> Result<Response, Refusal> {
     let [batch, channels, height, width] = tensor.shape;
     let planes = |dtype| TensorHeader { shape: tensor.shape.to_vec(), dtype };
     let (header, bytes) = match negotiated.answer {
@@ -75,17 +84,21 @@ pub(crate) fn build(form: Form, tensor: Tensor) -> Result<Response, Refusal> {
             (Some(header), media::to_uint8_channel_last(&tensor.values, tensor.shape))
         }
         Answer::Png => {
-            let Picture(rgb, width, height) = Picture::first(&tensor);
+            let Picture(rgb, width, height) = Picture::first(tensor);
             (None, media::encode_png(&rgb, width, height).map_err(media_refusal)?)
         }
         Answer::Jpeg => {
-            let Picture(rgb, width, height) = Picture::first(&tensor);
+            let Picture(rgb, width, height) = Picture::first(tensor);
             (None, media::encode_jpeg(&rgb, width, height).map_err(media_refusal)?)
+        }
+        Answer::Webp => {
+            let Picture(rgb, width, height) = Picture::first(tensor);
+            (None, media::encode_webp(&rgb, width, height).map_err(media_refusal)?)
         }
         Answer::Mp4 => return Err(Refusal::internal("A picture was to be sent as a video.")),
     };
-    drop(tensor);
-    Ok(response(negotiated, header, bytes))
+    let body = wrapped(negotiated.encoding, header.as_ref(), bytes);
+    Ok(response(negotiated, header, body))
 }
 
 /// A picture as the writers of files take it: bytes of red, green and blue, width, height.
@@ -106,13 +119,9 @@ pub(crate) fn media_refusal(error: MediaError) -> Refusal {
     Refusal::internal(error.to_string())
 }
 
-fn response(negotiated: Negotiated, header: Option<TensorHeader>, bytes: Vec<u8>) -> Response {
-    let bytes = match (negotiated.encoding, &header) {
-        (Encoding::Binary, _) => Bytes::from(bytes),
-        (Encoding::Base64, Some(header)) => Bytes::from(base64_tensor(header, &bytes)),
-        (Encoding::Base64, None) => Bytes::from(base64_file(&bytes)),
-    };
-    let mut response = Response::new(Body::from(bytes));
+/// The answer with this body, which [`wrapped`] has put into its form.
+pub(crate) fn response(negotiated: Negotiated, header: Option<TensorHeader>, body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(negotiated.content_type()));
     if let Some(header) = header {
@@ -123,6 +132,15 @@ fn response(negotiated: Negotiated, header: Option<TensorHeader>, bytes: Vec<u8>
         headers.insert(HEADER_DTYPE, HeaderValue::from_static(dtype));
     }
     response
+}
+
+/// The bytes as they travel: bare, or in base64 inside of JSON.
+pub(crate) fn wrapped(encoding: Encoding, header: Option<&TensorHeader>, bytes: Vec<u8>) -> Body {
+    Body::from(match (encoding, header) {
+        (Encoding::Binary, _) => Bytes::from(bytes),
+        (Encoding::Base64, Some(header)) => Bytes::from(base64_tensor(header, &bytes)),
+        (Encoding::Base64, None) => Bytes::from(base64_file(&bytes)),
+    })
 }
 
 /// Adds what is the same for every answer of an engine.

@@ -1,24 +1,27 @@
-//! Decodes of models of videos: from latents `[batch, channels, frames, height, width]` to the answer's bytes. What
-//! pictures and videos have in common is in [`crate::decode`] and [`crate::answer`].
+//! Decodes by a model of videos: the checks of a request for latents `[batch, channels, frames, height, width]`, and its
+//! job. How frames become bytes is in [`crate::clip_bytes`], how they leave in [`crate::clip_answer`].
 
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
-use remote_vae_engine::Windows;
-use remote_vae_media as media;
-use remote_vae_wire::{Answer, Dtype, Negotiated, TensorHeader, bytes_from_elements, elements_from_bytes};
+use remote_vae_engine::{Autoencoder, EngineError, Windows};
+use remote_vae_media::{MediaError, Mp4Layout, Mp4Options, WebpAnimation};
+use remote_vae_wire::{Answer, Encoding, Negotiated, Parameters, TensorHeader, elements_from_bytes};
 
-use crate::answer::{Form, media_refusal};
+use crate::answer::Form;
+use crate::clip_answer::{ClipAnswer, make};
+use crate::clip_bytes::Recipe;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
 use crate::queue::{Tensor, Work};
-use crate::request::{Job, Prepared, check_plan, check_size, engine_refusal};
+use crate::request::{Job, Prepared, check_clip_size, check_memory, engine_refusal};
 use crate::state::Shared;
 
 /// Checks the request and makes its job; `header` is that of the latents in the body.
 pub(crate) fn prepare(
     shared: &Shared,
     job: Job<'_>,
-    answer: Negotiated,
+    negotiated: Negotiated,
     header: TensorHeader,
 ) -> Result<Prepared, Refusal> {
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
@@ -35,33 +38,69 @@ pub(crate) fn prepare(
             )));
         }
     };
-    let windows = Windows::default();
+    let windows = windows(autoencoder, &parameters, shared.options.windows)?;
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
-    let [batch, _, frames, height, width] = output;
-    let pixels = check_size(shared, batch, height.saturating_mul(frames), width)?;
+    let pixels = check_clip_size(shared, output)?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
-    check_plan(shared, autoencoder.plan_decode_clip(latents, windows, precision))?;
-    check_form(answer.answer, output)?;
+    let recipe = recipe(&parameters, negotiated, output, autoencoder.frame_groups(latents, windows))?;
+    let plan = if recipe.streams() {
+        autoencoder.plan_decode_frames(latents, windows, precision)
+    } else {
+        autoencoder.plan_decode_clip(latents, windows, precision)
+    };
+    check_memory(shared, plan.map_err(engine_refusal)?.peak_bytes)?;
 
     let place = shared.reserve()?;
     let autoencoder = Arc::clone(autoencoder);
+    let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
+    let batch = output[0];
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
-        let clip = autoencoder.decode_clip(values, latents, &scaling, windows, precision, control)?;
-        let [batch, channels, frames, height, width] = clip.shape;
-        Ok(Tensor { values: clip.values, shape: [batch, channels, frames * height, width] })
+        // Frames become bytes while the next ones are decoded; no more than one group waits.
+        let (give, frames) = sync_channel(1);
+        make(recipe, frames, chunks).map_err(EngineError::Threads)?;
+        let mut emit = |frames| give.send(frames).map_err(|_| EngineError::Cancelled);
+        autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
+        Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
-    Ok(Prepared { place, work, answer: Form::Clip { negotiated: answer, frames }, pixels, batch })
+    Ok(Prepared { place, work, answer: Form::Clip(Box::new(answer)), pixels, batch })
 }
 
-/// Whether a clip `[batch, channels, frames, height, width]` can be what is asked for.
-fn check_form(answer: Answer, [batch, channels, frames, ..]: [usize; 5]) -> Result<(), Refusal> {
-    if answer == Answer::Tensor {
-        return Ok(());
+/// How clips are cut: as the request says, or else as the server's options say. A model that is not cut refuses what it
+/// cannot do.
+pub(crate) fn windows(
+    autoencoder: &Autoencoder,
+    parameters: &Parameters,
+    default: Windows,
+) -> Result<Windows, Refusal> {
+    let Parameters { windows, tiling, .. } = *parameters;
+    if autoencoder.model().temporal_factor().is_none() {
+        for (name, asked) in [("windows", windows), ("tiling", tiling)] {
+            if asked == Some(true) {
+                let family = autoencoder.model().family.name();
+                return Err(Refusal::bad_request(format!(
+                    "This model ({family}) has no `{name}`: it decodes and encodes whole pictures. Got `{name}=on`."
+                )));
+            }
+        }
+        return Ok(Windows { frames: false, tiles: false });
     }
-    if channels != 3 || batch != 1 {
+    Ok(Windows { frames: windows.unwrap_or(default.frames), tiles: tiling.unwrap_or(default.tiles) })
+}
+
+/// What is made of a clip `[batch, channels, frames, height, width]` that is finished in `groups` of frames, if that can
+/// be.
+fn recipe(
+    parameters: &Parameters,
+    negotiated: Negotiated,
+    output: [usize; 5],
+    groups: usize,
+) -> Result<Recipe, Refusal> {
+    let [batch, channels, frames, height, width] = output;
+    let answer = negotiated.answer;
+    if answer != Answer::Tensor && (channels != 3 || batch != 1) {
         return Err(Refusal::bad_request(format!(
             "Expected a batch of 1 and 3 channels for this output. Got {batch} and {channels}: only `output_type=pt` without \
              `partial_postprocess` can carry them."
@@ -69,76 +108,23 @@ fn check_form(answer: Answer, [batch, channels, frames, ..]: [usize; 5]) -> Resu
     }
     if matches!(answer, Answer::Png | Answer::Jpeg) && frames != 1 {
         return Err(Refusal::bad_request(format!(
-            "A picture file holds one frame, these latents give {frames}: use `output_type` `mp4` or `pt`, or ask for \
-             `tensor/binary`."
+            "A picture file holds one frame, these latents give {frames}: use `output_type` `mp4` or `pt`, \
+             `image_format=webp`, or ask for `tensor/binary`."
         )));
     }
-    Ok(())
-}
-
-/// The header, if it is a tensor, and the bytes of a clip whose values are `[batch, channels, frames, height, width]`; the
-/// tensor's shape has frames and height in one.
-pub(crate) fn bytes(
-    answer: Answer,
-    frames: usize,
-    tensor: &Tensor,
-) -> Result<(Option<TensorHeader>, Vec<u8>), Refusal> {
-    let [batch, channels, rows, width] = tensor.shape;
-    let height = rows / frames;
-    Ok(match answer {
-        Answer::Tensor => {
-            let shape = vec![batch, channels, frames, height, width];
-            let header = TensorHeader { shape, dtype: Dtype::Float16 };
-            (Some(header), bytes_from_elements(Dtype::Float16, &tensor.values))
-        }
-        Answer::UnitTensor => {
-            let shape = vec![frames, channels, height, width];
-            let mut unit = Vec::with_capacity(tensor.values.len());
-            for frame in 0..frames {
-                unit.extend(media::to_unit_interval(&planes(tensor, frame, frames)));
-            }
-            let header = TensorHeader { shape, dtype: Dtype::Float16 };
-            (Some(header), bytes_from_elements(Dtype::Float16, &unit))
-        }
-        Answer::PartialTensor => {
-            let shape = vec![frames, height, width, channels];
-            let mut bytes = Vec::with_capacity(tensor.values.len());
-            for frame in 0..frames {
-                bytes.extend(rgb(tensor, frame, frames));
-            }
-            (Some(TensorHeader { shape, dtype: Dtype::Uint8 }), bytes)
-        }
-        Answer::Png => {
-            (None, media::encode_png(&rgb(tensor, 0, frames), width, height).map_err(media_refusal)?)
-        }
-        Answer::Jpeg => {
-            (None, media::encode_jpeg(&rgb(tensor, 0, frames), width, height).map_err(media_refusal)?)
-        }
-        Answer::Mp4 => (None, mp4(tensor, frames).map_err(media_refusal)?),
-    })
-}
-
-fn mp4(tensor: &Tensor, frames: usize) -> Result<Vec<u8>, media::MediaError> {
-    let [_, _, rows, width] = tensor.shape;
-    let mut encoder = media::Mp4Encoder::new(width, rows / frames, &media::Mp4Options::default())?;
-    let mut file = Vec::new();
-    for frame in 0..frames {
-        file.extend(encoder.push_rgb(&rgb(tensor, frame, frames))?);
-    }
-    file.extend(encoder.finish()?);
-    Ok(file)
-}
-
-/// One frame of the first sample, `[channels, height, width]`.
-fn planes(tensor: &Tensor, frame: usize, frames: usize) -> Vec<f32> {
-    let [_, channels, rows, width] = tensor.shape;
-    let plane = rows / frames * width;
-    let channel = |index: usize| &tensor.values[(index * frames + frame) * plane..][..plane];
-    (0..channels).flat_map(|index| channel(index).iter().copied()).collect()
-}
-
-/// One frame of the first sample, `[height, width, channels]`, 0 to 255.
-fn rgb(tensor: &Tensor, frame: usize, frames: usize) -> Vec<u8> {
-    let [_, channels, rows, width] = tensor.shape;
-    media::to_uint8_channel_last(&planes(tensor, frame, frames), [1, channels, rows / frames, width])
+    let default = Mp4Options::default();
+    let can_leave_early = matches!(answer, Answer::Mp4 | Answer::UnitTensor | Answer::PartialTensor);
+    let streams = can_leave_early && groups > 1 && negotiated.encoding == Encoding::Binary;
+    let video = Mp4Options {
+        fps: parameters.fps.unwrap_or(default.fps),
+        crf: parameters.crf.unwrap_or(default.crf),
+        layout: if streams { Mp4Layout::Fragmented } else { Mp4Layout::Indexed },
+    };
+    let possible = match answer {
+        Answer::Mp4 => video.check_size(width, height),
+        Answer::Webp => WebpAnimation::new(width, height, video.fps).map(drop),
+        _ => Ok(()),
+    };
+    possible.map_err(|error: MediaError| Refusal::bad_request(error.to_string()))?;
+    Ok(Recipe::new(answer, output, groups * batch, video, streams))
 }

@@ -22,6 +22,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
         return clip::prepare(shared, job, answer, header);
     }
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
+    clip::windows(autoencoder, &parameters, shared.options.windows)?;
     if answer.answer == Answer::Mp4 {
         return Err(Refusal::bad_request(
             "`output_type=mp4` needs a model of videos. This model gives pictures: use `output_type` `pil` or `pt`.",
@@ -66,15 +67,22 @@ pub(crate) fn check_scaling(
 fn check_form(answer: Answer, output: [usize; 4]) -> Result<(), Refusal> {
     /// Sides of a JPEG file are 16 bits.
     const LONGEST_JPEG: usize = u16::MAX as usize;
+    /// Those of a lossless WebP file are 14 bits, less one.
+    const LONGEST_WEBP: usize = 1 << 14;
     let [_, channels, height, width] = output;
     if answer != Answer::Tensor && channels != 3 {
         return Err(Refusal::bad_request(format!(
             "This model gives {channels} channels, which only `output_type=pt` without `partial_postprocess` can carry."
         )));
     }
-    if answer == Answer::Jpeg && height.max(width) > LONGEST_JPEG {
+    let (format, longest) = match answer {
+        Answer::Jpeg => ("JPEG", LONGEST_JPEG),
+        Answer::Webp => ("WebP", LONGEST_WEBP),
+        _ => return Ok(()),
+    };
+    if height.max(width) > longest {
         return Err(Refusal::bad_request(format!(
-            "Expected sides of at most {LONGEST_JPEG} pixels for a JPEG file. Got {width}x{height} (width x height)."
+            "Expected sides of at most {longest} pixels for a {format} file. Got {width}x{height} (width x height)."
         )));
     }
     Ok(())
@@ -93,6 +101,8 @@ mod tests {
         assert!(check_form(Answer::Jpeg, [1, 3, 8, 65528]).is_ok());
         assert!(check_form(Answer::Jpeg, [1, 3, 8, 65536]).is_err());
         assert!(check_form(Answer::Png, [1, 3, 8, 65536]).is_ok());
+        assert!(check_form(Answer::Webp, [1, 3, 8, 16384]).is_ok());
+        assert!(check_form(Answer::Webp, [1, 3, 16392, 8]).is_err());
         assert!(check_form(Answer::PartialTensor, [1, 4, 8, 8]).is_err());
         assert!(check_form(Answer::Tensor, [1, 4, 8, 8]).is_ok());
     }

@@ -1,41 +1,40 @@
-//! From the request to the job of an encode: a picture file, or a tensor of pixels.
+//! From the request to the job of an encode: a picture or video file, or a tensor of pixels.
 
 use std::sync::Arc;
 
 use remote_vae_engine::{Draw, EngineError};
 use remote_vae_media::{
-    DecodeLimits, MediaError, RgbImage, decode_image, resize_tensor_to_multiple, resize_to_multiple,
-    tensor_to_model_range, to_model_range,
+    DecodeLimits, MediaError, RgbImage, VideoLimits, clip_to_model_range, decode_image, decode_mp4,
+    resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range,
 };
 use remote_vae_model::Model;
 use remote_vae_wire::{
     BodyKind, Dtype, Parameters, Scaling, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
+    video_body,
 };
 
 use crate::answer::Form;
 use crate::body::Lease;
+use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
+use crate::options::Limits;
 use crate::queue::{Place, Tensor, Work};
-use crate::request::{Job, Prepared, check_plan, check_size, random_bits};
+use crate::request::{Job, Prepared, check_clip_size, check_plan, random_bits};
 use crate::state::Shared;
 
 /// Channels of a picture.
 const COLOURS: usize = 3;
 
-/// Where the pixels come from, on their way to `[batch, 3, height, width]` in -1 to 1.
+/// Where the pixels come from, on their way to `[batch, 3, frames, height, width]` in -1 to 1.
 enum Pixels {
-    Picture(RgbImage),
+    /// Frames of one clip, all of one size; of a picture one.
+    Frames(Vec<RgbImage>),
     /// Sides that are not multiples of `factor` are cut to the next lower ones.
-    Tensor {
-        dtype: Dtype,
-        bytes: Vec<u8>,
-        shape: [usize; 4],
-        factor: usize,
-    },
+    Tensor { dtype: Dtype, bytes: Vec<u8>, shape: [usize; 5], factor: usize },
 }
 
-/// Checks the request and makes its job. A picture is unpacked and resized here, beside the engine.
+/// Checks the request and makes its job. A file is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
     let Job { autoencoder, parameters, precision, kind, body, lease, accept } = job;
     let model = autoencoder.model();
@@ -47,36 +46,55 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     } else {
         check_scaling(model.latent_channels(), |probe, shape| space.from_model(probe, shape, &scaling))?;
     }
+    let windows = clip::windows(autoencoder, &parameters, shared.options.windows)?;
 
+    let takes_clips = model.temporal_factor().is_some();
+    let is_video = kind == BodyKind::Video || video_body(&parameters, &body);
+    if is_video && !takes_clips {
+        return Err(Refusal::bad_request("This model takes pictures. Got a video file."));
+    }
     let is_picture = kind == BodyKind::Image || image_body(&parameters, &body).is_some();
     let factor = model.spatial_factor();
-    let (place, lease, pixels, shape) = if is_picture {
+    let (place, lease, pixels, shape) = if is_video || is_picture {
         let place = shared.reserve()?;
-        let Unpacked { picture, place, lease } = unpack(shared, body, factor, place, lease).await?;
-        let shape = [1, COLOURS, picture.height, picture.width];
-        (place, lease, Pixels::Picture(picture), shape)
+        let Unpacked { frames, place, lease } = unpack(shared, body, is_video, factor, place, lease).await?;
+        let [height, width] = frames.first().map_or([0; 2], |frame| [frame.height, frame.width]);
+        let shape = [1, COLOURS, frames.len(), height, width];
+        (place, lease, Pixels::Frames(frames), shape)
     } else {
         let header = parameters.tensor_header()?;
         header.check_body(body.len())?;
-        let shape = tensor_shape(&header, factor)?;
-        let [batch, _, height, width] = shape;
-        check_size(shared, batch, height, width)?;
-        let cut = [batch, COLOURS, height - height % factor, width - width % factor];
+        let shape = tensor_shape(&header, factor, takes_clips)?;
+        check_clip_size(shared, shape)?;
+        let [batch, _, frames, height, width] = shape;
+        let cut = [batch, COLOURS, frames, height - height % factor, width - width % factor];
         let pixels = Pixels::Tensor { dtype: header.dtype, bytes: body, shape, factor };
         (shared.reserve()?, lease, pixels, cut)
     };
-    let [batch, _, height, width] = shape;
-    let count = check_size(shared, batch, height, width)?;
-    check_plan(shared, autoencoder.plan_encode(shape, precision))?;
+    let count = check_clip_size(shared, shape)?;
+    let [batch, _, _, height, width] = shape;
+    let picture = [batch, COLOURS, height, width];
+    let plan = if takes_clips {
+        autoencoder.plan_encode_clip(shape, windows, precision)
+    } else {
+        autoencoder.plan_encode(picture, precision)
+    };
+    let plan = check_plan(shared, plan)?;
 
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let pixels = pixels.into_model_range()?;
         drop(lease);
-        let latents = autoencoder.encode(&pixels, shape, &scaling, draw, precision, control)?;
-        Ok(Tensor { values: latents.values, shape: latents.shape })
+        if !takes_clips {
+            let latents = autoencoder.encode(&pixels, picture, &scaling, draw, precision, control)?;
+            return Ok(Tensor { values: latents.values, shape: latents.shape });
+        }
+        let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, control)?;
+        let [batch, channels, frames, height, width] = latents.shape;
+        Ok(Tensor { values: latents.values, shape: [batch, channels, frames * height, width] })
     });
-    let answer = Form::Latents(negotiate_encode(accept.as_deref()).encoding);
+    let encoding = negotiate_encode(accept.as_deref()).encoding;
+    let answer = Form::Latents { encoding, frames: takes_clips.then_some(plan.frames[1]) };
     Ok(Prepared { place, work, answer, pixels: count, batch })
 }
 
@@ -110,52 +128,65 @@ fn check_moments(model: &Model, scaling: Scaling) -> Result<(), Refusal> {
     }
 }
 
-fn tensor_shape(header: &TensorHeader, factor: usize) -> Result<[usize; 4], Refusal> {
+/// The pixels' shape `[batch, 3, frames, height, width]`, from any that the model takes.
+fn tensor_shape(header: &TensorHeader, factor: usize, takes_clips: bool) -> Result<[usize; 5], Refusal> {
     let shape = match header.shape[..] {
-        [batch, COLOURS, height, width] => [batch, COLOURS, height, width],
-        [COLOURS, height, width] => [1, COLOURS, height, width],
+        [batch, COLOURS, frames, height, width] if takes_clips => [batch, COLOURS, frames, height, width],
+        [batch, COLOURS, height, width] => [batch, COLOURS, 1, height, width],
+        [COLOURS, height, width] => [1, COLOURS, 1, height, width],
         _ => {
+            let expected =
+                if takes_clips { "[batch, 3, frames, height, width]" } else { "[batch, 3, height, width]" };
             return Err(Refusal::bad_request(format!(
-                "Expected pixels of shape [batch, 3, height, width]. Got shape {:?}.",
+                "Expected pixels of shape {expected}. Got shape {:?}.",
                 header.shape
             )));
         }
     };
-    let [_, _, height, width] = shape;
+    let [.., height, width] = shape;
     if height < factor || width < factor {
         return Err(media_refusal(MediaError::TooSmall { width, height, multiple: factor }));
     }
     Ok(shape)
 }
 
-/// A picture, and what its request holds.
+/// The pictures of a file, and what its request holds.
 struct Unpacked {
-    picture: RgbImage,
+    frames: Vec<RgbImage>,
     place: Place,
     lease: Lease,
 }
 
-/// Unpacks a picture file and cuts its sides to multiples of `factor`. A small file may hold a large picture, so the
-/// lease becomes that of the pixels.
+/// Unpacks a picture or video file and cuts its sides to multiples of `factor`. A small file may hold large pictures, so
+/// the lease becomes that of the pixels.
 async fn unpack(
     shared: &Shared,
     file: Vec<u8>,
+    is_video: bool,
     factor: usize,
     place: Place,
     mut lease: Lease,
 ) -> Result<Unpacked, Refusal> {
     /// Bytes that a pixel may take while it is unpacked: four channels of 16 bits.
     const BYTES_PER_PIXEL: u64 = 8;
-    let max_pixels = shared.options.limits.max_pixels;
-    let limits = DecodeLimits { max_pixels, max_bytes: max_pixels.saturating_mul(BYTES_PER_PIXEL) };
+    let Limits { max_pixels, max_frames, .. } = shared.options.limits;
+    let limits = move |bytes: u64| DecodeLimits { max_pixels, max_bytes: max_pixels.saturating_mul(bytes) };
     let unpacking = move || {
-        let picture = decode_image(&file, &limits).map_err(media_refusal)?;
+        let frames = if is_video {
+            // All frames together may have as many pixels as a picture.
+            let limits = VideoLimits { frames: limits(COLOURS as u64), max_frames };
+            decode_mp4(&file, &limits).map(|video| video.frames)
+        } else {
+            decode_image(&file, &limits(BYTES_PER_PIXEL)).map(|picture| vec![picture])
+        };
+        let frames = frames.map_err(media_refusal)?;
         drop(file);
-        let picture = resize_to_multiple(picture, factor).map_err(media_refusal)?;
-        let bytes = picture.pixels.len() as u64;
+        let resized = frames.into_iter().map(|frame| resize_to_multiple(frame, factor));
+        let frames = resized.collect::<Result<Vec<_>, _>>().map_err(media_refusal)?;
+        let bytes = frames.iter().map(|frame| frame.pixels.len() as u64).sum();
         lease.grow_to(bytes)?;
         lease.shrink_to(bytes);
-        Ok(Unpacked { picture, place, lease })
+        Ok(Unpacked { frames, place, lease })
     };
     shared.blocking(unpacking).await?.inspect_err(|refusal| shared.note_no_room(refusal))
 }
@@ -163,24 +194,25 @@ async fn unpack(
 /// A picture larger than a limit is refused as a body larger than a limit is; whatever else is wrong is a bad request.
 fn media_refusal(error: MediaError) -> Refusal {
     match error {
-        MediaError::TooManyPixels { .. } | MediaError::TooManyBytes { .. } => {
-            Refusal::too_large(error.to_string())
-        }
+        MediaError::TooManyPixels { .. }
+        | MediaError::TooManyBytes { .. }
+        | MediaError::TooManyFrames { .. } => Refusal::too_large(error.to_string()),
         _ => Refusal::bad_request(error.to_string()),
     }
 }
 
 impl Pixels {
-    /// `[batch, 3, height, width]` in -1 to 1.
+    /// `[batch, 3, frames, height, width]` in -1 to 1.
     fn into_model_range(self) -> Result<Vec<f32>, EngineError> {
         match self {
-            Pixels::Picture(picture) => Ok(to_model_range(&picture)),
+            Pixels::Frames(frames) => Ok(clip_to_model_range(&frames)),
             Pixels::Tensor { dtype, bytes, shape, factor } => {
                 let values = elements_from_bytes(dtype, &bytes);
                 drop(bytes);
-                let [_, _, height, width] = shape;
+                let [batch, channels, frames, height, width] = shape;
                 // Length and sides were checked before.
-                let (mut values, _) = resize_tensor_to_multiple(values, shape, factor)
+                let pictures = [batch, channels * frames, height, width];
+                let (mut values, _) = resize_tensor_to_multiple(values, pictures, factor)
                     .map_err(|_| EngineError::ImageSides { height, width, factor })?;
                 if dtype == Dtype::Uint8 {
                     values.iter_mut().for_each(|value| *value /= 255.0);
@@ -199,7 +231,7 @@ mod tests {
     use super::*;
 
     fn range(dtype: Dtype, values: &[f32]) -> Vec<f32> {
-        let shape = [1, 1, 1, values.len()];
+        let shape = [1, 1, 1, 1, values.len()];
         let bytes = bytes_from_elements(dtype, values);
         Pixels::Tensor { dtype, bytes, shape, factor: 1 }.into_model_range().unwrap()
     }
@@ -214,15 +246,18 @@ mod tests {
 
     #[test]
     fn shapes_are_checked() {
-        let shape = |shape: &[usize]| {
-            tensor_shape(&TensorHeader { shape: shape.to_vec(), dtype: Dtype::Uint8 }, 8)
+        let shape = |shape: &[usize], takes_clips| {
+            tensor_shape(&TensorHeader { shape: shape.to_vec(), dtype: Dtype::Uint8 }, 8, takes_clips)
                 .map_err(|refusal| refusal.message)
         };
-        assert_eq!(shape(&[2, 3, 16, 8]), Ok([2, 3, 16, 8]));
-        assert_eq!(shape(&[3, 16, 8]), Ok([1, 3, 16, 8]));
-        assert_eq!(shape(&[1, 3, 16, 9]), Ok([1, 3, 16, 9]));
-        assert!(shape(&[1, 3, 4, 8]).unwrap_err().contains("8x4"));
-        assert!(shape(&[1, 4, 8, 8]).unwrap_err().contains("[1, 4, 8, 8]"));
+        assert_eq!(shape(&[2, 3, 16, 8], false), Ok([2, 3, 1, 16, 8]));
+        assert_eq!(shape(&[3, 16, 8], false), Ok([1, 3, 1, 16, 8]));
+        assert_eq!(shape(&[1, 3, 16, 9], true), Ok([1, 3, 1, 16, 9]));
+        assert_eq!(shape(&[1, 3, 5, 16, 9], true), Ok([1, 3, 5, 16, 9]));
+        assert!(shape(&[1, 3, 4, 8], false).unwrap_err().contains("8x4"));
+        assert!(shape(&[1, 4, 8, 8], false).unwrap_err().contains("[1, 4, 8, 8]"));
+        assert!(shape(&[1, 3, 5, 8, 8], false).unwrap_err().contains("[batch, 3, height, width]"));
+        assert!(shape(&[1, 4, 5, 8, 8], true).unwrap_err().contains("[batch, 3, frames, height, width]"));
     }
 
     #[test]

@@ -77,6 +77,8 @@ fn describe(shared: &Shared) -> Value {
         "uptime_seconds": shared.started.elapsed().as_secs_f64(),
         "precisions": Precision::ALL.map(Precision::name),
         "default_precision": options.precision.name(),
+        "windows": options.windows.frames,
+        "tiling": options.windows.tiles,
         "answer_dtype": "float16",
         "models": models,
         "limits": options.limits,

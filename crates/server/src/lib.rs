@@ -13,6 +13,7 @@
 //! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -20,6 +21,8 @@
 mod answer;
 mod body;
 mod clip;
+mod clip_answer;
+mod clip_bytes;
 mod connections;
 mod decode;
 mod encode;

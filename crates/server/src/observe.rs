@@ -1,11 +1,12 @@
-//! Around every request: its id, its line in the access log, its metrics, and an answer even if a handler panics.
+//! Around every request: its id, its line in the access log (at the end of the answer where that leaves as it is made), its metrics, and an answer even if a handler panics.
 //!
 //! The log says what was asked for and how long it took, never what was in it: no query, no header values, no bytes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -13,6 +14,8 @@ use axum::body::{Body, HttpBody};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use remote_vae_wire::shortened;
 use tower_service::Service;
 
@@ -123,6 +126,52 @@ struct Record {
     done: bool,
 }
 
+/// Marks an answer that is still being made when its head leaves; its line in the log is written at its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unfinished;
+
+/// The body of such an answer, with its line.
+struct Recorded {
+    inner: Body,
+    record: Record,
+    status: StatusCode,
+    /// Bytes that have left.
+    bytes: u64,
+}
+
+impl HttpBody for Recorded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let poll = Pin::new(&mut this.inner).poll_frame(context);
+        if let Poll::Ready(next) = &poll {
+            if let Some(Ok(frame)) = next {
+                this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            match next {
+                Some(Err(_)) => this.record.ended(StatusCode::INTERNAL_SERVER_ERROR, this.bytes),
+                None => this.record.ended(this.status, this.bytes),
+                Some(Ok(_)) if this.inner.is_end_stream() => this.record.ended(this.status, this.bytes),
+                Some(Ok(_)) => {}
+            }
+        }
+        poll
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
 /// What proxies write for a client that left.
 const CLIENT_LEFT: u16 = 499;
 
@@ -140,15 +189,28 @@ impl Record {
     }
 
     fn answered(mut self, mut response: Response) -> Response {
-        self.done = true;
         let trace = self.trace.read();
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
         if let Some(timing) = server_timing(&trace) {
             response.headers_mut().insert(SERVER_TIMING, timing);
         }
+        if response.extensions_mut().remove::<Unfinished>().is_some() {
+            let status = response.status();
+            let body = |inner| Body::new(Recorded { inner, record: self, status, bytes: 0 });
+            return response.map(body);
+        }
         let bytes = response.body().size_hint().exact().unwrap_or(0);
+        self.done = true;
         self.write(&trace, response.status(), bytes);
         response
+    }
+
+    /// The end of an answer that left as it was made.
+    fn ended(&mut self, status: StatusCode, bytes: u64) {
+        if !self.done {
+            self.done = true;
+            self.write(&self.trace.read(), status, bytes);
+        }
     }
 
     fn write(&self, trace: &Trace, status: StatusCode, response_bytes: u64) {

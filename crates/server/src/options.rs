@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use remote_vae_engine::Precision;
+use remote_vae_engine::{Precision, Windows};
 use serde::Serialize;
 
 use crate::error::ServerError;
@@ -20,6 +20,8 @@ pub struct ServerOptions {
     pub port: u16,
     /// Precision of requests that do not name one.
     pub precision: Precision,
+    /// How clips are cut by models of videos, for requests that do not say it.
+    pub windows: Windows,
     /// What a request may ask for, and how many may wait.
     pub limits: Limits,
     /// Whether the default model's weights are loaded before the server calls itself ready.
@@ -50,6 +52,7 @@ impl Default for ServerOptions {
             host: "127.0.0.1".to_owned(),
             port: 8080,
             precision: Precision::default(),
+            windows: Windows::default(),
             limits: Limits::default(),
             warm_up: true,
             drain_timeout: Duration::from_secs(30),
@@ -76,6 +79,8 @@ pub struct Limits {
     pub max_pixels: u64,
     /// Samples of one request.
     pub max_batch: usize,
+    /// Frames of a clip.
+    pub max_frames: usize,
     /// Requests that may wait for the engine, beside the one it works on.
     pub max_queue: usize,
     /// Bytes that a request's plan may need at its peak; none means no limit. By default 80 % of the memory that the
@@ -93,6 +98,7 @@ impl Default for Limits {
             max_held_bytes: 1024 * MIB,
             max_pixels: 4096 * 4096,
             max_batch: 16,
+            max_frames: 1024,
             max_queue: 64,
             // The rest is for weights, bodies and answers.
             max_plan_bytes: memory::limit_bytes().map(|bytes| bytes / 5 * 4),
@@ -111,6 +117,7 @@ impl ServerOptions {
         at_least("limits.max_body_bytes", limits.max_body_bytes, 1)?;
         at_least("limits.max_pixels", limits.max_pixels, 64)?;
         at_least("limits.max_batch", limits.max_batch as u64, 1)?;
+        at_least("limits.max_frames", limits.max_frames as u64, 1)?;
         at_least("limits.max_queue", limits.max_queue as u64, 1)?;
         at_least("limits.max_connections", limits.max_connections as u64, 1)?;
         at_least("limits.max_held_bytes", limits.max_held_bytes, limits.max_body_bytes)?;

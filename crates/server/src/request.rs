@@ -13,6 +13,7 @@ use remote_vae_model::ModelError;
 use remote_vae_wire::{BodyKind, Operation, Parameters, WireError, classify, shortened, unwrap_json_body};
 
 use crate::body::{Lease, Leftover, Reader, discard};
+use crate::clip_answer::{self, Account};
 use crate::error::Refusal;
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
@@ -88,13 +89,28 @@ async fn handle(
         Operation::Encode => encode::prepare(shared, job).await?,
     };
     let Prepared { place, work, answer: form, pixels, batch } = prepared;
-    let waiting = place.submit(Control::new(), work).wait();
+    let engine_name = entry.autoencoder.engine().name(precision);
+    let (ticket, form_name) = (place.submit(Control::new(), work), form.name());
+    let form = match form {
+        answer::Form::Clip(answer) => {
+            let account = Account {
+                shared: Arc::clone(shared),
+                trace: trace.clone(),
+                operation: operation.name(),
+                model: entry.name.clone(),
+                form: form_name,
+                pixels,
+                batch,
+            };
+            let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
+            return Ok(answer::finish(response, &engine_name));
+        }
+        form => form,
+    };
+    let waiting = ticket.wait();
     let done = match deadline {
         None => waiting.await,
-        Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| {
-            let message = format!("The answer was not ready within {} s.", limit.as_secs_f64());
-            Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
-        })?,
+        Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| too_late(limit))?,
     };
     let Done { result, queued, engine } = done;
     trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine)));
@@ -103,11 +119,22 @@ async fn handle(
     shared.metrics.pixels(pixels, batch);
 
     let start = std::time::Instant::now();
-    let response = shared.blocking(move || answer::build(form, tensor)).await??;
+    let building = move || match form {
+        answer::Form::Picture(negotiated) => answer::picture(negotiated, &tensor),
+        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
+        answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
+    };
+    let response = shared.blocking(building).await??;
     let post = start.elapsed();
-    shared.metrics.output(form.name(), post);
+    shared.metrics.output(form_name, post);
     trace.update(|trace| trace.post = Some(post));
-    Ok(answer::finish(response, &entry.autoencoder.engine().name(precision)))
+    Ok(answer::finish(response, &engine_name))
+}
+
+/// 504.
+pub(crate) fn too_late(limit: Duration) -> Refusal {
+    let message = format!("The answer was not ready within {} s.", limit.as_secs_f64());
+    Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
 /// Reads and unwraps the body, and finds out what it is for.
@@ -209,6 +236,28 @@ fn deadline(shared: &Shared, headers: &HeaderMap) -> Result<Option<Duration>, Re
     Ok(Some(limit.map_or(asked, |limit| limit.min(asked))))
 }
 
+/// Checks frames and pixels of a clip `[batch, channels, frames, height, width]` against the limits.
+pub(crate) fn check_clip_size(
+    shared: &Shared,
+    [batch, _, frames, height, width]: [usize; 5],
+) -> Result<u64, Refusal> {
+    let limits = &shared.options.limits;
+    if frames > limits.max_frames {
+        let message = format!("Expected a clip of at most {} frames. Got {frames}.", limits.max_frames);
+        return Err(Refusal::too_large(message));
+    }
+    check_size(shared, batch, height.saturating_mul(frames), width).map_err(|refusal| {
+        if batch > limits.max_batch || frames == 1 {
+            return refusal;
+        }
+        Refusal::too_large(format!(
+            "Expected at most {} pixels in one request. Got {batch} clip(s) of {frames} frames of {width}x{height} (width x \
+             height).",
+            limits.max_pixels
+        ))
+    })
+}
+
 /// Checks a batch and its pixels against the limits. Sides are of the picture.
 pub(crate) fn check_size(shared: &Shared, batch: usize, height: usize, width: usize) -> Result<u64, Refusal> {
     let limits = &shared.options.limits;
@@ -232,18 +281,23 @@ pub(crate) fn check_plan(
     plan: Result<PlanSummary, EngineError>,
 ) -> Result<PlanSummary, Refusal> {
     let plan = plan.map_err(engine_refusal)?;
-    let need = plan.peak_bytes as u64;
+    check_memory(shared, plan.peak_bytes)?;
+    Ok(plan)
+}
+
+/// Checks the bytes that a request's work needs against the limit.
+pub(crate) fn check_memory(shared: &Shared, need: usize) -> Result<(), Refusal> {
     match shared.options.limits.max_plan_bytes {
-        Some(limit) if need > limit => {
+        Some(limit) if need as u64 > limit => {
             shared.metrics.rejected(Rejection::Memory);
             let message = format!("This request needs {need} bytes of memory; the server allows {limit}.");
             Err(Refusal::too_large(message))
         }
-        _ => Ok(plan),
+        _ => Ok(()),
     }
 }
 
-fn job_refusal(error: JobError) -> Refusal {
+pub(crate) fn job_refusal(error: JobError) -> Refusal {
     match error {
         JobError::Engine(error) => engine_refusal(error),
         JobError::Panicked => {
@@ -259,7 +313,9 @@ pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
         EngineError::Model(
             ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. },
         )
-        | EngineError::ImageSides { .. } => Refusal::bad_request(error.to_string()),
+        | EngineError::ImageSides { .. }
+        | EngineError::ClipFrames { .. }
+        | EngineError::NoVideo { .. } => Refusal::bad_request(error.to_string()),
         EngineError::Memory { .. } => Refusal::unavailable(error.to_string(), RETRY),
         EngineError::Cancelled => {
             Refusal::unavailable("The work was stopped because the server shuts down.", RETRY)

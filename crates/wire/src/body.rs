@@ -39,6 +39,8 @@ pub enum BodyKind {
     Json,
     /// `image/…`: a picture file.
     Image,
+    /// `video/…`: a video file.
+    Video,
     /// No header, or one that says nothing (`application/octet-stream`, curl's form type, an unknown type).
     Unstated,
 }
@@ -52,6 +54,7 @@ impl BodyKind {
             "tensor/base64" => BodyKind::TensorBase64,
             "application/json" => BodyKind::Json,
             other if other.starts_with("image/") => BodyKind::Image,
+            other if other.starts_with("video/") => BodyKind::Video,
             _ => BodyKind::Unstated,
         }
     }
@@ -86,6 +89,16 @@ pub fn image_signature(prefix: &[u8]) -> Option<ImageKind> {
     }
 }
 
+/// Whether the first bytes of a body are those of an MP4 file; 8 bytes are enough.
+pub fn video_signature(prefix: &[u8]) -> bool {
+    matches!(prefix, [0, 0, _, _, b'f', b't', b'y', b'p', ..])
+}
+
+/// Whether the body of an encode is a video file: as with pictures, a tensor may begin like one, and has a shape.
+pub fn video_body(parameters: &Parameters, prefix: &[u8]) -> bool {
+    parameters.shape.is_none() && video_signature(prefix)
+}
+
 /// The picture format of an encode's body, or none if the body is a tensor.
 ///
 /// No client sends a shape with a picture. Where there is a shape, only the signatures too long to be chance (PNG,
@@ -98,34 +111,35 @@ pub fn image_body(parameters: &Parameters, prefix: &[u8]) -> Option<ImageKind> {
 ///
 /// - `output_type` is sent with every decode since the query parameters exist, and with no encode.
 /// - The oldest JSON form (`application/json`) only decodes.
-/// - Otherwise a picture, by signature or by content type, is an encode, also with an empty query.
-/// - Otherwise a raw tensor `[batch, 3, height, width]` is an encode; so is `[3, height, width]`, unless height and
-///   width say that it is packed latents.
+/// - Otherwise a picture or a video, by signature or by content type, is an encode, also with an empty query.
+/// - Otherwise a raw tensor `[batch, 3, height, width]` or `[batch, 3, frames, height, width]` is an encode; so is
+///   `[3, height, width]`, unless height and width say that it is packed latents.
 /// - All else is a decode, whose own checks then name what is missing.
 ///
 /// `body_prefix` is the beginning of the raw body (at least 12 bytes if it has them). For a JSON body read the
 /// parameters with [`unwrap_json_body`](crate::unwrap_json_body) first and pass the unwrapped bytes.
 ///
 /// # Errors
-/// [`WireError::ImageForDecode`] when a picture comes with `output_type`.
+/// [`WireError::ImageForDecode`] when a picture or a video comes with `output_type`.
 pub fn classify(
     parameters: &Parameters,
     body_kind: BodyKind,
     body_prefix: &[u8],
 ) -> Result<Operation, WireError> {
-    let image = body_kind == BodyKind::Image || image_body(parameters, body_prefix).is_some();
+    let stated = matches!(body_kind, BodyKind::Image | BodyKind::Video);
+    let file = stated || image_body(parameters, body_prefix).is_some() || video_body(parameters, body_prefix);
     if parameters.output_type.is_some() {
-        let surely_image = body_kind == BodyKind::Image || (image && parameters.shape.is_none());
-        return if surely_image { Err(WireError::ImageForDecode) } else { Ok(Operation::Decode) };
+        let surely_file = stated || (file && parameters.shape.is_none());
+        return if surely_file { Err(WireError::ImageForDecode) } else { Ok(Operation::Decode) };
     }
     if body_kind == BodyKind::Json {
         return Ok(Operation::Decode);
     }
     let unpacked = parameters.height.is_none() && parameters.width.is_none();
     let pixels = match parameters.shape.as_deref() {
-        Some([_, 3, _, _]) => true,
+        Some([_, 3, _, _] | [_, 3, _, _, _]) => true,
         Some([3, _, _]) => unpacked,
         _ => false,
     };
-    Ok(if image || pixels { Operation::Encode } else { Operation::Decode })
+    Ok(if file || pixels { Operation::Encode } else { Operation::Decode })
 }

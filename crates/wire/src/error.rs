@@ -72,9 +72,10 @@ pub enum WireError {
         /// Bytes that came.
         found: usize,
     },
-    /// A picture came together with `output_type`, which only a decode has.
+    /// A picture or video file came together with `output_type`, which only a decode has.
     #[error(
-        "`output_type` asks for a decode, which takes a tensor. Got an image; an encode takes no `output_type`."
+        "`output_type` asks for a decode, which takes a tensor. Got a picture or video file; an encode takes no \
+         `output_type`."
     )]
     ImageForDecode,
     /// A body announced as JSON cannot be read as the protocol's JSON.

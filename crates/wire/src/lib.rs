@@ -28,7 +28,9 @@ pub mod query;
 #[cfg(test)]
 mod tests;
 
-pub use body::{BodyKind, ImageKind, Operation, classify, image_body, image_signature};
+pub use body::{
+    BodyKind, ImageKind, Operation, classify, image_body, image_signature, video_body, video_signature,
+};
 pub use dtype::{Dtype, bytes_from_elements, elements_from_bytes};
 pub use error::{WireError, shortened};
 pub use header::{HEADER_DTYPE, HEADER_SHAPE, MAX_DIMENSIONS, TensorHeader};

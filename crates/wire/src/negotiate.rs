@@ -14,6 +14,8 @@ pub mod content_type {
     pub const JPEG: &str = "image/jpeg";
     /// PNG file.
     pub const PNG: &str = "image/png";
+    /// WebP file.
+    pub const WEBP: &str = "image/webp";
     /// What the original gives a video file.
     pub const MP4: &str = "text/plain; charset=utf-8";
 }
@@ -25,6 +27,8 @@ pub enum Answer {
     Jpeg,
     /// PNG file of the first picture.
     Png,
+    /// Lossless WebP file of the first picture, or an animation of a clip.
+    Webp,
     /// Raw decoder output as float16, `[batch, 3, height, width]`, not clamped.
     Tensor,
     /// `uint8`, channels last: `[batch, height, width, 3]`.
@@ -68,6 +72,7 @@ impl Negotiated {
             (_, Encoding::Base64) => content_type::JSON,
             (Answer::Jpeg, _) => content_type::JPEG,
             (Answer::Png, _) => content_type::PNG,
+            (Answer::Webp, _) => content_type::WEBP,
             (Answer::Mp4, _) => content_type::MP4,
             _ => content_type::TENSOR_BINARY,
         }
@@ -82,6 +87,8 @@ impl Negotiated {
 /// | `Accept` | `output_type` | answer | sent by |
 /// |---|---|---|---|
 /// | `image/jpeg`, `image/jpg`, `image/png` | any | that file, whatever `image_format` says | v0, v1, v2, SD.Next |
+/// | `image/webp` | any | [`Answer::Webp`] | |
+/// | `video/mp4` | any | [`Answer::Mp4`] | |
 /// | `image/*` | any | file by `image_format`, JPEG if absent | |
 /// | `tensor/binary`, `tensor/base64` | `pil` | [`Answer::UnitTensor`] | v1 and v2 with a processor |
 /// | the same | any other or none | [`Answer::PartialTensor`] with `partial_postprocess`, else [`Answer::Tensor`] | v1, v2, nodes |
@@ -93,11 +100,13 @@ impl Negotiated {
 ///
 /// No client sends `output_type=pt` with an image `Accept`; the header wins there, as it did on the first
 /// endpoints. An `Accept` that names nothing known is ignored rather than refused. In a list the greatest `q` wins,
-/// then what is most telling (image and tensor types, `*/*`, `application/json`), then what comes first: a browser
-/// library's `application/json, text/plain, */*` thus says nothing.
+/// then what is most telling (image and tensor types, then WebP, `*/*`, `application/json`), then what comes first: a
+/// browser library's `application/json, text/plain, */*` thus says nothing, and a browser gets no WebP file only because
+/// it could show one.
 pub fn negotiate(parameters: &Parameters, accept: Option<&str>) -> Negotiated {
     let file = || match parameters.image_format {
         Some(ImageFormat::Png) => Answer::Png,
+        Some(ImageFormat::Webp) => Answer::Webp,
         Some(ImageFormat::Jpeg) | None => Answer::Jpeg,
     };
     let raw = if parameters.partial_postprocess { Answer::PartialTensor } else { Answer::Tensor };
@@ -112,6 +121,8 @@ pub fn negotiate(parameters: &Parameters, accept: Option<&str>) -> Negotiated {
     let (answer, encoding) = match preferred(accept) {
         Preference::Jpeg => (Answer::Jpeg, Encoding::Binary),
         Preference::Png => (Answer::Png, Encoding::Binary),
+        Preference::Webp => (Answer::Webp, Encoding::Binary),
+        Preference::Mp4 => (Answer::Mp4, Encoding::Binary),
         Preference::AnyImage => (file(), Encoding::Binary),
         Preference::TensorBinary => (tensor, Encoding::Binary),
         Preference::TensorBase64 => (tensor, Encoding::Base64),
@@ -135,6 +146,8 @@ pub fn negotiate_encode(accept: Option<&str>) -> Negotiated {
 enum Preference {
     Jpeg,
     Png,
+    Webp,
+    Mp4,
     AnyImage,
     TensorBinary,
     TensorBase64,
@@ -147,6 +160,8 @@ impl Preference {
         match range.to_ascii_lowercase().as_str() {
             "image/jpeg" | "image/jpg" => Some(Preference::Jpeg),
             "image/png" => Some(Preference::Png),
+            "image/webp" => Some(Preference::Webp),
+            "video/mp4" => Some(Preference::Mp4),
             "image/*" => Some(Preference::AnyImage),
             "tensor/binary" | "tensor/*" => Some(Preference::TensorBinary),
             "tensor/base64" => Some(Preference::TensorBase64),
@@ -161,7 +176,8 @@ impl Preference {
         match self {
             Preference::Json => 0,
             Preference::Anything => 1,
-            _ => 2,
+            Preference::Webp => 2,
+            _ => 3,
         }
     }
 }

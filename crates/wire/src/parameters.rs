@@ -55,6 +55,8 @@ pub enum ImageFormat {
     Jpeg,
     /// PNG.
     Png,
+    /// Lossless WebP; of a clip an animation.
+    Webp,
 }
 
 impl ImageFormat {
@@ -63,6 +65,7 @@ impl ImageFormat {
         match self {
             ImageFormat::Jpeg => "jpg",
             ImageFormat::Png => "png",
+            ImageFormat::Webp => "webp",
         }
     }
 }
@@ -80,7 +83,8 @@ impl FromStr for ImageFormat {
         match text.to_ascii_lowercase().as_str() {
             "jpg" | "jpeg" => Ok(ImageFormat::Jpeg),
             "png" => Ok(ImageFormat::Png),
-            _ => Err(WireError::invalid("image_format", text, "one of `jpg`, `png`")),
+            "webp" => Ok(ImageFormat::Webp),
+            _ => Err(WireError::invalid("image_format", text, "one of `jpg`, `png`, `webp`")),
         }
     }
 }
@@ -110,6 +114,14 @@ pub struct Parameters {
     pub width: Option<usize>,
     /// Precision asked for; its values are the engine's business.
     pub precision: Option<String>,
+    /// Frames per second of a video or an animation. Finite.
+    pub fps: Option<f64>,
+    /// Quality of a video file: the quantizer of H.264, higher for smaller files.
+    pub crf: Option<u8>,
+    /// Clips: in windows of frames (`true`) or whole at once.
+    pub windows: Option<bool>,
+    /// In overlapping tiles that are blended.
+    pub tiling: Option<bool>,
     /// Encode: seed of the draw from the distribution.
     pub seed: Option<u64>,
     /// Encode: draw from the distribution (`true`) or take its mode. See [`Parameters::draws_sample`].

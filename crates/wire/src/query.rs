@@ -7,6 +7,7 @@ use crate::header::{parse_dimension, parse_dimension_list, push_dimension};
 use crate::parameters::{Parameters, Scaling};
 
 const BOOLEAN: &str = "`True` or `False`";
+const SWITCH: &str = "`on` or `off`";
 const WHOLE: &str = "a whole number";
 /// Longest value of `precision` that is kept; no precision has a longer name.
 const MAX_PRECISION: usize = 64;
@@ -68,6 +69,10 @@ impl Parameters {
                 return Err(WireError::invalid(name, value, "the name of a precision"));
             }
             "precision" => self.precision = Some(value.to_owned()),
+            "fps" => self.fps = Some(parse_factor(name, value)?),
+            "crf" => self.crf = Some(parse_whole(name, value)?),
+            "windows" => self.windows = Some(parse_switch(name, value)?),
+            "tiling" => self.tiling = Some(parse_switch(name, value)?),
             "seed" => self.seed = Some(parse_whole(name, value)?),
             "sample" => self.sample = Some(parse_bool(name, value)?),
             "moments" => self.moments = parse_bool(name, value)?,
@@ -80,7 +85,7 @@ impl Parameters {
     /// floats as Python prints them. Absent values are left out; nothing at all gives an empty string.
     ///
     /// With `output_type` it is a decode, whose client always states `partial_postprocess` and puts the factors
-    /// after the tensor; without it is an encode, which puts them before. `precision`, `seed`, `sample` and `moments` follow.
+    /// after the tensor; without it is an encode, which puts them before. What only this server knows follows.
     /// Reading the result gives equal parameters, but for a `partial_postprocess` or `moments` that is false.
     pub fn to_query(&self) -> String {
         let mut pairs = Pairs(form_urlencoded::Serializer::new(String::new()));
@@ -105,6 +110,10 @@ impl Parameters {
         pairs.text("height", self.height.map(|height| height.to_string()).as_deref());
         pairs.text("width", self.width.map(|width| width.to_string()).as_deref());
         pairs.text("precision", self.precision.as_deref());
+        pairs.text("fps", self.fps.map(python_float).as_deref());
+        pairs.text("crf", self.crf.map(|crf| crf.to_string()).as_deref());
+        pairs.switch("windows", self.windows);
+        pairs.switch("tiling", self.tiling);
         pairs.text("seed", self.seed.map(|seed| seed.to_string()).as_deref());
         pairs.boolean("sample", self.sample);
         pairs.boolean("moments", self.moments.then_some(true));
@@ -131,7 +140,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 13] = [
+pub(crate) const SCALAR_KEYS: [&str; 17] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -142,6 +151,10 @@ pub(crate) const SCALAR_KEYS: [&str; 13] = [
     "height",
     "width",
     "precision",
+    "fps",
+    "crf",
+    "windows",
+    "tiling",
     "seed",
     "sample",
     "moments",
@@ -199,6 +212,15 @@ fn parse_bool(name: &'static str, text: &str) -> Result<bool, WireError> {
     }
 }
 
+/// As a boolean, and `on` and `off`.
+fn parse_switch(name: &'static str, text: &str) -> Result<bool, WireError> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => parse_bool(name, text).map_err(|_| WireError::invalid(name, text, SWITCH)),
+    }
+}
+
 fn parse_whole<T: std::str::FromStr>(name: &'static str, text: &str) -> Result<T, WireError> {
     let text = text.trim();
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -221,6 +243,10 @@ impl Pairs {
         if let Some(value) = value {
             self.0.append_pair(name, value);
         }
+    }
+
+    fn switch(&mut self, name: &str, value: Option<bool>) {
+        self.text(name, value.map(|value| if value { "on" } else { "off" }));
     }
 
     fn boolean(&mut self, name: &str, value: Option<bool>) {

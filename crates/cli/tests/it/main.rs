@@ -1,5 +1,6 @@
 //! The program as a person or a script uses it.
 
+mod clips;
 mod commands;
 mod doctor;
 mod embedded;

@@ -1,35 +1,6 @@
 //! `serve` as a process of its own, and commands that let it do the work.
 
-use crate::support::{photograph, program, stdout};
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-
-struct Serving {
-    process: Child,
-    url: String,
-}
-
-impl Serving {
-    fn start(arguments: &[&str]) -> Serving {
-        Self::spawn(program().args(["serve", "--port", "0"]).args(arguments))
-    }
-
-    fn spawn(command: &mut Command) -> Serving {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
-        Serving { process, url }
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // The process may have ended already; either way none is left.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::support::{Serving, photograph, program, stdout};
 
 #[test]
 fn commands_let_a_server_do_the_work() {

@@ -1,7 +1,8 @@
 //! Runs the built program.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 /// The program, not yet started. Logs and the environment of the machine stay out of it.
 pub(crate) fn program() -> Command {
@@ -35,4 +36,32 @@ pub(crate) fn failure(folder: &Path, arguments: &[&str]) -> (i32, String) {
 
 pub(crate) fn photograph() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo.png")
+}
+
+/// `serve` as a process of its own, on a free port.
+pub(crate) struct Serving {
+    pub(crate) process: Child,
+    pub(crate) url: String,
+}
+
+impl Serving {
+    pub(crate) fn start(arguments: &[&str]) -> Serving {
+        Self::spawn(program().args(["serve", "--port", "0"]).args(arguments))
+    }
+
+    pub(crate) fn spawn(command: &mut Command) -> Serving {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
+        Serving { process, url }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // The process may have ended already; either way none is left.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }

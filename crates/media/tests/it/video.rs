@@ -4,7 +4,8 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use remote_vae_media::{
-    DecodeLimits, MediaError, Mp4Encoder, Mp4Layout, Mp4Options, VideoLimits, decode_mp4, psnr,
+    DecodeLimits, MediaError, Mp4Encoder, Mp4Layout, Mp4Options, VideoLimits, decode_mp4, decode_mp4_start,
+    psnr,
 };
 
 use crate::golden;
@@ -39,10 +40,10 @@ pub(crate) fn video(width: usize, height: usize, count: usize, options: &Mp4Opti
 
 #[test]
 fn parameters_out_of_range_are_refused() {
-    for (fps, quantizer) in [(0.0, 23), (f64::NAN, 23), (1e9, 23), (10.0, 11), (10.0, 52)] {
-        let options = Mp4Options { fps, quantizer, ..Mp4Options::default() };
+    for (fps, crf) in [(0.0, 23), (f64::NAN, 23), (1e9, 23), (10.0, 11), (10.0, 52)] {
+        let options = Mp4Options { fps, crf, ..Mp4Options::default() };
         let refused = Mp4Encoder::new(64, 64, &options);
-        assert!(matches!(refused, Err(MediaError::OutOfRange { .. })), "{fps} {quantizer}");
+        assert!(matches!(refused, Err(MediaError::OutOfRange { .. })), "{fps} {crf}");
     }
     for (width, height) in [(0, 16), (16, 0), (3841, 16), (2161, 2161)] {
         let refused = Mp4Encoder::new(width, height, &Mp4Options::default());
@@ -113,16 +114,16 @@ fn ffprobe_sees_what_was_asked() {
 
 #[test]
 fn frames_return() {
-    for (layout, quantizer, at_least) in
+    for (layout, crf, at_least) in
         [(Mp4Layout::Indexed, 12, 40.0), (Mp4Layout::Indexed, 23, 36.0), (Mp4Layout::Fragmented, 23, 36.0)]
     {
-        let options = Mp4Options { fps: 23.976, quantizer, layout };
+        let options = Mp4Options { fps: 23.976, crf, layout };
         let read = decode_mp4(&video(160, 96, 50, &options), &LIMITS).unwrap();
         assert_eq!(read.frames.len(), 50);
         assert!((read.fps - 23.976).abs() < 1e-6, "{}", read.fps);
         for (time, picture) in read.frames.iter().enumerate() {
             let similarity = psnr(&picture.pixels, &frame(160, 96, time));
-            assert!(similarity >= at_least, "frame {time} at {quantizer}: {similarity} dB");
+            assert!(similarity >= at_least, "frame {time} at {crf}: {similarity} dB");
         }
     }
 }
@@ -145,6 +146,10 @@ fn planes_become_the_same_file_as_bytes() {
 fn frames_come_in_the_order_in_which_they_are_shown() {
     let read = decode_mp4(&golden("bidirectional.mp4"), &LIMITS).unwrap();
     assert_eq!((read.frames.len(), read.fps), (10, 25.0));
+    for count in [0, 1, 4, 9, 10, 11] {
+        let start = decode_mp4_start(&golden("bidirectional.mp4"), count, &LIMITS).unwrap();
+        assert_eq!(start.frames, read.frames[..count.min(10)], "the first {count}");
+    }
     for (time, picture) in read.frames.iter().enumerate() {
         assert_eq!((picture.width, picture.height), (32, 24));
         let expected = 20 * time as u8 + 20;
@@ -217,5 +222,14 @@ fn limits_of_videos_are_checked_before_decoding() {
         assert!(matches!(read(48 * 32 - 1, 1 << 20, 6), Err(MediaError::TooManyPixels { .. })));
         assert!(matches!(read(1 << 20, 48 * 32 * 18 - 1, 6), Err(MediaError::TooManyBytes { .. })));
         assert!(matches!(read(1 << 20, 1 << 20, 5), Err(MediaError::TooManyFrames { limit: 5, .. })));
+        // Of the first frames only their own bytes count.
+        let frames = DecodeLimits { max_pixels: 48 * 32, max_bytes: 48 * 32 * 9 };
+        let limits = VideoLimits { frames, max_frames: 6 };
+        for (count, expected) in [(1, 1), (3, 3)] {
+            let start = decode_mp4_start(&file, count, &limits).unwrap();
+            assert_eq!(start.frames.len(), expected);
+            assert_eq!(start.fps, 10.0);
+        }
+        assert!(decode_mp4_start(&file, 4, &limits).is_err());
     }
 }

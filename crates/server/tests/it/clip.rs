@@ -1,19 +1,22 @@
-//! Decodes by a model of videos: every output, and what is refused.
+//! Models of videos: every output of a decode, streamed and whole, encodes of tensors and files, and what is refused.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use remote_vae_engine::{Autoencoder, Control, Precision, Windows};
-use remote_vae_media as media;
+use remote_vae_engine::{Autoencoder, Clip, Control, Draw, Precision, Windows};
+use remote_vae_media::{self as media, DecodeLimits, Mp4Encoder, Mp4Options, Video, VideoLimits};
 use remote_vae_model::Model;
-use remote_vae_wire::{Dtype, Scaling, bytes_from_elements};
+use remote_vae_server::ServerOptions;
+use remote_vae_wire::{Dtype, Scaling, bytes_from_elements, elements_from_bytes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::decode::header;
 use crate::support::*;
 
 /// Three frames of latents become nine of pixels.
 const SHAPE: [usize; 5] = [1, 4, 3, 4, 6];
-const FRAMES: usize = 9;
+/// Nine become 33, in three windows.
+const LONG: [usize; 5] = [1, 4, 9, 2, 3];
 
 /// The small random model of the engine's golden files.
 fn hunyuan() -> Arc<Autoencoder> {
@@ -21,77 +24,308 @@ fn hunyuan() -> Arc<Autoencoder> {
     Arc::new(Autoencoder::new(Model::open(&folder).unwrap(), engine()))
 }
 
+fn decoded(model: &Autoencoder, values: Vec<f32>, shape: [usize; 5], windows: Windows) -> Clip {
+    model.decode_clip(values, shape, &Scaling::None, windows, Precision::Exact, &Control::new()).unwrap()
+}
+
+/// `[frames, 3, height, width]` of the first sample.
+fn frames_first(clip: &Clip) -> Vec<f32> {
+    let [_, channels, frames, height, width] = clip.shape;
+    let plane = height * width;
+    let frame =
+        |frame| (0..channels).flat_map(move |c| &clip.values[(c * frames + frame) * plane..][..plane]);
+    (0..frames).flat_map(frame).copied().collect()
+}
+
+fn read_mp4(file: &[u8]) -> Video {
+    let frames = DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 26 };
+    media::decode_mp4(file, &VideoLimits { frames, max_frames: 100 }).unwrap()
+}
+
+fn contains(file: &[u8], name: &[u8]) -> bool {
+    file.windows(name.len()).any(|part| part == name)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clip_comes_back_in_every_form() {
     let model = hunyuan();
     let server = TestServer::with(options(), vec![("default", Arc::clone(&model))]).await;
-    let (body, values) = latents(&SHAPE, 1);
-    let clip = model
-        .decode_clip(values, SHAPE, &Scaling::None, Windows::default(), Precision::Exact, &Control::new())
-        .unwrap();
-    assert_eq!(clip.shape, [1, 3, FRAMES, 32, 48]);
-    let plane = 32 * 48;
-    let frame = |frame: usize| -> Vec<f32> {
-        (0..3).flat_map(|c| clip.values[(c * FRAMES + frame) * plane..][..plane].to_vec()).collect()
+    for shape in [SHAPE, LONG] {
+        let (body, values) = latents(&shape, 1);
+        let clip = decoded(&model, values, shape, Windows::default());
+        let [_, _, count, height, width] = clip.shape;
+        assert_eq!(clip.shape, [1, 3, 4 * shape[2] - 3, 8 * shape[3], 8 * shape[4]]);
+        let frames = frames_first(&clip);
+        let rgb = media::to_uint8_channel_last(&frames, [count, 3, height, width]);
+        let query = tensor_query(&shape, Dtype::Float16);
+        // Some clients derive height and width of clips from the wrong sides; they do not count.
+        let ask = async |more: &str, accept: &str| {
+            let path = format!("/?{more}&height=24&width=32&{query}");
+            let response = server.post(&path, body.clone()).header("accept", accept).send().await.unwrap();
+            assert_eq!(response.status(), 200, "{more} {accept}");
+            response
+        };
+        let sized = |response: &reqwest::Response| header(response, "content-length").is_some();
+
+        let response = ask("output_type=pt&partial_postprocess=False", "tensor/binary").await;
+        assert_eq!(header(&response, "shape"), Some(format!("{:?}", clip.shape).replace(' ', "").as_str()));
+        assert!(sized(&response));
+        assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float16, &clip.values));
+
+        let response = ask("output_type=pil", "tensor/binary").await;
+        assert_eq!(header(&response, "shape"), Some(format!("[{count},3,{height},{width}]").as_str()));
+        assert!(sized(&response));
+        let unit = bytes_from_elements(Dtype::Float16, &media::to_unit_interval(&frames));
+        assert_eq!(response.bytes().await.unwrap(), unit);
+
+        let response = ask("output_type=pt&partial_postprocess=True", "tensor/binary").await;
+        assert_eq!(header(&response, "shape"), Some(format!("[{count},{height},{width},3]").as_str()));
+        assert!(sized(&response));
+        assert_eq!(response.bytes().await.unwrap(), rgb);
+
+        let response = ask("output_type=pt&partial_postprocess=True", "tensor/base64").await;
+        let answer = remote_vae_wire::parse_base64_tensor(&response.bytes().await.unwrap()).unwrap();
+        assert_eq!(answer.1, rgb);
+
+        let response = ask("output_type=pil&image_format=webp", "*/*").await;
+        assert_eq!(header(&response, "content-type"), Some("image/webp"));
+        let file = response.bytes().await.unwrap();
+        let limits = DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 26 };
+        assert_eq!(media::decode_image(&file, &limits).unwrap().pixels, rgb[..height * width * 3]);
+        assert_eq!(file.windows(4).filter(|part| part == b"ANMF").count(), count);
+
+        // Several windows leave as they are made; one is a file with an index and a known length.
+        let streamed = shape == LONG;
+        let response = ask("output_type=mp4", "text/plain").await;
+        assert_eq!(header(&response, "content-type"), Some("text/plain; charset=utf-8"));
+        assert_eq!(sized(&response), !streamed);
+        let file = response.bytes().await.unwrap();
+        assert_eq!((&file[4..8], contains(&file, b"moof")), (&b"ftyp"[..], streamed));
+        let video = read_mp4(&file);
+        assert_eq!((video.frames[0].width, video.frames[0].height), (width, height));
+        assert_eq!((video.frames.len(), video.fps), (count, 10.0));
+        let again = ask("output_type=mp4&precision=exact", "video/mp4").await.bytes().await.unwrap();
+        assert_eq!(file, again);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rate_quality_and_cuts_are_as_the_request_says() {
+    let model = hunyuan();
+    let server = TestServer::with(options(), vec![("default", Arc::clone(&model))]).await;
+    let ask = async |server: &TestServer, shape: &[usize], body: &[u8], more: &str| {
+        let path = format!("/?output_type={more}&{}", tensor_query(shape, Dtype::Float16));
+        let response = server.post(&path, body.to_vec()).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{more}");
+        response.bytes().await.unwrap()
     };
-    let frames: Vec<f32> = (0..FRAMES).flat_map(frame).collect();
-    let query = tensor_query(&SHAPE, Dtype::Float16);
-    // Some clients derive height and width of clips from the wrong sides; they do not count.
-    let ask = async |more: &str, accept: &str| {
-        let path = format!("/?{more}&height=24&width=32&{query}");
-        server.post(&path, body.clone()).header("accept", accept).send().await.unwrap()
+    let (body, values) = latents(&LONG, 4);
+    let fine = ask(&server, &LONG, &body, "mp4&fps=23.976&crf=12").await;
+    let coarse = ask(&server, &LONG, &body, "mp4&crf=45").await;
+    assert!(coarse.len() < fine.len() / 2, "{} and {} bytes", coarse.len(), fine.len());
+    assert!((read_mp4(&fine).fps - 23.976).abs() < 1e-6);
+
+    let whole = Windows { frames: false, tiles: false };
+    let halves =
+        |windows| bytes_from_elements(Dtype::Float16, &decoded(&model, values.clone(), LONG, windows).values);
+    assert_ne!(halves(whole), halves(Windows::default()));
+    assert_eq!(ask(&server, &LONG, &body, "pt&windows=off").await, halves(whole));
+    assert_eq!(ask(&server, &LONG, &body, "pt&windows=on").await, halves(Windows::default()));
+    // Not cut, the clip comes at once, with its length.
+    assert!(!contains(&ask(&server, &LONG, &body, "mp4&windows=off").await, b"moof"));
+
+    // What the operator sets holds where the request says nothing.
+    let operated = ServerOptions { windows: whole, ..options() };
+    let operated = TestServer::with(operated, vec![("default", Arc::clone(&model))]).await;
+    assert_eq!(ask(&operated, &LONG, &body, "pt").await, halves(whole));
+    assert_eq!(ask(&operated, &LONG, &body, "pt&windows=True").await, halves(Windows::default()));
+
+    // One frame, a tile wider than one: 33 latents.
+    let wide = [1, 4, 1, 1, 33];
+    let (body, values) = latents(&wide, 5);
+    let tiled = decoded(&model, values, wide, Windows { frames: true, tiles: true });
+    let tiled = bytes_from_elements(Dtype::Float16, &tiled.values);
+    assert_eq!(ask(&server, &wide, &body, "pt&tiling=on").await, tiled);
+    assert_ne!(ask(&server, &wide, &body, "pt").await, tiled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_leave_while_later_frames_are_decoded_and_a_lost_end_shows() {
+    let model = hunyuan();
+    let server = TestServer::with(options(), vec![("default", Arc::clone(&model))]).await;
+    // Long enough that the last window is far away when the first bytes come.
+    let shape = [1, 4, 200, 2, 3];
+    let (body, _) = latents(&shape, 6);
+    let path = format!("/?output_type=mp4&{}", tensor_query(&shape, Dtype::Float16));
+    let mut response = server.post(&path, body.clone()).send().await.unwrap();
+    let first = response.chunk().await.unwrap().unwrap();
+    assert_eq!(&first[4..8], b"ftyp");
+    let info: serde_json::Value = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+    assert_eq!(info["queue"]["running"], 1);
+    // A client that leaves ends the work.
+    drop(response);
+    server.until_queue(0, 0).await;
+
+    // A failure after the first byte: no last chunk, and the connection is closed.
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nx-request-timeout-ms: 600\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&body).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..200]));
+    assert!(contains(&answer, b"transfer-encoding: chunked") && contains(&answer, b"ftyp"));
+    assert!(!answer.ends_with(b"0\r\n\r\n"));
+    server.until_queue(0, 0).await;
+
+    // Before the first byte a failure is a refusal.
+    let response = server.post(&path, body.clone()).header("x-request-timeout-ms", "1").send().await.unwrap();
+    assert_eq!(refusal(response).await.0, 504);
+
+    // A known length is kept to by tensors too.
+    let path = format!("/?output_type=pt&partial_postprocess=True&{}", tensor_query(&shape, Dtype::Float16));
+    let response = server.post(&path, body).header("x-request-timeout-ms", "600").send().await.unwrap();
+    assert_eq!(header(&response, "content-length"), Some((797 * 16 * 24 * 3).to_string().as_str()));
+    assert!(response.bytes().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clips_are_encoded_from_tensors_and_files() {
+    let model = hunyuan();
+    let server = TestServer::with(options(), vec![("default", Arc::clone(&model))]).await;
+    let encode = |pixels: Vec<f32>, shape, windows| {
+        let control = Control::new();
+        let (scaling, precision) = (Scaling::None, Precision::Exact);
+        let latents =
+            model.encode_clip(pixels, shape, &scaling, Draw::Mode, windows, precision, &control).unwrap();
+        (bytes_from_elements(Dtype::Float16, &latents.values), latents.shape)
     };
+    // Two clips of 17 frames, 30 wide: six columns are dropped by taking the nearest.
+    let shape = [2, 3, 17, 16, 30];
+    let (body, values) = latents(&shape, 7);
+    let cut: Vec<f32> = values
+        .chunks_exact(30)
+        .flat_map(|row| (0..24).map(|column| row[(column as f32 * (30.0 / 24.0)) as usize]))
+        .collect();
+    let response = server.raw(&tensor_query(&shape, Dtype::Float16), body.clone()).await;
+    assert_eq!(header(&response, "shape"), Some("[2,4,5,2,3]"));
+    let (expected, shape_of_latents) = encode(cut.clone(), [2, 3, 17, 16, 24], Windows::default());
+    assert_eq!(shape_of_latents, [2, 4, 5, 2, 3]);
+    assert_eq!(response.bytes().await.unwrap(), expected);
+    // 29 frames make windows, which a request can switch off.
+    let shape = [1, 3, 29, 8, 8];
+    let (body, values) = latents(&shape, 8);
+    let query = tensor_query(&shape, Dtype::Float16);
+    for (more, windows) in
+        [("", Windows::default()), ("&windows=off", Windows { frames: false, tiles: false })]
+    {
+        let response = server.raw(&format!("{query}{more}"), body.clone()).await;
+        assert_eq!(header(&response, "shape"), Some("[1,4,8,1,1]"));
+        assert_eq!(response.bytes().await.unwrap(), encode(values.clone(), shape, windows).0);
+    }
 
-    let response = ask("output_type=pt&partial_postprocess=False", "tensor/binary").await;
-    assert_eq!(response.status(), 200);
-    assert_eq!(header(&response, "shape"), Some("[1,3,9,32,48]"));
-    assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float16, &clip.values));
-
-    let response = ask("output_type=pil", "tensor/binary").await;
-    assert_eq!(header(&response, "shape"), Some("[9,3,32,48]"));
-    let unit = media::to_unit_interval(&frames);
-    assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float16, &unit));
-
-    let response = ask("output_type=pt&partial_postprocess=True", "tensor/binary").await;
-    assert_eq!(header(&response, "shape"), Some("[9,32,48,3]"));
-    let rgb = media::to_uint8_channel_last(&frames, [FRAMES, 3, 32, 48]);
-    assert_eq!(response.bytes().await.unwrap(), rgb);
-
-    let response = ask("output_type=mp4", "text/plain").await;
-    assert_eq!(response.status(), 200);
-    let file = response.bytes().await.unwrap();
-    assert_eq!(&file[4..8], b"ftyp");
-    let video = media::decode_mp4(
-        &file,
-        &media::VideoLimits {
-            frames: media::DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 26 },
-            max_frames: 100,
-        },
-    )
-    .unwrap();
-    assert_eq!((video.frames[0].width, video.frames[0].height, video.frames.len()), (48, 32, FRAMES));
-    assert!((video.fps - 10.0).abs() < 1e-6);
+    // A video file of odd size, and a picture as a clip of one frame.
+    let pictures: Vec<Vec<u8>> = (0..5).map(|time| vec![40 * time + 20; 33 * 19 * 3]).collect();
+    let mut encoder = Mp4Encoder::new(33, 19, &Mp4Options::default()).unwrap();
+    for picture in &pictures {
+        encoder.push_rgb(picture).unwrap();
+    }
+    let file = encoder.finish().unwrap();
+    let response = server.post("/", file.clone()).send().await.unwrap();
+    assert_eq!(header(&response, "shape"), Some("[1,4,2,2,4]"));
+    let frames: Vec<_> = read_mp4(&file)
+        .frames
+        .into_iter()
+        .map(|frame| media::resize_to_multiple(frame, 8).unwrap())
+        .collect();
+    let (expected, _) = encode(media::clip_to_model_range(&frames), [1, 3, 5, 16, 32], Windows::default());
+    assert_eq!(response.bytes().await.unwrap(), expected);
+    let picture = media::encode_png(&pictures[1][..16 * 8 * 3], 16, 8).unwrap();
+    let response = server.post("/", picture).send().await.unwrap();
+    assert_eq!(header(&response, "shape"), Some("[1,4,1,1,2]"));
+    let halves = elements_from_bytes(Dtype::Float16, &response.bytes().await.unwrap());
+    assert!(halves.iter().all(|value| value.is_finite()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_model_of_videos_cannot_do_is_refused_with_what_it_expects() {
-    let server = TestServer::with(options(), vec![("default", hunyuan())]).await;
-    let cases: [(&[usize], &str, &str); 4] = [
-        (&[1, 5, 3, 4, 6], "output_type=pt", "[batch, 4, frames, height, width]"),
-        (&[1, 4, 0, 4, 6], "output_type=pt", "shape"),
-        (&SHAPE, "output_type=pil", "these latents give 9"),
-        (&[2, 4, 3, 4, 6], "output_type=mp4", "batch of 1"),
+    let mut limited = options();
+    limited.limits.max_frames = 40;
+    limited.limits.max_pixels = 1 << 16;
+    let server = TestServer::with(limited, vec![("default", hunyuan())]).await;
+    let cases: [(&[usize], &str, u16, &str); 14] = [
+        (&[1, 5, 3, 4, 6], "output_type=pt", 400, "[batch, 4, frames, height, width]"),
+        (&[1, 4, 3, 4, 6, 1], "output_type=pt", 400, "[batch, 4, frames, height, width]"),
+        (&[1, 4, 6], "output_type=pt&height=8&width=8", 400, "[batch, 4, frames, height, width]"),
+        (&[1, 4, 0, 4, 6], "output_type=pt", 400, "shape"),
+        (&SHAPE, "output_type=pil&image_format=png", 400, "these latents give 9"),
+        (&[2, 4, 3, 4, 6], "output_type=mp4", 400, "batch of 1"),
+        (&SHAPE, "output_type=mp4&fps=0", 400, "`fps` from 0.1 to 240"),
+        (&SHAPE, "output_type=mp4&crf=60", 400, "`crf` from 12 to 51"),
+        (&SHAPE, "output_type=mp4&windows=sometimes", 400, "`on` or `off`"),
+        (&[1, 4, 11, 1, 1], "output_type=pt", 413, "at most 40 frames. Got 41"),
+        (&[1, 4, 3, 10, 12], "output_type=pt", 413, "1 clip(s) of 9 frames of 96x80"),
+        (&[1, 3, 6, 8, 8], "", 400, "1 frame more than a multiple of 4"),
+        (&[1, 3, 41, 8, 8], "", 413, "at most 40 frames. Got 41"),
+        (&[1, 3, 5, 7, 8], "", 400, "at least 8x8"),
     ];
-    for (shape, ask, expected) in cases {
+    for (shape, ask, status, expected) in cases {
         let (body, _) = latents(shape, 2);
         let path = format!("/?{ask}&{}", tensor_query(shape, Dtype::Float16));
-        let response = server.post(&path, body).header("accept", "image/png").send().await.unwrap();
-        assert_eq!(response.status(), 400, "{shape:?} {ask}");
-        let error = json(response).await["error"].as_str().unwrap().to_owned();
-        assert!(error.contains(expected), "{error}");
+        let (found, message) = refusal(server.post(&path, body).send().await.unwrap()).await;
+        assert!(found == status && message.contains(expected), "{shape:?} {ask}: {found} {message}");
     }
+    // Files are checked before they are unpacked.
+    let video = |width, height, frames| {
+        let mut encoder = Mp4Encoder::new(width, height, &Mp4Options::default()).unwrap();
+        for _ in 0..frames {
+            encoder.push_rgb(&vec![9; width * height * 3]).unwrap();
+        }
+        encoder.finish().unwrap()
+    };
+    for (file, status, expected) in [
+        (video(16, 16, 6), 400, "1 frame more than a multiple of 4"),
+        (video(16, 16, 45), 413, "at most 40 frames"),
+        (video(96, 80, 9), 413, "at most 196608 bytes"),
+        (b"\0\0\0\x10ftypisom\0\0\0\0".to_vec(), 400, "readable MP4"),
+    ] {
+        let (found, message) = refusal(server.post("/", file).send().await.unwrap()).await;
+        assert!(found == status && message.contains(expected), "{found} {message}");
+    }
+    let (found, message) =
+        refusal(server.post("/?output_type=pt", video(16, 16, 1)).send().await.unwrap()).await;
+    assert!(found == 400 && message.contains("`output_type`"), "{message}");
+
+    // Models of pictures.
     let pictures = TestServer::start().await;
     let (body, _) = latents(&SHAPE, 3);
     let response = pictures.raw(&tensor_query(&SHAPE, Dtype::Float16), body).await;
     assert_eq!(response.status(), 400);
+    let (found, message) = refusal(pictures.post("/", video(16, 16, 1)).send().await.unwrap()).await;
+    assert!(found == 400 && message.contains("pictures"), "{message}");
+    let shape = [1, 4, 2, 2];
+    let (body, _) = latents(&shape, 3);
+    for (ask, expected) in [
+        ("windows=on", Some("no `windows`")),
+        ("tiling=on", Some("no `tiling`")),
+        ("tiling=off&windows=off", None),
+    ] {
+        let query = format!("output_type=pt&{ask}&{}", tensor_query(&shape, Dtype::Float16));
+        let response = pictures.raw(&query, body.clone()).await;
+        match expected {
+            None => assert_eq!(response.status(), 200),
+            Some(expected) => {
+                let (found, message) = refusal(response).await;
+                assert!(found == 400 && message.contains(expected), "{message}");
+            }
+        }
+    }
+    let query = tensor_query(&shape, Dtype::Float16);
+    let response =
+        pictures.post(&format!("/?{query}"), body).header("accept", "image/webp").send().await.unwrap();
+    assert_eq!(header(&response, "content-type"), Some("image/webp"));
+    assert!(response.bytes().await.unwrap().starts_with(b"RIFF"));
 }

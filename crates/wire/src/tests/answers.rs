@@ -74,6 +74,8 @@ fn accept_lists() {
         ("image/png ; Q=0.5 , image/jpeg; q=0.4", Png, Encoding::Binary),
         ("image/jpeg;q=0, image/png", Png, Encoding::Binary),
         ("IMAGE/PNG", Png, Encoding::Binary),
+        ("image/webp", Answer::Webp, Encoding::Binary),
+        ("video/mp4, */*", Answer::Mp4, Encoding::Binary),
         ("text/html,application/xhtml+xml,image/avif,image/webp,image/png,*/*;q=0.8", Png, Encoding::Binary),
         ("application/json, text/plain, */*", Jpeg, Encoding::Binary),
         ("*/*, application/json", Jpeg, Encoding::Binary),
@@ -107,6 +109,7 @@ fn content_types_of_answers() {
     for (answer, binary, base64) in [
         (Answer::Jpeg, "image/jpeg", "application/json"),
         (Answer::Png, "image/png", "application/json"),
+        (Answer::Webp, "image/webp", "application/json"),
         (Answer::Tensor, "tensor/binary", "tensor/base64"),
         (Answer::PartialTensor, "tensor/binary", "tensor/base64"),
         (Answer::UnitTensor, "tensor/binary", "tensor/base64"),

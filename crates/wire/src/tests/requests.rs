@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, WireError,
-    base64_file, classify, image_body, image_signature, unwrap_json_body,
+    base64_file, classify, image_body, image_signature, unwrap_json_body, video_body, video_signature,
 };
 
 fn query(text: &str) -> Parameters {
@@ -35,7 +35,7 @@ fn captured_query_reads_and_writes() {
 #[test]
 fn every_key_is_written_in_the_clients_order() {
     let all = "image_format=png&output_type=pt&partial_postprocess=True&shape=1&shape=4096&shape=64&dtype=bfloat16\
-        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&precision=fast&seed=13&sample=True&moments=True";
+        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&precision=fast&fps=24.0&crf=30&windows=off&tiling=on&seed=13&sample=True&moments=True";
     assert_eq!(query(all).to_query(), all);
     let deprecated = "image_format=jpg&output_type=pil&partial_postprocess=False&shape=1&dtype=uint8\
         &shift_factor=0.5&do_scaling=True";
@@ -134,7 +134,7 @@ fn wrong_values_are_refused_by_name() {
         "do_scaling=",
         "partial_postprocess=2",
         "output_type=np",
-        "image_format=webp",
+        "image_format=gif",
         "height=-8",
         "height=8.0",
         "width=",
@@ -212,6 +212,22 @@ fn scaling_truth_table() {
 }
 
 #[test]
+fn switches_of_clips_are_on_or_off() {
+    let parameters = query("windows=off&tiling=True&fps=24&crf=30");
+    assert_eq!((parameters.windows, parameters.tiling), (Some(false), Some(true)));
+    assert_eq!((parameters.fps, parameters.crf), (Some(24.0), Some(30)));
+    for (text, name) in [
+        ("windows=maybe", "`windows`"),
+        ("tiling=2", "`on` or `off`"),
+        ("fps=x", "`fps`"),
+        ("crf=256", "`crf`"),
+    ] {
+        let message = Parameters::from_query(text).unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+    }
+}
+
+#[test]
 fn a_seed_implies_a_sample() {
     for (text, expected) in
         [("", false), ("seed=1", true), ("sample=True", true), ("seed=1&sample=False", false)]
@@ -223,6 +239,7 @@ fn a_seed_implies_a_sample() {
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
 const JPEG: &[u8] = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01";
 const WEBP: &[u8] = b"RIFF\x10\0\0\0WEBPVP8 ";
+const MP4: &[u8] = b"\0\0\0\x20ftypisom";
 const TENSOR: &[u8] = &[0x12; 32];
 
 #[test]
@@ -238,6 +255,8 @@ fn signatures() {
     assert_eq!(image_body(&with_shape, JPEG), None);
     assert_eq!(image_body(&with_shape, PNG), Some(ImageKind::Png));
     assert_eq!(image_body(&Parameters::default(), JPEG), Some(ImageKind::Jpeg));
+    assert!(video_signature(MP4) && video_body(&Parameters::default(), MP4));
+    assert!(!video_body(&with_shape, MP4) && !video_signature(TENSOR) && !video_signature(b""));
 }
 
 #[test]
@@ -250,6 +269,7 @@ fn content_types() {
         (Some("tensor/base64"), BodyKind::TensorBase64),
         (Some("application/json; charset=utf-8"), BodyKind::Json),
         (Some("image/png"), BodyKind::Image),
+        (Some("video/mp4"), BodyKind::Video),
         (Some("application/x-www-form-urlencoded"), BodyKind::Unstated),
         (Some("application/octet-stream"), BodyKind::Unstated),
         (Some("text/plain"), BodyKind::Unstated),
@@ -260,7 +280,7 @@ fn content_types() {
 
 #[test]
 fn decode_and_encode_are_told_apart() {
-    use BodyKind::{Image, Json, TensorBase64, TensorBinary, Unstated};
+    use BodyKind::{Image, Json, TensorBase64, TensorBinary, Unstated, Video};
     let pixels = "shape=1&shape=3&shape=64&shape=64&dtype=float32";
     let latents = "shape=1&shape=4&shape=64&shape=64&dtype=float32";
     for (text, kind, body, expected) in [
@@ -291,6 +311,9 @@ fn decode_and_encode_are_told_apart() {
         ("", Unstated, WEBP, Operation::Encode),
         ("", TensorBinary, PNG, Operation::Encode),
         ("", Image, b"BM", Operation::Encode),
+        ("", Unstated, MP4, Operation::Encode),
+        ("", Video, TENSOR, Operation::Encode),
+        ("shape=1&shape=3&shape=5&shape=8&shape=8&dtype=uint8", Unstated, TENSOR, Operation::Encode),
         (pixels, Unstated, TENSOR, Operation::Encode),
         (pixels, TensorBase64, TENSOR, Operation::Encode),
         (pixels, Unstated, JPEG, Operation::Encode),
@@ -299,12 +322,15 @@ fn decode_and_encode_are_told_apart() {
         ("shape=3&shape=64&shape=64&dtype=float32&height=128&width=128", Unstated, TENSOR, Operation::Decode),
         (latents, Unstated, TENSOR, Operation::Decode),
         (latents, TensorBinary, JPEG, Operation::Decode),
+        (latents, TensorBinary, MP4, Operation::Decode),
         ("", Unstated, TENSOR, Operation::Decode),
         ("", Unstated, b"", Operation::Decode),
     ] {
         assert_eq!(classify(&query(text), kind, body), Ok(expected), "{text} {kind:?} {body:?}");
     }
-    for (kind, body) in [(Image, TENSOR), (Unstated, PNG), (TensorBinary, JPEG)] {
+    for (kind, body) in
+        [(Image, TENSOR), (Video, TENSOR), (Unstated, PNG), (Unstated, MP4), (TensorBinary, JPEG)]
+    {
         assert_eq!(classify(&query("output_type=pil"), kind, body), Err(WireError::ImageForDecode));
     }
 }
@@ -458,26 +484,39 @@ fn parameters() -> impl Strategy<Value = Parameters> {
     let side = || prop::option::of(any::<usize>());
     let tensor =
         (prop::option::of(prop::collection::vec(any::<usize>(), 1..=8)), prop::option::of(0..4usize));
-    let output = (prop::option::of(0..3usize), prop::option::of(any::<bool>()), any::<bool>());
+    let output = (prop::option::of(0..3usize), prop::option::of(0..3usize), any::<bool>());
     let scaling = (prop::option::of(any::<bool>()), factor(), factor());
+    let clip = (
+        factor(),
+        prop::option::of(any::<u8>()),
+        prop::option::of(any::<bool>()),
+        prop::option::of(any::<bool>()),
+    );
     let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>());
     let encode = (prop::option::of("[ -~]{1,20}"), draw);
-    (tensor, output, scaling, side(), side(), encode).prop_map(
-        |((shape, dtype), (output, format, partial), scaling, height, width, (precision, draw))| Parameters {
-            shape,
-            dtype: dtype.map(|index| Dtype::ALL[index]),
-            output_type: output.map(|index| [OutputType::Pil, OutputType::Pt, OutputType::Mp4][index]),
-            image_format: format.map(|png| if png { ImageFormat::Png } else { ImageFormat::Jpeg }),
-            partial_postprocess: partial,
-            do_scaling: scaling.0,
-            scaling_factor: scaling.1,
-            shift_factor: scaling.2,
-            height,
-            width,
-            precision: precision.filter(|text| text != "None"),
-            seed: draw.0,
-            sample: draw.1,
-            moments: draw.2,
+    (tensor, output, scaling, side(), side(), encode, clip).prop_map(
+        |((shape, dtype), (output, format, partial), scaling, height, width, (precision, draw), clip)| {
+            Parameters {
+                shape,
+                dtype: dtype.map(|index| Dtype::ALL[index]),
+                output_type: output.map(|index| [OutputType::Pil, OutputType::Pt, OutputType::Mp4][index]),
+                image_format: format
+                    .map(|index| [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Webp][index]),
+                partial_postprocess: partial,
+                do_scaling: scaling.0,
+                scaling_factor: scaling.1,
+                shift_factor: scaling.2,
+                height,
+                width,
+                precision: precision.filter(|text| text != "None"),
+                fps: clip.0,
+                crf: clip.1,
+                windows: clip.2,
+                tiling: clip.3,
+                seed: draw.0,
+                sample: draw.1,
+                moments: draw.2,
+            }
         },
     )
 }
@@ -495,11 +534,11 @@ proptest! {
 
     #[test]
     fn known_keys_with_any_value_are_read_or_refused(
-        pairs in prop::collection::vec((0..15usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
+        pairs in prop::collection::vec((0..18usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
     ) {
-        const KEYS: [&str; 15] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
+        const KEYS: [&str; 18] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
             "scaling_factor", "shift_factor", "do_scaling", "height", "width", "precision", "seed", "sample",
-            "moments"];
+            "fps", "crf", "windows", "tiling"];
         let text: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={value}", KEYS[*key])).collect();
         if let Ok(parameters) = Parameters::from_query(&text.join("&")) {
             prop_assert!(parameters.scaling_factor.is_none_or(|scale| scale.is_finite() && scale != 0.0));

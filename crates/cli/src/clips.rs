@@ -1,0 +1,176 @@
+//! Clips on the command line: how they are cut, and the files that hold their frames.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use remote_vae_engine::{Autoencoder, Frames, Windows};
+use remote_vae_media::{
+    self as media, Mp4Encoder, Mp4Options, RgbImage, VideoLimits, WebpAnimation, decode_mp4_start,
+};
+
+use crate::arguments::{ClipArguments, VideoArguments};
+use crate::convert::numbered;
+use crate::local;
+
+/// How clips are cut; a model of pictures refuses what it cannot do.
+pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &ClipArguments) -> Result<Windows> {
+    let model = autoencoder.model();
+    if model.temporal_factor().is_none() {
+        for (flag, asked) in [("--windows", arguments.windows), ("--tiling", arguments.tiling)] {
+            if asked.is_some_and(bool::from) {
+                bail!("{flag} on is for models of videos; {} is an {}", model.label(), model.family.name());
+            }
+        }
+    }
+    Ok(arguments.windows())
+}
+
+/// Latents as `[batch, channels, frames, height, width]`; four dimensions are single frames.
+pub(crate) fn five_dimensional(shape: &[usize], channels: usize) -> Result<[usize; 5]> {
+    match *shape {
+        [batch, found, frames, height, width] if found == channels => {
+            Ok([batch, found, frames, height, width])
+        }
+        [batch, found, height, width] if found == channels => Ok([batch, found, 1, height, width]),
+        _ => bail!("expected latents [batch, {channels}, frames, height, width], got {shape:?}"),
+    }
+}
+
+/// The first `count` frames of a video file, or all, with sides cut to multiples of `factor`.
+pub(crate) fn read(file: &[u8], count: Option<usize>, factor: usize) -> Result<Vec<RgbImage>> {
+    let limits = VideoLimits { frames: local::PICTURE_LIMITS, max_frames: 1 << 20 };
+    let video = decode_mp4_start(file, count.unwrap_or(usize::MAX), &limits)?;
+    if let Some(count) = count
+        && video.frames.len() < count
+    {
+        bail!("it has {} frames, fewer than --frames {count}", video.frames.len());
+    }
+    let resized = video.frames.into_iter().map(|frame| media::resize_to_multiple(frame, factor));
+    Ok(resized.collect::<Result<_, _>>()?)
+}
+
+/// A kind of file that holds frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Mp4,
+    Webp,
+    /// A folder of PNG files, one for each frame.
+    Folder,
+    Png,
+    Jpeg,
+}
+
+/// Writes clips of a batch, one after the other, as their frames come.
+pub(crate) struct Writer<'a> {
+    output: &'a Path,
+    format: Format,
+    video: Mp4Options,
+    /// `[batch, channels, frames, height, width]`
+    shape: [usize; 5],
+    sink: Option<Sink>,
+    /// Frames of the clip that are written.
+    written: usize,
+}
+
+enum Sink {
+    Mp4(Box<Mp4Encoder>),
+    Webp(WebpAnimation),
+    Folder(PathBuf),
+    Picture,
+}
+
+impl<'a> Writer<'a> {
+    /// Finds out before the work whether `shape` can be written so.
+    pub(crate) fn new(
+        output: &'a Path,
+        format: Format,
+        arguments: &VideoArguments,
+        shape: [usize; 5],
+    ) -> Result<Self> {
+        let [_, channels, frames, height, width] = shape;
+        if channels != 3 {
+            bail!(
+                "the model gives {channels} channels, which are no picture; write a .safetensors file instead"
+            );
+        }
+        if matches!(format, Format::Png | Format::Jpeg) && frames > 1 {
+            bail!(
+                "a picture file holds one frame, these latents give {frames}; write .mp4, .webp, .safetensors or a folder"
+            );
+        }
+        let video = Mp4Options { fps: arguments.fps, crf: arguments.crf, ..Mp4Options::default() };
+        match format {
+            Format::Mp4 => video.check_size(width, height)?,
+            Format::Webp => drop(WebpAnimation::new(width, height, video.fps)?),
+            Format::Folder | Format::Png | Format::Jpeg => {}
+        }
+        Ok(Self { output, format, video, shape, sink: None, written: 0 })
+    }
+
+    /// Adds frames, all of one clip.
+    pub(crate) fn add(&mut self, group: &Frames) -> Result<()> {
+        let [channels, frames, height, width] = group.shape;
+        let path = self.path(group.sample);
+        let mut sink = match self.sink.take() {
+            Some(sink) => sink,
+            None => self.start(&path)?,
+        };
+        let plane = height * width;
+        for frame in 0..frames {
+            let channel =
+                |channel| group.values[(channel * frames + frame) * plane..][..plane].iter().copied();
+            let planes: Vec<f32> = (0..channels).flat_map(channel).collect();
+            let rgb = media::to_uint8_channel_last(&planes, [1, channels, height, width]);
+            match &mut sink {
+                Sink::Mp4(encoder) => drop(encoder.push_rgb(&rgb)?),
+                Sink::Webp(animation) => animation.push_rgb(&rgb)?,
+                Sink::Folder(folder) => {
+                    let name = format!("frame-{:04}.png", group.first + frame);
+                    write(&folder.join(name), &media::encode_png(&rgb, width, height)?)?;
+                }
+                Sink::Picture if self.format == Format::Jpeg => {
+                    write(&path, &media::encode_jpeg(&rgb, width, height)?)?;
+                }
+                Sink::Picture => write(&path, &media::encode_png(&rgb, width, height)?)?,
+            }
+        }
+        self.written += frames;
+        if self.written < self.shape[2] {
+            self.sink = Some(sink);
+            return Ok(());
+        }
+        self.written = 0;
+        match sink {
+            Sink::Mp4(encoder) => write(&path, &encoder.finish()?)?,
+            Sink::Webp(animation) => write(&path, &animation.finish()?)?,
+            Sink::Folder(_) | Sink::Picture => {}
+        }
+        eprintln!("wrote {} {width}x{height}, {} frames", path.display(), self.shape[2]);
+        Ok(())
+    }
+
+    fn start(&self, path: &Path) -> Result<Sink> {
+        let [.., height, width] = self.shape;
+        Ok(match self.format {
+            Format::Mp4 => Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?)),
+            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?),
+            Format::Folder => {
+                std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+                Sink::Folder(path.to_owned())
+            }
+            Format::Png | Format::Jpeg => Sink::Picture,
+        })
+    }
+
+    fn path(&self, sample: usize) -> PathBuf {
+        match (self.shape[0], self.format) {
+            (1, _) => self.output.to_owned(),
+            (_, Format::Folder) => self.output.join(format!("clip-{sample}")),
+            _ => numbered(self.output, sample),
+        }
+    }
+}
+
+fn write(path: &Path, file: &[u8]) -> Result<()> {
+    std::fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))
+}

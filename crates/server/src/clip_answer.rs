@@ -1,0 +1,254 @@
+//! Answers whose bytes are made while the engine is still at work: frames come from the engine's thread, become bytes on a
+//! thread beside it, and leave as they are ready, or all together where the answer cannot be sent in parts.
+//!
+//! What has been made waits here for the client, never the engine: a slow client holds no more than an answer's bytes.
+//! Before the first byte a failure is a refusal as any other; after it the connection is closed before the answer's end.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use remote_vae_engine::Frames;
+use remote_vae_media::MediaError;
+use remote_vae_wire::{Negotiated, TensorHeader};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::answer::{media_refusal, response, wrapped};
+use crate::clip_bytes::Recipe;
+use crate::error::Refusal;
+use crate::observe::{SharedTrace, Unfinished};
+use crate::queue::{Done, Ticket};
+use crate::request::{job_refusal, too_late};
+use crate::state::{Active, Shared};
+
+/// What comes of the thread that makes bytes.
+pub(crate) enum Chunk {
+    Bytes(Bytes),
+    /// All bytes have come; making them took this long.
+    End(Duration),
+    Failed(Refusal),
+}
+
+/// The client's end of an answer that is being made.
+pub(crate) struct ClipAnswer {
+    negotiated: Negotiated,
+    header: Option<TensorHeader>,
+    streams: bool,
+    chunks: UnboundedReceiver<Chunk>,
+}
+
+impl ClipAnswer {
+    pub(crate) fn new(negotiated: Negotiated, recipe: &Recipe) -> (UnboundedSender<Chunk>, Self) {
+        let (sender, chunks) = unbounded_channel();
+        (sender, Self { negotiated, header: recipe.header(), streams: recipe.streams(), chunks })
+    }
+
+    pub(crate) fn negotiated(&self) -> Negotiated {
+        self.negotiated
+    }
+}
+
+/// Starts the thread that makes bytes of frames.
+pub(crate) fn make(
+    recipe: Recipe,
+    frames: Receiver<Frames>,
+    chunks: UnboundedSender<Chunk>,
+) -> std::io::Result<()> {
+    let work = move || {
+        if let Err(error) = make_all(&recipe, frames, &chunks) {
+            let _ = chunks.send(Chunk::Failed(media_refusal(error)));
+        }
+    };
+    std::thread::Builder::new().name("clip-answer".to_owned()).spawn(work).map(drop)
+}
+
+/// Ends early, and without [`Chunk::End`], when the client or the engine has given up.
+fn make_all(
+    recipe: &Recipe,
+    frames: Receiver<Frames>,
+    chunks: &UnboundedSender<Chunk>,
+) -> Result<(), MediaError> {
+    let send = |bytes: Vec<u8>| bytes.is_empty() || chunks.send(Chunk::Bytes(bytes.into())).is_ok();
+    let mut maker = recipe.start()?;
+    let mut spent = Duration::ZERO;
+    for _ in 0..recipe.groups() {
+        let Ok(group) = frames.recv() else { return Ok(()) };
+        let start = Instant::now();
+        let bytes = maker.add(group)?;
+        spent += start.elapsed();
+        if !send(bytes) {
+            return Ok(());
+        }
+    }
+    let start = Instant::now();
+    let bytes = maker.finish()?;
+    spent += start.elapsed();
+    if send(bytes) {
+        let _ = chunks.send(Chunk::End(spent));
+    }
+    Ok(())
+}
+
+/// What is noted about the work when it has ended.
+pub(crate) struct Account {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) trace: SharedTrace,
+    pub(crate) operation: &'static str,
+    pub(crate) model: String,
+    pub(crate) form: &'static str,
+    pub(crate) pixels: u64,
+    pub(crate) batch: usize,
+}
+
+impl Account {
+    fn engine(&self, queued: Duration, engine: Duration) {
+        self.trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine)));
+    }
+
+    fn finished(&self, queued: Duration, engine: Duration, post: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.work(self.operation, &self.model, queued, engine);
+        metrics.pixels(self.pixels, self.batch);
+        metrics.output(self.form, post);
+        self.trace.update(|trace| trace.post = Some(post));
+    }
+}
+
+/// Waits for the first bytes, or for all where they cannot leave earlier, and answers. `deadline` holds for the whole
+/// answer.
+pub(crate) async fn respond(
+    answer: ClipAnswer,
+    ticket: Ticket,
+    account: Account,
+    deadline: Option<Duration>,
+) -> Result<Response, Refusal> {
+    let ClipAnswer { negotiated, header, streams, chunks } = answer;
+    let active = account.shared.enter();
+    let deadline = deadline.map(|limit| (tokio::time::Instant::now() + limit, limit));
+    let mut source = Source { chunks, ticket: Some(ticket), account, deadline, _active: active };
+    if !streams {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = source.next().await? {
+            if bytes.is_empty() { bytes = chunk.into() } else { bytes.extend(chunk) }
+        }
+        let body = wrapped(negotiated.encoding, header.as_ref(), bytes);
+        return Ok(response(negotiated, header, body));
+    }
+    let length = header.as_ref().and_then(|header| header.byte_len().ok()).map(|length| length as u64);
+    let first = source.next().await?;
+    let body = Streamed { held: first, next: Box::pin(following(source)), left: length };
+    let mut response = response(negotiated, header, Body::new(body));
+    response.extensions_mut().insert(Unfinished);
+    Ok(response)
+}
+
+/// Chunks until the end of both the engine's work and the making of bytes.
+struct Source {
+    chunks: UnboundedReceiver<Chunk>,
+    /// Dropping it cancels the job.
+    ticket: Option<Ticket>,
+    account: Account,
+    deadline: Option<(tokio::time::Instant, Duration)>,
+    _active: Active,
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        match self.deadline {
+            None => self.next_in_time().await,
+            Some((end, limit)) => tokio::time::timeout_at(end, self.next_in_time())
+                .await
+                .unwrap_or_else(|_| Err(too_late(limit))),
+        }
+    }
+
+    async fn next_in_time(&mut self) -> Result<Option<Bytes>, Refusal> {
+        let post = match self.chunks.recv().await {
+            Some(Chunk::Bytes(bytes)) => return Ok(Some(bytes)),
+            Some(Chunk::Failed(refusal)) => return Err(refusal),
+            Some(Chunk::End(post)) => Some(post),
+            None => None,
+        };
+        let Some(ticket) = self.ticket.take() else { return Ok(None) };
+        let Done { result, queued, engine } = ticket.wait().await;
+        self.account.engine(queued, engine);
+        result.map_err(job_refusal)?;
+        let post =
+            post.ok_or_else(|| Refusal::internal("The server failed while making the bytes of a clip."))?;
+        self.account.finished(queued, engine, post);
+        Ok(None)
+    }
+}
+
+type Following = Pin<Box<dyn Future<Output = (Source, Result<Option<Bytes>, Refusal>)> + Send>>;
+
+async fn following(mut source: Source) -> (Source, Result<Option<Bytes>, Refusal>) {
+    let next = source.next().await;
+    (source, next)
+}
+
+/// The body of an answer that leaves as it is made.
+struct Streamed {
+    /// The first bytes, or the last.
+    held: Option<Bytes>,
+    next: Following,
+    /// Bytes that are still to come, if that is known.
+    left: Option<u64>,
+}
+
+impl HttpBody for Streamed {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = &mut *self;
+        if let Some(bytes) = this.held.take_if(|bytes| this.left != Some(bytes.len() as u64)) {
+            return Poll::Ready(Some(Ok(this.give(bytes))));
+        }
+        if this.left == Some(0) {
+            return Poll::Ready(None);
+        }
+        loop {
+            let (source, next) = ready!(this.next.as_mut().poll(context));
+            this.next = Box::pin(following(source));
+            return Poll::Ready(match next {
+                Err(refusal) => {
+                    tracing::warn!(reason = refusal.message, "an answer under way ends unfinished");
+                    Some(Err(std::io::Error::other(refusal.message)))
+                }
+                // Nobody asks again after the last byte of a known length, so it waits for the end of the work.
+                Ok(Some(bytes)) if this.left == Some(bytes.len() as u64) => {
+                    this.held = Some(bytes);
+                    continue;
+                }
+                Ok(Some(bytes)) => Some(Ok(this.give(bytes))),
+                Ok(None) => this.held.take().map(|bytes| Ok(this.give(bytes))),
+            });
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Streamed {
+    fn give(&mut self, bytes: Bytes) -> Frame<Bytes> {
+        self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
+        Frame::data(bytes)
+    }
+}

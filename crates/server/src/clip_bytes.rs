@@ -1,0 +1,143 @@
+//! From finished frames to the bytes of an answer, a group of frames at a time.
+
+use remote_vae_engine::Frames;
+use remote_vae_media::{self as media, MediaError, Mp4Encoder, Mp4Options, WebpAnimation};
+use remote_vae_wire::{Answer, Dtype, TensorHeader, bytes_from_elements};
+
+/// What is to be made of a clip.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    answer: Answer,
+    /// `[batch, channels, frames, height, width]`
+    output: [usize; 5],
+    /// How often frames come, over the whole batch.
+    groups: usize,
+    video: Mp4Options,
+    streams: bool,
+}
+
+impl Recipe {
+    pub(crate) fn new(
+        answer: Answer,
+        output: [usize; 5],
+        groups: usize,
+        video: Mp4Options,
+        streams: bool,
+    ) -> Self {
+        Self { answer, output, groups, video, streams }
+    }
+
+    /// Whether bytes leave before the last frame is there.
+    pub(crate) fn streams(&self) -> bool {
+        self.streams
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// The tensor's header, if the answer is one.
+    pub(crate) fn header(&self) -> Option<TensorHeader> {
+        let [_, channels, frames, height, width] = self.output;
+        let (shape, dtype) = match self.answer {
+            Answer::Tensor => (self.output.to_vec(), Dtype::Float16),
+            Answer::UnitTensor => (vec![frames, channels, height, width], Dtype::Float16),
+            Answer::PartialTensor => (vec![frames, height, width, channels], Dtype::Uint8),
+            Answer::Png | Answer::Jpeg | Answer::Webp | Answer::Mp4 => return None,
+        };
+        Some(TensorHeader { shape, dtype })
+    }
+
+    /// Starts.
+    pub(crate) fn start(&self) -> Result<Maker, MediaError> {
+        let [.., height, width] = self.output;
+        Ok(match self.answer {
+            Answer::Tensor => {
+                let count: usize = self.output.iter().product();
+                Maker::Tensor { bytes: vec![0; count * Dtype::Float16.size()], output: self.output }
+            }
+            Answer::UnitTensor => Maker::Unit,
+            Answer::PartialTensor => Maker::Bytes,
+            Answer::Png | Answer::Jpeg => Maker::Picture { answer: self.answer, file: Vec::new() },
+            Answer::Mp4 => Maker::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?)),
+            Answer::Webp => Maker::Webp(WebpAnimation::new(width, height, self.video.fps)?),
+        })
+    }
+}
+
+/// An answer that is being made. What [`Maker::add`] and [`Maker::finish`] give, put together, is its body.
+pub(crate) enum Maker {
+    /// Channels come before frames, so nothing is whole before the end.
+    Tensor {
+        bytes: Vec<u8>,
+        output: [usize; 5],
+    },
+    Unit,
+    Bytes,
+    Picture {
+        answer: Answer,
+        file: Vec<u8>,
+    },
+    Mp4(Box<Mp4Encoder>),
+    Webp(WebpAnimation),
+}
+
+impl Maker {
+    pub(crate) fn add(&mut self, group: Frames) -> Result<Vec<u8>, MediaError> {
+        let [channels, frames, height, width] = group.shape;
+        let mut ready = Vec::new();
+        match self {
+            Maker::Tensor { bytes, output: [_, _, all, ..] } => {
+                let plane = height * width;
+                for (channel, values) in group.values.chunks_exact(frames * plane).enumerate() {
+                    let first = (group.sample * channels + channel) * *all + group.first;
+                    let values = bytes_from_elements(Dtype::Float16, values);
+                    bytes[first * plane * Dtype::Float16.size()..][..values.len()].copy_from_slice(&values);
+                }
+            }
+            Maker::Unit => {
+                for frame in 0..frames {
+                    let unit = media::to_unit_interval(&planes(&group, frame));
+                    ready.extend(bytes_from_elements(Dtype::Float16, &unit));
+                }
+            }
+            Maker::Bytes => (0..frames).for_each(|frame| ready.extend(rgb(&group, frame))),
+            Maker::Picture { answer: Answer::Png, file } => {
+                *file = media::encode_png(&rgb(&group, 0), width, height)?;
+            }
+            Maker::Picture { file, .. } => *file = media::encode_jpeg(&rgb(&group, 0), width, height)?,
+            Maker::Mp4(encoder) => {
+                for frame in 0..frames {
+                    ready.extend(encoder.push_rgb(&rgb(&group, frame))?);
+                }
+            }
+            Maker::Webp(animation) => {
+                (0..frames).try_for_each(|frame| animation.push_rgb(&rgb(&group, frame)))?;
+            }
+        }
+        Ok(ready)
+    }
+
+    pub(crate) fn finish(self) -> Result<Vec<u8>, MediaError> {
+        match self {
+            Maker::Tensor { bytes, .. } | Maker::Picture { file: bytes, .. } => Ok(bytes),
+            Maker::Unit | Maker::Bytes => Ok(Vec::new()),
+            Maker::Mp4(encoder) => encoder.finish(),
+            Maker::Webp(animation) => animation.finish(),
+        }
+    }
+}
+
+/// One frame, `[channels, height, width]`.
+fn planes(group: &Frames, frame: usize) -> Vec<f32> {
+    let [channels, frames, height, width] = group.shape;
+    let plane = height * width;
+    let channel = |index: usize| &group.values[(index * frames + frame) * plane..][..plane];
+    (0..channels).flat_map(|index| channel(index).iter().copied()).collect()
+}
+
+/// One frame, `[height, width, channels]`, 0 to 255.
+fn rgb(group: &Frames, frame: usize) -> Vec<u8> {
+    let [channels, _, height, width] = group.shape;
+    media::to_uint8_channel_last(&planes(group, frame), [1, channels, height, width])
+}
