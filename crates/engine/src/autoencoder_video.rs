@@ -87,7 +87,9 @@ impl Autoencoder {
         self.plan_part(operation, shape, precision)?;
         windows::parts(shape, windows, self.scale(operation))
             .into_iter()
-            .map(|(part, count)| Ok((self.engine.plan_clip(self.graph(operation)?, part, precision)?, count)))
+            .map(|((part, start), count)| {
+                Ok((self.engine.plan_part(self.graph(operation)?, part, start, precision)?, count))
+            })
             .collect()
     }
 
