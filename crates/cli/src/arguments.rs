@@ -282,6 +282,9 @@ pub(crate) struct DecodeOptions {
     /// Width of the picture in pixels; needed for packed latents.
     #[arg(long, value_name = "PIXELS", requires = "height")]
     pub width: Option<usize>,
+    /// Write a preview: one pixel for each latent, by a linear map instead of the model.
+    #[arg(long)]
+    pub preview: bool,
     #[command(flatten)]
     pub place: PlaceArguments,
 }

@@ -75,6 +75,13 @@ fn decode_clips_here(
     let DecodeOptions { place, .. } = options;
     let shape = clips::five_dimensional(&latents.shape, autoencoder.model().latent_channels())
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
+    if options.preview {
+        let [batch, channels, frames, height, width] = shape;
+        let space = &autoencoder.model().latent_space;
+        let flat = [batch, channels, frames * height, width];
+        let colours = space.preview(latents.values(), flat, &scaling(place))?;
+        return write_clips(&colours, [batch, 3, frames, height, width], format, options);
+    }
     let windows = clips::windows(autoencoder, &place.clips)?;
     let (scaling, precision, control) =
         (scaling(place), place.engine.precision(), local::control("decoding"));
@@ -150,8 +157,14 @@ fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Ten
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
+    let scaling = scaling(&options.place);
+    if options.preview {
+        let [batch, _, height, width] = shape;
+        let pixels = space.preview(values, shape, &scaling)?;
+        return Ok(Image { pixels, shape: [batch, 3, height, width] });
+    }
     let precision = options.place.engine.precision();
-    Ok(autoencoder.decode(values, shape, &scaling(&options.place), precision, &local::control("decoding"))?)
+    Ok(autoencoder.decode(values, shape, &scaling, precision, &local::control("decoding"))?)
 }
 
 /// Latents as `[batch, channels, height, width]`, from any form that the model takes.
@@ -175,7 +188,7 @@ fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Resul
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let (output, cuts) = (client::Output::Float16, options.place.clips.cuts());
-    let request = client::DecodeOptions { output, scaling, size, precision, cuts };
+    let request = client::DecodeOptions { output, scaling, size, precision, cuts, preview: options.preview };
     let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
     Ok((pixels.to_f32(), pixels.shape))
 }

@@ -77,6 +77,8 @@ pub struct DecodeOptions {
     pub size: Option<[usize; 2]>,
     /// Precision by name, if the server has several.
     pub precision: Option<String>,
+    /// A preview instead of the picture: one pixel for each latent, at once, without the engine.
+    pub preview: bool,
     /// How clips are cut.
     pub cuts: Cuts,
 }
@@ -99,7 +101,21 @@ impl Default for DecodeOptions {
 impl DecodeOptions {
     /// This output of latents that are the model's own.
     pub fn new(output: Output) -> Self {
-        Self { output, scaling: Scaling::None, size: None, precision: None, cuts: Cuts::default() }
+        Self {
+            output,
+            scaling: Scaling::None,
+            size: None,
+            precision: None,
+            cuts: Cuts::default(),
+            preview: false,
+        }
+    }
+
+    /// A preview instead of the picture: one pixel for each latent, made without the engine.
+    #[must_use]
+    pub fn preview(mut self) -> Self {
+        self.preview = true;
+        self
     }
 
     /// The latents are the diffusion model's; the server scales them by the factors of its model.
@@ -129,6 +145,7 @@ impl DecodeOptions {
             dtype: Some(latents.dtype),
             height: self.size.map(|[height, _]| height),
             width: self.size.map(|[_, width]| width),
+            preview: self.preview,
             precision: self.precision.clone(),
             windows: self.cuts.windows,
             tiling: self.cuts.tiling,
@@ -261,6 +278,14 @@ mod tests {
         assert_eq!(scaling(DecodeOptions::default().scaled_by_model()), Scaling::Model { shift: None });
         let explicit = Scaling::Explicit { scale: 0.5, shift: Some(0.1) };
         assert_eq!(scaling(DecodeOptions::default().scaled_by(0.5, Some(0.1))), explicit);
+    }
+
+    #[test]
+    fn a_preview_is_asked_for() {
+        let latents = Tensor::from_f32(vec![1, 1, 1, 1], Dtype::Float32, &[0.0]).unwrap();
+        let query = |options: DecodeOptions| options.parameters(&latents).to_query();
+        assert!(query(DecodeOptions::new(Output::Png).preview()).ends_with("&output=preview"));
+        assert!(!query(DecodeOptions::new(Output::Png)).contains("output=preview"));
     }
 
     #[test]

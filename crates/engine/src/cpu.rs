@@ -140,7 +140,10 @@ pub(crate) struct CpuProgram {
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
         let calibration = self.calibration_for(plan.precision)?;
-        self.run_calibrated(plan, calibration.as_deref(), input, None, control)
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, None, control);
+        // What the scratch holds is this request's own.
+        self.pool.release();
+        result
     }
 
     fn run_part(
@@ -154,7 +157,9 @@ impl Program for CpuProgram {
             return Err(EngineError::OneClip { found: plan.input[0] });
         }
         let calibration = self.calibration_for(plan.precision)?;
-        self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control)
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control);
+        self.pool.release();
+        result
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {

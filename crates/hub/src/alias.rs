@@ -137,7 +137,7 @@ pub const ALIASES: &[Alias] = &[
         ..flux2("flux2-small-decoder", "black-forest-labs/FLUX.2-small-decoder", "Apache-2.0")
     },
     Alias {
-        others: &["hunyuanvideo", "hunyuan"],
+        others: &["hunyuanvideo", "framepack", "skyreels-v1"],
         ..video(
             "hunyuan-video",
             "hunyuanvideo-community/HunyuanVideo",

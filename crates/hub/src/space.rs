@@ -22,7 +22,7 @@ pub enum Space {
     Flux2,
     /// Playground v2.5: the autoencoder of SDXL with a mean and a standard deviation for each channel.
     Playground,
-    /// HunyuanVideo.
+    /// HunyuanVideo, and those that use its autoencoder (FramePack, SkyReels V1).
     HunyuanVideo,
     /// Wan 2.1, Wan 2.2 A14B and Qwen-Image.
     Wan21,

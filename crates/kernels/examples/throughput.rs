@@ -10,6 +10,13 @@ use remote_vae_kernels::layout::{BLOCK, blocked_len, blocks};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Storage, Tensor, TensorMut};
 use std::time::Instant;
 
+/// The same numbers between -1 and 1 each time.
+fn noise(index: usize) -> f32 {
+    let mixed = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let number =
@@ -24,12 +31,11 @@ fn main() {
     };
     let geometry = Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
     let pool = Pool::new(None).expect("threads");
-    let weight: Vec<f32> =
-        (0..output_channels * input_channels * 9).map(|i| (i % 17) as f32 * 0.003).collect();
+    let spread = (3.0 / (9 * input_channels) as f32).sqrt();
+    let weight: Vec<f32> = (0..output_channels * input_channels * 9).map(|i| noise(i) * spread).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
     let side = size * upsample;
-    let values: Vec<f32> =
-        (0..blocked_len(input_channels, size * size)).map(|i| (i % 23) as f32 * 0.1 - 1.0).collect();
+    let values: Vec<f32> = (0..blocked_len(input_channels, size * size)).map(|i| noise(i) * 2.0).collect();
     let storage = match arguments.get(8).map(String::as_str) {
         Some("half") => Storage::Half,
         _ => Storage::Float32,

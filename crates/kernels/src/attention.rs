@@ -2,12 +2,11 @@
 //! keeps a running maximum, a running sum and a running result (Milakov and Gimelshein, 2018; Dao et al., 2022), so
 //! that the score matrix never exists.
 
-use crate::buffer::{self, Buffer};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::exp;
 use crate::microkernel::{Generic, Rows, Tile};
-use crate::pool::Pool;
+use crate::pool::{Pool, carve};
 use crate::shared::SharedOutput;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 
@@ -94,14 +93,11 @@ pub fn clip_attention(
         })
         .collect();
     let tasks = tokens.div_ceil(QUERIES);
-    pool.run(
-        jobs.len() * tasks,
-        || Scratch::new(isa, channels),
-        |scratch, index| {
-            let (job, index) = (&jobs[index / tasks], index % tasks);
-            dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
-        },
-    );
+    pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, channels), |room, index| {
+        let (job, index) = (&jobs[index / tasks], index % tasks);
+        let scratch = &mut Scratch::new(isa, channels, room);
+        dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
+    });
 }
 
 /// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
@@ -115,30 +111,26 @@ fn pack_keys(
 ) {
     let padded = blocks(channels) * BLOCK;
     let shared = SharedOutput::new(packed);
-    pool.run(
-        (frames * tokens).div_ceil(lanes),
-        || (),
-        |(), group| {
-            // SAFETY: each task owns one group of tokens.
-            let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
-            for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
-                for lane in 0..lanes {
-                    let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
-                    // SAFETY: the portable tier is always there.
-                    let pixel = unsafe {
-                        if frame < frames {
-                            key.group::<Generic>((frame * blocks(channels) + block) * tokens + token)
-                        } else {
-                            [0.0; BLOCK]
-                        }
-                    };
-                    for (row, value) in rows.chunks_exact_mut(lanes).zip(pixel) {
-                        row[lane] = value;
+    pool.run((frames * tokens).div_ceil(lanes), |group| {
+        // SAFETY: each task owns one group of tokens.
+        let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
+        for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
+            for lane in 0..lanes {
+                let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
+                // SAFETY: the portable tier is always there.
+                let pixel = unsafe {
+                    if frame < frames {
+                        key.group::<Generic>((frame * blocks(channels) + block) * tokens + token)
+                    } else {
+                        [0.0; BLOCK]
                     }
+                };
+                for (row, value) in rows.chunks_exact_mut(lanes).zip(pixel) {
+                    row[lane] = value;
                 }
             }
-        },
-    );
+        }
+    });
 }
 
 /// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
@@ -152,25 +144,21 @@ fn pack_values(
 ) {
     let rows = (frames * tokens).div_ceil(BLOCK) * BLOCK;
     let shared = SharedOutput::new(packed);
-    pool.run(
-        channels.div_ceil(lanes),
-        || (),
-        |(), group| {
-            // SAFETY: each task owns one group of channels.
-            let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
-            out.fill(0.0);
-            for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
-                for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
-                    let first = (frame * blocks(channels) + block) * tokens;
-                    for (token, row) in out.chunks_exact_mut(lanes).enumerate() {
-                        // SAFETY: the portable tier is always there.
-                        let pixel = unsafe { value.group::<Generic>(first + token) };
-                        row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
-                    }
+    pool.run(channels.div_ceil(lanes), |group| {
+        // SAFETY: each task owns one group of channels.
+        let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
+        out.fill(0.0);
+        for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
+            for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
+                let first = (frame * blocks(channels) + block) * tokens;
+                for (token, row) in out.chunks_exact_mut(lanes).enumerate() {
+                    // SAFETY: the portable tier is always there.
+                    let pixel = unsafe { value.group::<Generic>(first + token) };
+                    row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
                 }
             }
-        },
-    );
+        }
+    });
 }
 
 struct Job<'a> {
@@ -186,24 +174,24 @@ struct Job<'a> {
     output: SharedTensor<'a>,
 }
 
-struct Scratch {
+struct Scratch<'a> {
     /// `[channel block][query][16]`
-    queries: Buffer,
+    queries: &'a mut [f32],
     /// `[group of keys][query][lanes]`
-    scores: Buffer,
+    scores: &'a mut [f32],
     /// `[block of keys][query][16]`
-    weights: Buffer,
+    weights: &'a mut [f32],
     /// `[group of channels][query][lanes]`
-    result: Buffer,
+    result: &'a mut [f32],
 }
 
-impl Scratch {
-    fn new(isa: Isa, channels: usize) -> Scratch {
+impl<'a> Scratch<'a> {
+    fn new(isa: Isa, channels: usize, mut room: &'a mut [f32]) -> Scratch<'a> {
         Scratch {
-            queries: buffer::worker(blocks(channels) * BLOCK * QUERIES),
-            scores: buffer::worker(KEYS * QUERIES),
-            weights: buffer::worker(KEYS * QUERIES),
-            result: buffer::worker(channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES),
+            queries: carve(&mut room, blocks(channels) * BLOCK * QUERIES),
+            scores: carve(&mut room, KEYS * QUERIES),
+            weights: carve(&mut room, KEYS * QUERIES),
+            result: carve(&mut room, channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES),
         }
     }
 
@@ -213,7 +201,7 @@ impl Scratch {
 }
 
 #[inline(always)]
-unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
     let first = index * QUERIES;
     let count = QUERIES.min(job.tokens - first);
     let temperature = 1.0 / (job.channels as f32).sqrt();
@@ -240,22 +228,21 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize
     for block in 0..blocks(job.channels) {
         let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
         let used = (job.channels - block * BLOCK).min(BLOCK);
-        // SAFETY: the caller vouches for the CPU; each task owns the tokens of its queries.
-        unsafe {
-            job.output.replace::<T>(block * job.tokens + first, count, false, |query, mut pixel| {
-                let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
-                for (slot, value) in pixel.iter_mut().zip(from) {
-                    *slot = value / total[query];
-                }
-                pixel
-            });
+        for (query, total) in total.iter().enumerate().take(count) {
+            let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
+            let mut pixel = [0.0; BLOCK];
+            for (slot, value) in pixel.iter_mut().zip(from) {
+                *slot = value / total;
+            }
+            // SAFETY: the caller vouches for the CPU; each task owns the tokens of its queries.
+            unsafe { job.output.put::<T>(block * job.tokens + first + query, pixel) };
         }
     }
 }
 
 /// Scores of the tile's queries with the `keys` tokens from `start`.
 #[inline(always)]
-unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
+unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, start: usize, keys: usize) {
     let panel = blocks(job.channels) * BLOCK * T::LANES;
     for group in 0..keys.div_ceil(T::LANES) {
         let panels = &job.keys[(start / T::LANES + group) * panel..][..panel];
@@ -263,7 +250,7 @@ unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, key
         scores.fill(0.0);
         for query in (0..QUERIES).step_by(T::PIXELS) {
             let rows = Rows {
-                patch: &scratch.queries,
+                patch: scratch.queries,
                 start: query * BLOCK,
                 row_stride: BLOCK,
                 block_stride: QUERIES * BLOCK,
@@ -278,7 +265,7 @@ unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, key
 /// Turns scores into weights `e^(score − maximum)` and brings what was summed before to the new maximum.
 #[inline(always)]
 fn soften<T: Tile>(
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     keys: usize,
     maximum: &mut [f32; QUERIES],
     total: &mut [f32; QUERIES],
@@ -331,14 +318,14 @@ fn soften<T: Tile>(
 
 /// Adds the weighted values of the `keys` tokens from `start` to the running result.
 #[inline(always)]
-unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, start: usize, keys: usize) {
+unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, start: usize, keys: usize) {
     let rows_in_all = job.all.div_ceil(BLOCK) * BLOCK;
     let rows_here = keys.div_ceil(BLOCK) * BLOCK;
     for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
         let panels = &job.values[(group * rows_in_all + start) * T::LANES..][..rows_here * T::LANES];
         for query in (0..QUERIES).step_by(T::PIXELS) {
             let rows = Rows {
-                patch: &scratch.weights,
+                patch: scratch.weights,
                 start: query * BLOCK,
                 row_stride: BLOCK,
                 block_stride: QUERIES * BLOCK,

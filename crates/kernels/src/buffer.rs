@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// Allocations of as many bytes are worth large pages.
+const LARGE: usize = 8 << 20;
 
 /// `f32` values on whole cache lines.
 ///
@@ -33,6 +35,9 @@ impl Buffer {
         // SAFETY: the layout has a size: there is slack.
         let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<f32>())?;
         let offset = allocation.as_ptr().align_offset(LINE).min(slack);
+        if layout.size() >= LARGE {
+            ask_for_large_pages(allocation, layout.size());
+        }
         Some(Buffer { allocation, layout, offset, len })
     }
 }
@@ -60,13 +65,23 @@ impl Drop for Buffer {
     }
 }
 
-/// Memory for a worker.
-///
-/// # Panics
-/// The system refuses it.
-pub(crate) fn worker(len: usize) -> Buffer {
-    Buffer::zeroed(len).expect("memory for a worker's scratch")
+/// Asks the system to back `bytes` from `start` with large pages: a hint, which fewer page faults and fewer misses of
+/// the translation buffer repay.
+#[cfg(target_os = "linux")]
+fn ask_for_large_pages(start: NonNull<f32>, bytes: usize) {
+    const PAGE: usize = 4096;
+    let skip = start.as_ptr().cast::<u8>().align_offset(PAGE);
+    if skip < bytes {
+        // SAFETY: the range lies inside our own allocation, and the advice changes no byte of it. A refusal is harmless.
+        unsafe {
+            let first = start.as_ptr().cast::<u8>().add(skip);
+            libc::madvise(first.cast(), (bytes - skip) / PAGE * PAGE, libc::MADV_HUGEPAGE);
+        }
+    }
 }
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_large_pages(_: NonNull<f32>, _: usize) {}
 
 #[cfg(test)]
 mod tests {

@@ -3,13 +3,12 @@
 //! A task gathers the input patch of one output tile once, multiplies it with every output channel of its group, and
 //! finishes each value on the way out. Linear layers are 1×1 convolutions.
 
-use crate::buffer::{self, Buffer};
 use crate::convolution::Geometry;
 use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::{Rows, Tile};
-use crate::pool::Pool;
+use crate::pool::{Pool, carve, whole_lines};
 use crate::prologue::Source;
 use crate::weights::Span;
 use std::ops::Range;
@@ -52,17 +51,13 @@ pub(crate) fn run(
         })
         .collect();
     let tasks = tiling.tasks();
-    pool.run(
-        jobs.len() * tasks,
-        || Scratch {
-            patch: buffer::worker(tiling.patch_len),
-            sums: buffer::worker(tiling.tile[0] * tiling.tile[1] * isa.lanes()),
-        },
-        |scratch, index| {
-            let (job, index) = (&jobs[index / tasks], index % tasks);
-            dispatch!(isa, tile(job: &Job<'_>, scratch: &mut Scratch, index: usize));
-        },
-    );
+    let lens = tiling.worker_lens(isa);
+    pool.run_in_room(jobs.len() * tasks, lens.map(whole_lines).iter().sum(), |mut room, index| {
+        let (job, index) = (&jobs[index / tasks], index % tasks);
+        let [patch, sums] = lens.map(|len| carve(&mut room, len));
+        let scratch = &mut Scratch { patch, sums };
+        dispatch!(isa, tile(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
+    });
 }
 
 /// Bytes of scratch that each worker takes for `rows` of an output of `size`.
@@ -76,7 +71,7 @@ pub(crate) fn worker_bytes(
     let one_row = is_pointwise(geometry) && upsample <= 1 && rows.len() == height;
     let size = if one_row { [1, height * width] } else { [rows.len(), width] };
     let tiling = Tiling::new(isa, geometry, size);
-    (tiling.patch_len + tiling.tile[0] * tiling.tile[1] * isa.lanes()) * size_of::<f32>()
+    tiling.worker_lens(isa).map(whole_lines).iter().sum::<usize>() * size_of::<f32>()
 }
 
 fn is_pointwise(geometry: &Geometry) -> bool {
@@ -133,6 +128,11 @@ impl Tiling {
         }
     }
 
+    /// `f32` of a worker's patch and sums.
+    fn worker_lens(&self, isa: Isa) -> [usize; 2] {
+        [self.patch_len, self.tile[0] * self.tile[1] * isa.lanes()]
+    }
+
     fn tasks(&self) -> usize {
         self.count[0] * self.count[1] * self.groups.div_ceil(self.groups_per_task)
     }
@@ -149,13 +149,13 @@ struct Job<'a> {
     taps: &'a [usize],
 }
 
-struct Scratch {
-    patch: Buffer,
-    sums: Buffer,
+struct Scratch<'a> {
+    patch: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
 #[inline(always)]
-unsafe fn tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+unsafe fn tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
     let tiling = &job.tiling;
     let tiles = tiling.count[0] * tiling.count[1];
     let (group_task, position) = (index / tiles, index % tiles);
@@ -165,14 +165,14 @@ unsafe fn tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
     let [patch_rows, patch_columns] = tiling.patch;
     for (block, plane) in scratch.patch.chunks_exact_mut(patch_rows * patch_columns * BLOCK).enumerate() {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { job.source.gather::<T>(block, corner, patch_columns, plane) };
+        unsafe { job.source.gather::<T>(block, corner, patch_columns, plane, None) };
     }
     let first = group_task * tiling.groups_per_task;
     for group in first..(first + tiling.groups_per_task).min(tiling.groups) {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { multiply::<T>(job, &scratch.patch, origin, group, &mut scratch.sums) };
+        unsafe { multiply::<T>(job, scratch.patch, origin, group, scratch.sums) };
         // SAFETY: tiles and groups partition the output, and each belongs to one task.
-        unsafe { store::<T>(job, origin, group, &scratch.sums) };
+        unsafe { store::<T>(job, origin, group, scratch.sums) };
     }
 }
 

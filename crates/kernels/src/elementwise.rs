@@ -119,23 +119,21 @@ pub fn upsample_nearest(
     assert!(input.groups().is_multiple_of(height * width));
     let rows = output.groups() / (width * factor);
     let output = &SharedTensor::new(output);
-    pool.run(
-        rows,
-        || (),
-        |(), row| {
-            let source = input.part(row / factor * width, width);
-            let place = [row, factor];
-            dispatch!(isa, repeat(source: Tensor<'_>, place: [usize; 2], output: &SharedTensor<'_>));
-        },
-    );
+    pool.run(rows, |row| {
+        let source = input.part(row / factor * width, width);
+        let place = [row, factor];
+        dispatch!(isa, repeat(source: Tensor<'_>, place: [usize; 2], output: &SharedTensor<'_>));
+    });
 }
 
 /// Writes the output row of index `row`, counted over all channel blocks.
 #[inline(always)]
 unsafe fn repeat<T: Tile>(source: Tensor<'_>, [row, factor]: [usize; 2], output: &SharedTensor<'_>) {
     let width = source.groups() * factor;
-    // SAFETY: the caller vouches for the CPU; each task owns one row.
-    unsafe { output.replace::<T>(row * width, width, false, |column, _| source.group::<T>(column / factor)) }
+    for column in 0..width {
+        // SAFETY: the caller vouches for the CPU; each task owns one row.
+        unsafe { output.put::<T>(row * width + column, source.group::<T>(column / factor)) }
+    }
 }
 
 /// What [`in_chunks`] does to the values it is given.
@@ -155,14 +153,10 @@ fn in_chunks(isa: Isa, pool: &Pool, input: Option<Tensor<'_>>, output: TensorMut
     let groups = output.groups();
     assert!(input.is_none_or(|input| input.groups() == groups));
     let job = &Job { input, output: SharedTensor::new(output), change };
-    pool.run(
-        groups.div_ceil(CHUNK),
-        || (),
-        |(), index| {
-            let place = [index * CHUNK, CHUNK.min(groups - index * CHUNK)];
-            dispatch!(isa, change_chunk(job: &Job<'_>, place: [usize; 2]));
-        },
-    );
+    pool.run(groups.div_ceil(CHUNK), |index| {
+        let place = [index * CHUNK, CHUNK.min(groups - index * CHUNK)];
+        dispatch!(isa, change_chunk(job: &Job<'_>, place: [usize; 2]));
+    });
 }
 
 #[inline(always)]

@@ -77,30 +77,35 @@ impl Target<'_> {
         values: &[f32],
         stride: usize,
     ) {
-        let [offset, other] = self.offsets(block, start);
+        let [offset, residual_offset] = self.offsets(block, start);
         // Zero weights alone do not keep the padding at zero: 0 · NaN is NaN.
         let used = (self.channels - block * BLOCK).min(BLOCK);
         let Epilogue { residual, activation } = self.epilogue;
-        let in_place = matches!(residual, Residual::InPlace);
-        // SAFETY: the caller's contract.
-        unsafe {
-            self.output.replace::<T>(offset, columns, in_place, |index, old| {
-                let mut pixel: [f32; BLOCK] =
-                    *values[index * stride..].first_chunk().expect("one value for each lane");
-                let other = match residual {
+        for index in 0..columns {
+            let mut pixel: [f32; BLOCK] =
+                *values[index * stride..].first_chunk().expect("one value for each lane");
+            let place = offset + index;
+            // SAFETY: the caller's contract.
+            let other = unsafe {
+                match residual {
                     Residual::None => None,
-                    Residual::Tensor(residual) => Some(residual.group::<T>(other + index)),
-                    Residual::InPlace => Some(old),
-                };
-                if let Some(other) = other {
-                    for lane in 0..BLOCK {
-                        pixel[lane] += other[lane];
-                    }
+                    Residual::Tensor(residual) => Some(residual.group::<T>(residual_offset + index)),
+                    Residual::InPlace => Some(self.output.get::<T>(place)),
                 }
-                activate::<T>(activation, &mut pixel);
-                pixel[used..].fill(0.0);
-                pixel
-            });
+            };
+            if let Some(other) = other {
+                for lane in 0..BLOCK {
+                    pixel[lane] += other[lane];
+                }
+            }
+            activate::<T>(activation, &mut pixel);
+            if used < BLOCK {
+                for (lane, value) in pixel.iter_mut().enumerate() {
+                    *value = if lane < used { *value } else { 0.0 };
+                }
+            }
+            // SAFETY: the caller's contract.
+            unsafe { self.output.put::<T>(place, pixel) };
         }
     }
 }

@@ -29,6 +29,12 @@ pub(crate) trait Halves {
     /// # Safety
     /// The CPU has the instruction set.
     unsafe fn widen(halves: &[u16; BLOCK]) -> [f32; BLOCK];
+
+    /// Whether the largest of the values lies where a group is stored unscaled, or all are zero.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn is_plain(values: &[f32; BLOCK]) -> bool;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -57,6 +63,19 @@ impl Halves for std::arch::x86_64::__m512 {
             );
         }
         values
+    }
+
+    #[inline(always)]
+    unsafe fn is_plain(values: &[f32; BLOCK]) -> bool {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller vouches for the CPU; the array is as long as the register.
+        unsafe {
+            let sizes =
+                _mm512_and_si512(_mm512_loadu_si512(values.as_ptr().cast()), _mm512_set1_epi32(i32::MAX));
+            let above = _mm512_cmpgt_epi32_mask(sizes, _mm512_set1_epi32(MOST as i32));
+            let enough = _mm512_cmpge_epi32_mask(sizes, _mm512_set1_epi32(LEAST as i32));
+            above == 0 && (enough != 0 || _mm512_test_epi32_mask(sizes, sizes) == 0)
+        }
     }
 }
 
@@ -89,6 +108,23 @@ impl Halves for std::arch::x86_64::__m256 {
         }
         values
     }
+
+    #[inline(always)]
+    unsafe fn is_plain(values: &[f32; BLOCK]) -> bool {
+        use std::arch::x86_64::*;
+        // SAFETY: the caller vouches for the CPU; each half of the array is as long as the register.
+        unsafe {
+            let sizes = [0, 8].map(|start| {
+                let values = _mm256_loadu_si256(values.as_ptr().add(start).cast());
+                _mm256_and_si256(values, _mm256_set1_epi32(i32::MAX))
+            });
+            let most = _mm256_max_epi32(sizes[0], sizes[1]);
+            let above = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(MOST as i32));
+            let enough = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(LEAST as i32 - 1));
+            _mm256_testz_si256(above, above) != 0
+                && (_mm256_testz_si256(enough, enough) == 0 || _mm256_testz_si256(most, most) != 0)
+        }
+    }
 }
 
 impl Halves for Portable {
@@ -100,6 +136,12 @@ impl Halves for Portable {
     #[inline(always)]
     unsafe fn widen(halves: &[u16; BLOCK]) -> [f32; BLOCK] {
         halves.map(from_half)
+    }
+
+    #[inline(always)]
+    unsafe fn is_plain(values: &[f32; BLOCK]) -> bool {
+        let largest = values.iter().fold(0, |most: u32, value| most.max(value.to_bits() & 0x7fff_ffff));
+        largest == 0 || (LEAST..=MOST).contains(&largest)
     }
 }
 
@@ -136,14 +178,14 @@ fn from_half(half: u16) -> f32 {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 pub(crate) unsafe fn narrow_group<V: Halves>(values: &[f32; BLOCK], halves: &mut [u16; BLOCK]) -> i8 {
-    let largest = values.iter().fold(0, |most: u32, value| most.max(value.to_bits() & 0x7fff_ffff));
-    if largest.wrapping_sub(LEAST) <= MOST - LEAST || largest == 0 {
-        // SAFETY: the caller's contract.
-        unsafe { V::narrow(values, halves) };
-        0
-    } else {
-        narrow_scaled(values, halves)
+    // SAFETY: the caller's contract.
+    unsafe {
+        if V::is_plain(values) {
+            V::narrow(values, halves);
+            return 0;
+        }
     }
+    narrow_scaled(values, halves)
 }
 
 #[cold]

@@ -133,18 +133,14 @@ impl Sums {
         let stretches = range.end.div_ceil(STRETCH) - first;
         let parts: Vec<Mutex<[Moments; BLOCK]>> =
             (0..stretches * self.whole.len()).map(|_| Mutex::default()).collect();
-        pool.run(
-            parts.len(),
-            || (),
-            |(), index| {
-                let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
-                let mut part = if stretch == first { self.begun[block] } else { Default::default() };
-                let pixels = range.start.max(stretch * STRETCH)..range.end.min((stretch + 1) * STRETCH);
-                let (values, out) = (input.part(block * kept, kept), &mut part);
-                dispatch!(isa, moments(values: Tensor<'_>, pixels: Range<usize>, out: &mut [Moments; BLOCK]));
-                *parts[index].lock().unwrap_or_else(PoisonError::into_inner) = part;
-            },
-        );
+        pool.run(parts.len(), |index| {
+            let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
+            let mut part = if stretch == first { self.begun[block] } else { Default::default() };
+            let pixels = range.start.max(stretch * STRETCH)..range.end.min((stretch + 1) * STRETCH);
+            let (values, out) = (input.part(block * kept, kept), &mut part);
+            dispatch!(isa, moments(values: Tensor<'_>, pixels: Range<usize>, out: &mut [Moments; BLOCK]));
+            *parts[index].lock().unwrap_or_else(PoisonError::into_inner) = part;
+        });
         for (index, part) in parts.into_iter().enumerate() {
             let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
             let part = part.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -253,18 +249,14 @@ pub fn apply(
     assert_eq!(scale.len(), shift.len());
     let stretches = pixels.div_ceil(STRETCH);
     let shared = SharedTensor::new(output);
-    pool.run(
-        scale.len() / BLOCK * stretches,
-        || (),
-        |(), index| {
-            let (block, stretch) = (index / stretches, index % stretches);
-            let start = stretch * STRETCH;
-            let place = [block * pixels + start, STRETCH.min(pixels - start)];
-            let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
-            let job = &Job { input, output: &shared, affine, activation };
-            dispatch!(isa, apply_stretch(job: &Job<'_>, place: [usize; 2]));
-        },
-    );
+    pool.run(scale.len() / BLOCK * stretches, |index| {
+        let (block, stretch) = (index / stretches, index % stretches);
+        let start = stretch * STRETCH;
+        let place = [block * pixels + start, STRETCH.min(pixels - start)];
+        let affine = (&scale[block * BLOCK..][..BLOCK], &shift[block * BLOCK..][..BLOCK]);
+        let job = &Job { input, output: &shared, affine, activation };
+        dispatch!(isa, apply_stretch(job: &Job<'_>, place: [usize; 2]));
+    });
 }
 
 struct Job<'a> {

@@ -22,14 +22,10 @@ pub fn flops_per_second(isa: Isa, pool: &Pool, runs: usize) -> f64 {
     let tasks = pool.threads() * TASKS_PER_THREAD;
     let once = || {
         let start = Instant::now();
-        pool.run(
-            tasks,
-            || (),
-            |(), index| {
-                let seed = black_box(index as f32);
-                dispatch!(isa, spin(seed: f32));
-            },
-        );
+        pool.run(tasks, |index| {
+            let seed = black_box(index as f32);
+            dispatch!(isa, spin(seed: f32));
+        });
         (tasks * SUMS * STEPS * lanes(isa) * 2) as f64 / start.elapsed().as_secs_f64()
     };
     (0..runs.max(1)).map(|_| once()).fold(0.0, f64::max)

@@ -46,7 +46,8 @@ pub(crate) struct Source<'a> {
 
 impl Source<'_> {
     /// Fills `out` (`[rows][columns][16]`) with one channel block (those of the first tap's frame first) of the window
-    /// whose first pixel is `corner`, counted in the upsampled and padded picture.
+    /// whose first pixel is `corner`, counted in the upsampled and padded picture, and asks for the same window of the
+    /// block `ahead` meanwhile.
     ///
     /// # Safety
     /// The CPU has the tier.
@@ -57,6 +58,7 @@ impl Source<'_> {
         corner: [usize; 2],
         columns: usize,
         patch: &mut [f32],
+        ahead: Option<usize>,
     ) {
         let [top, left] = self.padding;
         let factor = self.factor;
@@ -70,6 +72,9 @@ impl Source<'_> {
         let (frames, frame) = self.frame(frame);
         let source_plane = frames.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
+            if let Some(ahead) = ahead {
+                self.prefetch_row(ahead, [corner[0] + row, corner[1]], columns);
+            }
             let mut y = corner[0] + row;
             if self.replicate {
                 y = y.clamp(top, top + height * factor - 1);
@@ -94,40 +99,8 @@ impl Source<'_> {
             });
             if factor == 1 {
                 let from = (x + before).saturating_sub(left).min(width);
-                let pixels = source.part(from, after - before);
-                let pixels = match pixels {
-                    Tensor::Float32(pixels) => pixels.as_chunks::<BLOCK>().0,
-                    Tensor::Half(..) => {
-                        // SAFETY: the caller vouches for the CPU.
-                        unsafe { pixels.read::<T>(inside) };
-                        self.change::<T>(affine, inside);
-                        if self.replicate {
-                            repeat_edges(out, before, after);
-                        }
-                        continue;
-                    }
-                };
-                let inside = inside.as_chunks_mut::<BLOCK>().0;
-                match (affine, self.prologue.activation) {
-                    (None, Activation::None) => inside.copy_from_slice(pixels),
-                    (Some((scale, shift)), Activation::Silu) => {
-                        for (out, pixel) in inside.iter_mut().zip(pixels) {
-                            for lane in 0..BLOCK {
-                                out[lane] =
-                                    silu::<T>(multiply_add::<T>(pixel[lane], scale[lane], shift[lane]));
-                            }
-                        }
-                    }
-                    (affine, activation) => {
-                        let (scale, shift) = affine.unwrap_or(([1.0; BLOCK], [0.0; BLOCK]));
-                        for (out, pixel) in inside.iter_mut().zip(pixels) {
-                            for lane in 0..BLOCK {
-                                out[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
-                            }
-                        }
-                        activate::<T>(activation, inside.as_flattened_mut());
-                    }
-                }
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { self.change::<T>(source.part(from, after - before), affine, inside) };
                 if self.replicate {
                     repeat_edges(out, before, after);
                 }
@@ -159,39 +132,55 @@ impl Source<'_> {
         }
     }
 
-    /// Norm and activation of pixels that stand where they are read from.
+    /// Norm and activation of `pixels` on their way to `out`.
+    ///
+    /// # Safety
+    /// The CPU has the tier.
     #[inline(always)]
-    fn change<T: Tile>(&self, affine: Option<([f32; BLOCK], [f32; BLOCK])>, pixels: &mut [f32]) {
-        let Some((scale, shift)) = affine else {
-            return activate::<T>(self.prologue.activation, pixels);
-        };
-        let silu_after = self.prologue.activation == Activation::Silu;
-        for pixel in pixels.as_chunks_mut::<BLOCK>().0 {
-            for lane in 0..BLOCK {
-                let value = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
-                pixel[lane] = if silu_after { silu::<T>(value) } else { value };
+    unsafe fn change<T: Tile>(
+        &self,
+        pixels: Tensor<'_>,
+        affine: Option<([f32; BLOCK], [f32; BLOCK])>,
+        out: &mut [f32],
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match (affine, self.prologue.activation) {
+                (Some((scale, shift)), Activation::Silu) => {
+                    for (index, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                        let pixel = pixels.group::<T>(index);
+                        for lane in 0..BLOCK {
+                            out[lane] = silu::<T>(multiply_add::<T>(pixel[lane], scale[lane], shift[lane]));
+                        }
+                    }
+                }
+                (affine, activation) => {
+                    pixels.read::<T>(out);
+                    if let Some((scale, shift)) = affine {
+                        for pixel in out.as_chunks_mut::<BLOCK>().0 {
+                            for lane in 0..BLOCK {
+                                pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
+                            }
+                        }
+                    }
+                    activate::<T>(activation, out);
+                }
             }
-        }
-        if !silu_after {
-            activate::<T>(self.prologue.activation, pixels);
         }
     }
 
-    /// Asks for what [`Source::gather`] will read of a window of `rows` and `columns`.
+    /// Asks for what [`Source::gather`] will read of `columns` pixels from `corner`.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, block: usize, corner: [usize; 2], [rows, columns]: [usize; 2]) {
+    pub(crate) fn prefetch_row(&self, block: usize, corner: [usize; 2], columns: usize) {
         let [height, width] = self.size;
         let Some(frame) = self.frames[block / self.frame_blocks] else { return };
         let (frames, frame) = self.frame(frame);
         let block = frame * self.frame_blocks + block % self.frame_blocks;
-        let inside = |axis: usize, len: usize, end: usize| {
-            let start = corner[axis].saturating_sub(self.padding[axis]) / self.factor;
-            (start.min(end), (start + len.div_ceil(self.factor)).min(end))
-        };
-        let ((top, bottom), (left, right)) = (inside(0, rows, height), inside(1, columns, width));
-        for row in top..bottom {
-            let row = block * self.rows + place(row, self.rows);
-            frames.prefetch(row * width + left, right - left);
+        let row = corner[0].saturating_sub(self.padding[0]) / self.factor;
+        let left = (corner[1].saturating_sub(self.padding[1]) / self.factor).min(width);
+        if row < height {
+            let len = columns.div_ceil(self.factor).min(width - left);
+            frames.prefetch((block * self.rows + place(row, self.rows)) * width + left, len);
         }
     }
 }

@@ -65,13 +65,9 @@ pub fn expand(
     let rows = blocks(channels) * height * cell.space;
     let job = &Expand { cell, frame, repeats, input, channels, size: [height, width] };
     let output = &SharedTensor::new(output);
-    pool.run(
-        rows,
-        || (),
-        |(), row| {
-            dispatch!(isa, expand_row(job: &Expand<'_>, row: usize, output: &SharedTensor<'_>));
-        },
-    );
+    pool.run(rows, |row| {
+        dispatch!(isa, expand_row(job: &Expand<'_>, row: usize, output: &SharedTensor<'_>));
+    });
 }
 
 struct Expand<'a> {
@@ -91,18 +87,17 @@ unsafe fn expand_row<T: Tile>(job: &Expand<'_>, row: usize, output: &SharedTenso
     let (block, y) = (row / (height * space), row % (height * space));
     let lanes = BLOCK.min(job.channels - block * BLOCK);
     let columns = width * space;
-    // SAFETY: the caller vouches for the CPU; each task owns one row.
-    unsafe {
-        output.replace::<T>(row * columns, columns, false, |x, _| {
-            let element = job.cell.element(job.frame, y % space, x % space);
-            let mut values = [0.0; BLOCK];
-            for (lane, value) in values.iter_mut().enumerate().take(lanes) {
-                let channel = ((block * BLOCK + lane) * job.cell.elements() + element) / job.repeats;
-                let place = (channel / BLOCK * height + y / space) * width + x / space;
-                *value = job.input.group::<T>(place)[channel % BLOCK];
-            }
-            values
-        });
+    for x in 0..columns {
+        let element = job.cell.element(job.frame, y % space, x % space);
+        let mut values = [0.0; BLOCK];
+        for (lane, value) in values.iter_mut().enumerate().take(lanes) {
+            let channel = ((block * BLOCK + lane) * job.cell.elements() + element) / job.repeats;
+            let place = (channel / BLOCK * height + y / space) * width + x / space;
+            // SAFETY: the caller vouches for the CPU.
+            *value = unsafe { job.input.group::<T>(place) }[channel % BLOCK];
+        }
+        // SAFETY: the caller vouches for the CPU; each task owns one row.
+        unsafe { output.put::<T>(row * columns + x, values) }
     }
 }
 
@@ -133,13 +128,9 @@ pub fn collect(
     }
     let job = &Collect { cell, mean, frames, made, size: [height, width] };
     let output = &SharedTensor::new(output);
-    pool.run(
-        blocks(made) * height,
-        || (),
-        |(), row| {
-            dispatch!(isa, collect_row(job: &Collect<'_>, row: usize, output: &SharedTensor<'_>));
-        },
-    );
+    pool.run(blocks(made) * height, |row| {
+        dispatch!(isa, collect_row(job: &Collect<'_>, row: usize, output: &SharedTensor<'_>));
+    });
 }
 
 struct Collect<'a> {
@@ -158,23 +149,23 @@ unsafe fn collect_row<T: Tile>(job: &Collect<'_>, row: usize, output: &SharedTen
     let Cell { space, .. } = job.cell;
     let (block, y) = (row / height, row % height);
     let lanes = BLOCK.min(job.made - block * BLOCK);
-    // SAFETY: the caller vouches for the CPU; each task owns one row.
-    unsafe {
-        output.replace::<T>(row * width, width, false, |x, _| {
-            let mut values = [0.0; BLOCK];
-            for (lane, value) in values.iter_mut().enumerate().take(lanes) {
-                let first = (block * BLOCK + lane) * job.mean;
-                let mut sum = 0.0;
-                for index in first..first + job.mean {
-                    let channel = index / job.cell.elements();
-                    let [frame, dy, dx] = job.cell.place(index % job.cell.elements());
-                    let Some(from) = job.frames[frame] else { continue };
-                    let rows = channel / BLOCK * height * space + y * space + dy;
-                    sum += from.group::<T>(rows * width * space + x * space + dx)[channel % BLOCK];
-                }
-                *value = sum / job.mean as f32;
+    for x in 0..width {
+        let mut values = [0.0; BLOCK];
+        for (lane, value) in values.iter_mut().enumerate().take(lanes) {
+            let first = (block * BLOCK + lane) * job.mean;
+            let mut sum = 0.0;
+            for index in first..first + job.mean {
+                let channel = index / job.cell.elements();
+                let [frame, dy, dx] = job.cell.place(index % job.cell.elements());
+                let Some(from) = job.frames[frame] else { continue };
+                let rows = channel / BLOCK * height * space + y * space + dy;
+                let place = rows * width * space + x * space + dx;
+                // SAFETY: the caller vouches for the CPU.
+                sum += unsafe { from.group::<T>(place) }[channel % BLOCK];
             }
-            values
-        });
+            *value = sum / job.mean as f32;
+        }
+        // SAFETY: the caller vouches for the CPU; each task owns one row.
+        unsafe { output.put::<T>(row * width + x, values) }
     }
 }

@@ -33,13 +33,9 @@ pub fn rms_norm(
     factors.resize(blocks(gamma.len()) * BLOCK, 0.0);
     let size = (gamma.len() as f32).sqrt();
     let job = &Job { input, pixels, factors: &factors, size, activation, output: &SharedTensor::new(output) };
-    pool.run(
-        pixels.div_ceil(PIXELS),
-        || (),
-        |(), index| {
-            dispatch!(isa, stretch(job: &Job<'_>, index: usize));
-        },
-    );
+    pool.run(pixels.div_ceil(PIXELS), |index| {
+        dispatch!(isa, stretch(job: &Job<'_>, index: usize));
+    });
 }
 
 struct Job<'a> {

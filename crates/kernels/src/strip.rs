@@ -78,18 +78,14 @@ fn copy<E: Copy + Send + Sync>(
 ) {
     let blocks = from.len() / (from_rows * width);
     let shared = SharedOutput::new(to);
-    pool.run(
-        blocks,
-        || (),
-        |(), block| {
-            for row in rows.clone() {
-                let from = &from[(block * from_rows + place(row, from_rows)) * width..][..width];
-                let start = (block * to_rows + place(row, to_rows)) * width;
-                // SAFETY: each task owns one channel block, and the part ends before the next is made.
-                unsafe { shared.part(start, width) }.copy_from_slice(from);
-            }
-        },
-    );
+    pool.run(blocks, |block| {
+        for row in rows.clone() {
+            let from = &from[(block * from_rows + place(row, from_rows)) * width..][..width];
+            let start = (block * to_rows + place(row, to_rows)) * width;
+            // SAFETY: each task owns one channel block, and the part ends before the next is made.
+            unsafe { shared.part(start, width) }.copy_from_slice(from);
+        }
+    });
 }
 
 #[cfg(test)]

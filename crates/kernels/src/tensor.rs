@@ -283,35 +283,40 @@ impl<'a> SharedTensor<'a> {
         }
     }
 
-    /// Replaces each of the groups `start..start + groups` by `value(index, old)`, where `index` counts from `start`
-    /// and `old` is what the group held if `in_place`, else zeros.
+    /// One group.
     ///
     /// # Safety
-    /// The CPU has the tier, and no other thread has these groups at the same time.
+    /// The CPU has the tier, and no other thread writes this group at the same time.
     #[inline(always)]
-    pub(crate) unsafe fn replace<T: Tile>(
-        &self,
-        start: usize,
-        groups: usize,
-        in_place: bool,
-        mut value: impl FnMut(usize, [f32; BLOCK]) -> [f32; BLOCK],
-    ) {
+    pub(crate) unsafe fn get<T: Tile>(&self, index: usize) -> [f32; BLOCK] {
         // SAFETY: the caller's contract.
         unsafe {
             match self {
                 SharedTensor::Float32(values) => {
-                    let values = values.part(start * BLOCK, groups * BLOCK).as_chunks_mut::<BLOCK>().0;
-                    for (index, slot) in values.iter_mut().enumerate() {
-                        *slot = value(index, if in_place { *slot } else { [0.0; BLOCK] });
-                    }
+                    *values.part(index * BLOCK, BLOCK).first_chunk().expect("a group has sixteen values")
                 }
                 SharedTensor::Half(values, exponents) => {
-                    let slots = values.part(start, groups).iter_mut().zip(exponents.part(start, groups));
-                    for (index, (slot, exponent)) in slots.enumerate() {
-                        let old =
-                            if in_place { widen_group::<T::Vector>(slot, *exponent) } else { [0.0; BLOCK] };
-                        *exponent = narrow_group::<T::Vector>(&value(index, old), slot);
-                    }
+                    widen_group::<T::Vector>(&values.part(index, 1)[0], exponents.part(index, 1)[0])
+                }
+            }
+        }
+    }
+
+    /// Writes one group.
+    ///
+    /// # Safety
+    /// The CPU has the tier, and no other thread has this group at the same time.
+    #[inline(always)]
+    pub(crate) unsafe fn put<T: Tile>(&self, index: usize, group: [f32; BLOCK]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                SharedTensor::Float32(values) => {
+                    values.part(index * BLOCK, BLOCK).copy_from_slice(&group);
+                }
+                SharedTensor::Half(values, exponents) => {
+                    let slot = &mut values.part(index, 1)[0];
+                    exponents.part(index, 1)[0] = narrow_group::<T::Vector>(&group, slot);
                 }
             }
         }
@@ -321,7 +326,7 @@ impl<'a> SharedTensor<'a> {
     /// and keeps what it makes of them. With `from` they are that tensor's groups instead of what was there.
     ///
     /// # Safety
-    /// As for [`SharedTensor::replace`].
+    /// As for [`SharedTensor::put`].
     #[inline(always)]
     pub(crate) unsafe fn edit<T: Tile>(
         &self,

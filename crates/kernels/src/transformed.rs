@@ -19,13 +19,12 @@ mod outputs;
 mod products;
 mod weights;
 
-use crate::buffer::{self, Buffer};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
-use crate::pool::Pool;
+use crate::pool::{Pool, carve};
 use crate::prologue::Source;
 use crate::vector::Vector;
 use crate::weights::{Compact, Span};
@@ -96,7 +95,7 @@ pub(crate) fn worker_bytes<W: Transform>(
     arithmetic: Arithmetic,
 ) -> usize {
     let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic);
-    let weights: usize = Panels::new::<W>(isa, geometry, arithmetic).worker_lens().iter().sum();
+    let weights = Panels::new::<W>(isa, geometry, arithmetic).worker_len();
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
 
@@ -135,25 +134,16 @@ pub(crate) fn run<W: Transform>(
             grid,
             groups,
             groups_per_task,
+            threads: pool.threads(),
         })
         .collect();
     let tasks = grid.batches() * groups.div_ceil(groups_per_task);
     let lens = grid.scratch::<W>();
-    pool.run(
-        jobs.len() * tasks,
-        || Scratch {
-            window: buffer::worker(lens.window),
-            tile_sources: buffer::worker(lens.tile_sources),
-            sources: buffer::worker(lens.sources),
-            source_factors: buffer::worker(lens.source_factors),
-            products: buffer::worker(lens.products),
-            tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
-        },
-        |scratch, index| {
-            let (job, index) = (&jobs[index / tasks], index % tasks);
-            dispatch!(isa, task::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize));
-        },
-    );
+    pool.run_in_room(jobs.len() * tasks, lens.sum(), |room, index| {
+        let (job, index) = (&jobs[index / tasks], index % tasks);
+        let scratch = &mut Scratch::new(room, &lens);
+        dispatch!(isa, task::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
+    });
 }
 
 struct Job<'a> {
@@ -167,33 +157,51 @@ struct Job<'a> {
     grid: Grid,
     groups: usize,
     groups_per_task: usize,
+    threads: usize,
 }
 
-struct Scratch {
+struct Scratch<'a> {
     /// The inputs of a batch, `[channel block][row][column][16]`: one block, with integers those of a split.
-    window: Buffer,
+    window: &'a mut [f32],
     /// With integers: one tile's transformed inputs before they are rounded, `[point][input block of the split][16]`.
-    tile_sources: Buffer,
+    tile_sources: &'a mut [f32],
     /// Transformed inputs, `[point][tile / pixels][input block][tile % pixels][16]`, with integers a pair in each
     /// 32-bit word; points skewed. The micro-kernel reads them from front to back.
-    sources: Buffer,
+    sources: &'a mut [f32],
     /// With integers: what undoes the scale, `[point][split][tile]`.
-    source_factors: Buffer,
+    source_factors: &'a mut [f32],
     /// Products of one group, `[point][tile][lanes]`, points skewed.
-    products: Buffer,
+    products: &'a mut [f32],
     /// Outputs of one tile, `[row][column][16]`.
     tile: [f32; OUTPUTS * OUTPUTS * BLOCK],
 }
 
+impl<'a> Scratch<'a> {
+    fn new(mut room: &'a mut [f32], lens: &grid::ScratchLens) -> Scratch<'a> {
+        Scratch {
+            window: carve(&mut room, lens.window),
+            tile_sources: carve(&mut room, lens.tile_sources),
+            sources: carve(&mut room, lens.sources),
+            source_factors: carve(&mut room, lens.source_factors),
+            products: carve(&mut room, lens.products),
+            tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
+        }
+    }
+}
+
 #[inline(always)]
-unsafe fn task<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+unsafe fn task<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
     let (part, batch) = (index / job.grid.batches(), job.grid.at(index % job.grid.batches()));
-    let first = part * job.groups_per_task;
+    let groups = part * job.groups_per_task..((part + 1) * job.groups_per_task).min(job.groups);
+    // What this worker most likely does next.
+    let next = index % job.grid.batches() + job.threads;
+    let next = (next < job.grid.batches()).then(|| job.grid.at(next));
     // SAFETY: the caller vouches for the CPU; each batch and group belongs to one task.
     unsafe {
         inputs::transform::<T, W>(job, scratch, batch);
-        for group in first..(first + job.groups_per_task).min(job.groups) {
-            products::multiply::<T, W>(job, scratch, batch, group);
+        for group in groups.clone() {
+            let next = if group + 1 == groups.end { next } else { None };
+            products::multiply::<T, W>(job, scratch, batch, group, next);
             outputs::transform::<T, W>(job, scratch, batch, group);
         }
     }

@@ -20,11 +20,12 @@ pub fn decoder(config: &KlConfig) -> Graph {
     }
     let deepest = widths[widths.len() - 1];
     x = build.convolution("decoder.conv_in", x, Convolution::square3(deepest));
-    x = middle(&mut build, "decoder.mid_block", x, config);
+    let blocks = Blocks::of(config);
+    x = blocks.middle(&mut build, "decoder.mid_block", x, config.mid_block_add_attention);
     for (level, &width) in widths.iter().rev().enumerate() {
         let block = format!("decoder.up_blocks.{level}");
         for layer in 0..config.layers_per_block + 1 {
-            x = resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width, config.norm_num_groups);
+            x = blocks.resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width);
             if config.up_block_attention[level] {
                 x = attention(&mut build, &format!("{block}.attentions.{layer}"), x, config.norm_num_groups);
             }
@@ -42,13 +43,13 @@ pub fn decoder(config: &KlConfig) -> Graph {
 
 /// Pixels `[batch, in, height, width]` in −1…1 to moments `[batch, 2·latent, height/2^(levels-1), …]`.
 pub fn encoder(config: &KlConfig) -> Graph {
-    let widths = &config.block_out_channels;
+    let (widths, blocks) = (&config.block_out_channels, Blocks::of(config));
     let (mut build, mut x) = GraphBuilder::new(config.in_channels);
     x = build.convolution("encoder.conv_in", x, Convolution::square3(widths[0]));
     for (level, &width) in widths.iter().enumerate() {
         let block = format!("encoder.down_blocks.{level}");
         for layer in 0..config.layers_per_block {
-            x = resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width, config.norm_num_groups);
+            x = blocks.resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width);
             if config.down_block_attention[level] {
                 x = attention(&mut build, &format!("{block}.attentions.{layer}"), x, config.norm_num_groups);
             }
@@ -60,7 +61,7 @@ pub fn encoder(config: &KlConfig) -> Graph {
             x = build.convolution(&format!("{block}.downsamplers.0.conv"), x, layer);
         }
     }
-    x = middle(&mut build, "encoder.mid_block", x, config);
+    x = blocks.middle(&mut build, "encoder.mid_block", x, config.mid_block_add_attention);
     x = norm_silu(&mut build, "encoder.conv_norm_out", x, config.norm_num_groups);
     x = build.convolution("encoder.conv_out", x, Convolution::square3(2 * config.latent_channels));
     if config.use_quant_conv {
@@ -69,27 +70,49 @@ pub fn encoder(config: &KlConfig) -> Graph {
     build.finish(x)
 }
 
-fn middle(build: &mut GraphBuilder, name: &str, x: ValueId, config: &KlConfig) -> ValueId {
-    let (width, groups) = (build.channels(x), config.norm_num_groups);
-    let mut x = resnet(build, &format!("{name}.resnets.0"), x, width, groups);
-    if config.mid_block_add_attention {
-        x = attention(build, &format!("{name}.attentions.0"), x, groups);
-    }
-    resnet(build, &format!("{name}.resnets.1"), x, width, groups)
+/// The blocks that autoencoders of pictures and of clips have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    /// Of every norm.
+    pub groups: usize,
+    /// Whether convolutions reach through time; the checkpoint then has them one name deeper.
+    pub causal: bool,
 }
 
-/// Two times norm, SiLU, 3×3 convolution, and the input (through a 1×1 convolution if the width changes) added.
-fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, width: usize, groups: usize) -> ValueId {
-    let mut h = norm_silu(build, &format!("{name}.norm1"), x, groups);
-    h = build.convolution(&format!("{name}.conv1"), h, Convolution::square3(width));
-    h = norm_silu(build, &format!("{name}.norm2"), h, groups);
-    h = build.convolution(&format!("{name}.conv2"), h, Convolution::square3(width));
-    let shortcut = if build.channels(x) == width {
-        x
-    } else {
-        build.convolution(&format!("{name}.conv_shortcut"), x, Convolution::pointwise(width))
-    };
-    build.add(&format!("{name}.add"), shortcut, h)
+impl Blocks {
+    /// Of a model of pictures.
+    fn of(config: &KlConfig) -> Blocks {
+        Blocks { groups: config.norm_num_groups, causal: false }
+    }
+
+    /// ResNet, attention if there is one, ResNet.
+    pub(crate) fn middle(self, build: &mut GraphBuilder, name: &str, x: ValueId, attends: bool) -> ValueId {
+        let width = build.channels(x);
+        let mut x = self.resnet(build, &format!("{name}.resnets.0"), x, width);
+        if attends {
+            x = attention(build, &format!("{name}.attentions.0"), x, self.groups);
+        }
+        self.resnet(build, &format!("{name}.resnets.1"), x, width)
+    }
+
+    /// Two times norm, SiLU, convolution of 3 each way, and the input (through one of 1 if the width changes) added.
+    pub(crate) fn resnet(self, build: &mut GraphBuilder, name: &str, x: ValueId, width: usize) -> ValueId {
+        let (deeper, three, one) = if self.causal {
+            (".conv", Convolution::causal3(width), Convolution::pointwise3d(width))
+        } else {
+            ("", Convolution::square3(width), Convolution::pointwise(width))
+        };
+        let mut h = norm_silu(build, &format!("{name}.norm1"), x, self.groups);
+        h = build.convolution(&format!("{name}.conv1{deeper}"), h, three);
+        h = norm_silu(build, &format!("{name}.norm2"), h, self.groups);
+        h = build.convolution(&format!("{name}.conv2{deeper}"), h, three);
+        let shortcut = if build.channels(x) == width {
+            x
+        } else {
+            build.convolution(&format!("{name}.conv_shortcut{deeper}"), x, one)
+        };
+        build.add(&format!("{name}.add"), shortcut, h)
+    }
 }
 
 /// Norm, one head of attention over all positions (of a clip: up to the own frame), output projection, and the input

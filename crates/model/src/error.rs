@@ -81,4 +81,7 @@ pub enum ModelError {
     /// Scaling was asked for that the latent space does not have.
     #[error("{0}")]
     Scaling(String),
+    /// A preview was asked for in a latent space without factors.
+    #[error("{0}")]
+    Preview(String),
 }

@@ -5,22 +5,23 @@
 //! the smallest. The first frame stands alone: it is never doubled and never merged with others. How clips are cut into
 //! windows is not said here.
 
-use crate::autoencoder_kl::{attention, norm_silu};
+use crate::autoencoder_kl::{Blocks, norm_silu};
 use crate::builder::{Convolution, GraphBuilder};
 use crate::config_video::HunyuanVideoConfig;
-use crate::graph::{Edge, First, Graph, Operation, Time, ValueId};
+use crate::graph::{Edge, First, Graph, Operation, Time};
 
 /// Latents `[batch, latent, T, h, w]` in the model's own space to pixels of about ±1, `[batch, out, 4·(T−1) + 1, 8·h, 8·w]`.
 pub fn decoder(config: &HunyuanVideoConfig) -> Graph {
     let (widths, groups) = (&config.block_out_channels, config.norm_num_groups);
+    let blocks = Blocks { groups, causal: true };
     let (mut build, mut x) = GraphBuilder::new(config.latent_channels);
     x = build.convolution("post_quant_conv", x, Convolution::pointwise3d(config.latent_channels));
     x = build.convolution("decoder.conv_in.conv", x, Convolution::causal3(widths[widths.len() - 1]));
-    x = middle(&mut build, "decoder.mid_block", x, config);
+    x = blocks.middle(&mut build, "decoder.mid_block", x, config.mid_block_add_attention);
     for (level, &width) in widths.iter().rev().enumerate() {
         let block = format!("decoder.up_blocks.{level}");
         for layer in 0..config.layers_per_block + 1 {
-            x = resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width, groups);
+            x = blocks.resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width);
         }
         let [space, time] = config.halvings(level);
         if space || time {
@@ -38,12 +39,13 @@ pub fn decoder(config: &HunyuanVideoConfig) -> Graph {
 /// Pixels `[batch, in, 4·(T−1) + 1, height, width]` in −1…1 to moments `[batch, 2·latent, T, height/8, width/8]`.
 pub fn encoder(config: &HunyuanVideoConfig) -> Graph {
     let groups = config.norm_num_groups;
+    let blocks = Blocks { groups, causal: true };
     let (mut build, mut x) = GraphBuilder::new(config.in_channels);
     x = build.convolution("encoder.conv_in.conv", x, Convolution::causal3(config.block_out_channels[0]));
     for (level, &width) in config.block_out_channels.iter().enumerate() {
         let block = format!("encoder.down_blocks.{level}");
         for layer in 0..config.layers_per_block {
-            x = resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width, groups);
+            x = blocks.resnet(&mut build, &format!("{block}.resnets.{layer}"), x, width);
         }
         let [space, time] = config.halvings(level);
         if space || time {
@@ -54,32 +56,9 @@ pub fn encoder(config: &HunyuanVideoConfig) -> Graph {
             x = build.convolution(&format!("{block}.downsamplers.0.conv.conv"), x, layer);
         }
     }
-    x = middle(&mut build, "encoder.mid_block", x, config);
+    x = blocks.middle(&mut build, "encoder.mid_block", x, config.mid_block_add_attention);
     x = norm_silu(&mut build, "encoder.conv_norm_out", x, groups);
     x = build.convolution("encoder.conv_out.conv", x, Convolution::causal3(2 * config.latent_channels));
     x = build.convolution("quant_conv", x, Convolution::pointwise3d(2 * config.latent_channels));
     build.finish(x)
-}
-
-fn middle(build: &mut GraphBuilder, name: &str, x: ValueId, config: &HunyuanVideoConfig) -> ValueId {
-    let (width, groups) = (build.channels(x), config.norm_num_groups);
-    let mut x = resnet(build, &format!("{name}.resnets.0"), x, width, groups);
-    if config.mid_block_add_attention {
-        x = attention(build, &format!("{name}.attentions.0"), x, groups);
-    }
-    resnet(build, &format!("{name}.resnets.1"), x, width, groups)
-}
-
-/// Two times norm, SiLU, 3×3×3 convolution, and the input (through a 1×1×1 convolution if the width changes) added.
-fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, width: usize, groups: usize) -> ValueId {
-    let mut h = norm_silu(build, &format!("{name}.norm1"), x, groups);
-    h = build.convolution(&format!("{name}.conv1.conv"), h, Convolution::causal3(width));
-    h = norm_silu(build, &format!("{name}.norm2"), h, groups);
-    h = build.convolution(&format!("{name}.conv2.conv"), h, Convolution::causal3(width));
-    let shortcut = if build.channels(x) == width {
-        x
-    } else {
-        build.convolution(&format!("{name}.conv_shortcut.conv"), x, Convolution::pointwise3d(width))
-    };
-    build.add(&format!("{name}.add"), shortcut, h)
 }

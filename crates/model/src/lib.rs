@@ -22,6 +22,7 @@ pub mod latent_space;
 pub mod model;
 mod names;
 pub mod packing;
+mod preview;
 pub mod random;
 mod source;
 pub mod wan;

@@ -28,7 +28,7 @@ pub(crate) fn prepare(
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
-    let (latents, layout) = shape(&model.latent_space, &header, &parameters)?;
+    let (latents, layout) = latents_shape(&model.latent_space, &header, &parameters)?;
     let windows = windows(autoencoder, &parameters, shared.options.windows)?;
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let pixels = check_clip_size(shared, output)?;
@@ -64,7 +64,7 @@ pub(crate) fn prepare(
 }
 
 /// `[batch, channels, frames, height, width]` of the latents; where they are one frame, also how that lies.
-fn shape(
+pub(crate) fn latents_shape(
     space: &LatentSpace,
     header: &TensorHeader,
     parameters: &Parameters,
@@ -118,7 +118,7 @@ pub(crate) fn windows(
 
 /// What is made of a clip `[batch, channels, frames, height, width]` that is finished in `groups` of frames, if that can
 /// be.
-fn recipe(
+pub(crate) fn recipe(
     parameters: &Parameters,
     negotiated: Negotiated,
     output: [usize; 5],

@@ -32,6 +32,11 @@ impl Recipe {
         self.streams
     }
 
+    /// `[batch, channels, frames, height, width]`
+    pub(crate) fn output(&self) -> [usize; 5] {
+        self.output
+    }
+
     pub(crate) fn groups(&self) -> usize {
         self.groups
     }

@@ -23,11 +23,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     }
     let Job { autoencoder, parameters, precision, body, lease, .. } = job;
     clip::windows(autoencoder, &parameters, shared.options.windows)?;
-    if answer.answer == Answer::Mp4 {
-        return Err(Refusal::bad_request(
-            "`output_type=mp4` needs a model of videos. This model gives pictures: use `output_type` `pil` or `pt`.",
-        ));
-    }
+    refuse_video(answer.answer)?;
     let header = parameters.tensor_header()?;
     header.check_body(body.len())?;
 
@@ -63,8 +59,18 @@ pub(crate) fn check_scaling(
     transform(&mut vec![0.0; channels], [1, channels, 1, 1]).map_err(model_refusal)
 }
 
+/// A model of pictures makes no video files.
+pub(crate) fn refuse_video(answer: Answer) -> Result<(), Refusal> {
+    if answer == Answer::Mp4 {
+        return Err(Refusal::bad_request(
+            "`output_type=mp4` needs a model of videos. This model gives pictures: use `output_type` `pil` or `pt`.",
+        ));
+    }
+    Ok(())
+}
+
 /// Whether an output `[batch, channels, height, width]` can be what is asked for.
-fn check_form(answer: Answer, output: [usize; 4]) -> Result<(), Refusal> {
+pub(crate) fn check_form(answer: Answer, output: [usize; 4]) -> Result<(), Refusal> {
     /// Sides of a JPEG file are 16 bits.
     const LONGEST_JPEG: usize = u16::MAX as usize;
     /// Those of a lossless WebP file are 14 bits, less one.

@@ -14,6 +14,8 @@
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
+//! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
+//! | `preview` | previews, which need no engine |
 //! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -32,11 +34,14 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+mod page;
 mod plain_errors;
+mod preview;
 mod queue;
 mod request;
 mod routes;
 mod state;
+mod status;
 mod watched;
 mod worker;
 

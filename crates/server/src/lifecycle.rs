@@ -14,7 +14,7 @@ use crate::error::ServerError;
 use crate::options::ServerOptions;
 use crate::queue::Queue;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
-use crate::worker;
+use crate::{status, worker};
 
 /// How often the state of a draining server is looked at.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
@@ -129,7 +129,10 @@ impl Server {
                         Err(_) => break Err(ServerError::Thread(std::io::Error::other("it ended at once"))),
                     }
                 }
-                _ = upkeep.tick() => shared.metrics.upkeep(),
+                _ = upkeep.tick() => {
+                    shared.metrics.upkeep();
+                    status::sample(&shared);
+                }
                 _ = sweep.tick() => connections.sweep(),
                 () = connections.accept(&listener) => {}
             }

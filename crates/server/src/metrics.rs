@@ -8,6 +8,7 @@ use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
 
 use crate::queue::Occupancy;
+use crate::status::History;
 
 /// Seconds, from an empty answer to a large video.
 const SECONDS: [f64; 16] =
@@ -55,6 +56,8 @@ impl Rejection {
 
 /// The server's measurements.
 pub(crate) struct Metrics {
+    /// The last minutes, for the page.
+    pub(crate) history: History,
     recorder: PrometheusRecorder,
 }
 
@@ -82,7 +85,7 @@ impl Metrics {
         for (name, unit, text) in HISTOGRAMS {
             recorder.describe_histogram(name.into(), Some(unit), text.into());
         }
-        Self { recorder }
+        Self { recorder, history: History::new() }
     }
 
     fn count(&self, name: &'static str, labels: Vec<Label>, by: u64) {
@@ -109,6 +112,10 @@ impl Metrics {
 
     /// A request was answered, or left by its client (`code` 499).
     pub(crate) fn request(&self, operation: &'static str, model: &str, code: u16, duration: Duration) {
+        // Previews take no time of the engine.
+        if operation != "preview" {
+            self.history.answered(code, duration);
+        }
         let labels = labels(operation, model);
         self.observe("rvae_request_duration_seconds", labels.clone(), duration.as_secs_f64());
         let labels = [labels, vec![Label::new("code", code.to_string())]].concat();
@@ -129,6 +136,7 @@ impl Metrics {
 
     /// Pixels and samples of a request that the engine finished.
     pub(crate) fn pixels(&self, pixels: u64, batch: usize) {
+        self.history.pixels(pixels);
         self.count("rvae_pixels_total", Vec::new(), pixels);
         self.observe("rvae_batch_size", Vec::new(), batch as f64);
     }

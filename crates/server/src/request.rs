@@ -20,7 +20,7 @@ use crate::observe::SharedTrace;
 use crate::queue::{Done, JobError, Place, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
-use crate::{answer, decode, encode};
+use crate::{answer, decode, encode, preview};
 
 /// How long a request may take, in milliseconds; only ever shortens what the operator allows.
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -82,6 +82,9 @@ async fn handle(
     let (job, operation) = read(shared, target, head, body, trace).await?;
     trace.update(|trace| trace.operation = Some(operation.name()));
 
+    if job.parameters.preview {
+        return preview::serve(shared, job, operation, trace).await;
+    }
     let deadline = deadline(shared, &head.headers)?;
     let precision = job.precision;
     let prepared = match operation {
@@ -311,7 +314,10 @@ pub(crate) fn job_refusal(error: JobError) -> Refusal {
 pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
     match &error {
         EngineError::Model(
-            ModelError::Shape { .. } | ModelError::Scaling(_) | ModelError::MissingHalf { .. },
+            ModelError::Shape { .. }
+            | ModelError::Scaling(_)
+            | ModelError::Preview(_)
+            | ModelError::MissingHalf { .. },
         )
         | EngineError::ImageSides { .. }
         | EngineError::ClipFrames { .. }

@@ -13,12 +13,12 @@ use remote_vae_wire::{Operation, shortened};
 use crate::body::{Leftover, discard};
 use crate::error::Refusal;
 use crate::state::{ModelEntry, Shared};
-use crate::{info, request};
+use crate::{info, page, request, status};
 
 /// All routes. Paths come without a slash at the end.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
-        .route("/", get(info::ready).post(work))
+        .route("/", get(page::root).post(work))
         .route("/health", get(info::ready))
         .route("/ping", get(info::ready))
         .route("/readyz", get(info::ready))
@@ -27,6 +27,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v2/health/live", get(info::live))
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
+        .route("/status", get(status::status))
+        .route("/static/{name}", get(page::asset))
         .method_not_allowed_fallback(wrong_method)
         .fallback(work)
         .with_state(shared)

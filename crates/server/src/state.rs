@@ -24,9 +24,9 @@ pub struct ModelEntry {
 }
 
 /// First path segments that belong to the server.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 17] = [
     "api-doc", "decode", "docs", "encode", "health", "info", "jobs", "livez", "metrics", "models", "ping",
-    "predict", "readyz", "static", "v1", "v2",
+    "predict", "readyz", "static", "status", "v1", "v2",
 ];
 
 /// Checks that names are fit for paths and that there is a default.

@@ -128,7 +128,7 @@ pub fn classify(
 ) -> Result<Operation, WireError> {
     let stated = matches!(body_kind, BodyKind::Image | BodyKind::Video);
     let file = stated || image_body(parameters, body_prefix).is_some() || video_body(parameters, body_prefix);
-    if parameters.output_type.is_some() {
+    if parameters.output_type.is_some() || parameters.preview {
         let surely_file = stated || (file && parameters.shape.is_none());
         return if surely_file { Err(WireError::ImageForDecode) } else { Ok(Operation::Decode) };
     }

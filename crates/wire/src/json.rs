@@ -81,6 +81,7 @@ fn merge(inner: Parameters, parameters: &mut Parameters) {
         shift_factor: outer.shift_factor.or(inner.shift_factor),
         height: outer.height.or(inner.height),
         width: outer.width.or(inner.width),
+        preview: outer.preview || inner.preview,
         precision: outer.precision.or(inner.precision),
         fps: outer.fps.or(inner.fps),
         crf: outer.crf.or(inner.crf),

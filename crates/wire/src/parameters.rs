@@ -112,6 +112,8 @@ pub struct Parameters {
     pub height: Option<usize>,
     /// Width of the picture in pixels; meaningful only for packed, three-dimensional latents.
     pub width: Option<usize>,
+    /// Decode: a preview, one pixel for each latent, instead of the picture (`output=preview`).
+    pub preview: bool,
     /// Precision asked for; its values are the engine's business.
     pub precision: Option<String>,
     /// Frames per second of a video or an animation. Finite.

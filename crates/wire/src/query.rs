@@ -7,6 +7,9 @@ use crate::header::{parse_dimension, parse_dimension_list, push_dimension};
 use crate::parameters::{Parameters, Scaling};
 
 const BOOLEAN: &str = "`True` or `False`";
+/// The value of `output` that asks for a preview, and the one that asks for what is given without it.
+const PREVIEW: &str = "preview";
+const PICTURE: &str = "picture";
 const SWITCH: &str = "`on` or `off`";
 const WHOLE: &str = "a whole number";
 /// Longest value of `precision` that is kept; no precision has a longer name.
@@ -65,6 +68,7 @@ impl Parameters {
             "do_scaling" => self.do_scaling = Some(parse_bool(name, value)?),
             "height" => self.height = Some(parse_whole(name, value)?),
             "width" => self.width = Some(parse_whole(name, value)?),
+            "output" => self.preview = parse_output(name, value)?,
             "precision" if value.len() > MAX_PRECISION => {
                 return Err(WireError::invalid(name, value, "the name of a precision"));
             }
@@ -109,6 +113,7 @@ impl Parameters {
         pairs.boolean("do_scaling", self.do_scaling);
         pairs.text("height", self.height.map(|height| height.to_string()).as_deref());
         pairs.text("width", self.width.map(|width| width.to_string()).as_deref());
+        pairs.text("output", self.preview.then_some(PREVIEW));
         pairs.text("precision", self.precision.as_deref());
         pairs.text("fps", self.fps.map(python_float).as_deref());
         pairs.text("crf", self.crf.map(|crf| crf.to_string()).as_deref());
@@ -140,7 +145,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 17] = [
+pub(crate) const SCALAR_KEYS: [&str; 18] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -150,6 +155,7 @@ pub(crate) const SCALAR_KEYS: [&str; 17] = [
     "do_scaling",
     "height",
     "width",
+    "output",
     "precision",
     "fps",
     "crf",
@@ -209,6 +215,15 @@ fn parse_bool(name: &'static str, text: &str) -> Result<bool, WireError> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(WireError::invalid(name, text, BOOLEAN)),
+    }
+}
+
+/// Whether a preview is asked for.
+fn parse_output(name: &'static str, text: &str) -> Result<bool, WireError> {
+    match text.to_ascii_lowercase().as_str() {
+        PREVIEW => Ok(true),
+        PICTURE => Ok(false),
+        _ => Err(WireError::invalid(name, text, "`preview` or `picture`")),
     }
 }
 

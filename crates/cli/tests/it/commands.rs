@@ -48,6 +48,20 @@ fn encode_and_decode_are_inverse_through_files() {
 }
 
 #[test]
+fn a_preview_is_a_small_likeness() {
+    let folder = tempfile::tempdir().unwrap();
+    stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
+    stdout(folder.path(), &["decode", "latents.safetensors", "-o", "preview.png", "--preview"]);
+    let original = picture(Path::new(photograph()));
+    let preview = picture(&folder.path().join("preview.png"));
+    assert_eq!((preview.width, preview.height), (original.width / 8, original.height / 8));
+    let (width, height) = (preview.width, preview.height);
+    let small = remote_vae_media::resize_lanczos(&original, width, height).unwrap();
+    let similarity = psnr(&small.pixels, &preview.pixels);
+    assert!(similarity > 22.0, "{similarity} dB");
+}
+
+#[test]
 fn a_seed_draws_a_sample_that_repeats() {
     let folder = tempfile::tempdir().unwrap();
     let encode = |seed: &str, name: &str| {

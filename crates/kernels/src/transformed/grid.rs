@@ -5,11 +5,12 @@ use super::{OUTPUTS, SKEW, Transform};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
+use crate::pool::whole_lines;
 use std::ops::Range;
 
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
-const TILES: [usize; 2] = [32, 96];
+const TILES: [usize; 2] = [32, 64];
 
 /// Neighbouring tiles that one task treats together.
 #[derive(Clone, Copy)]
@@ -52,8 +53,12 @@ pub(super) struct ScratchLens {
 }
 
 impl ScratchLens {
+    /// `f32` of all.
     pub(super) fn sum(&self) -> usize {
-        self.window + self.tile_sources + self.sources + self.source_factors + self.products
+        [self.window, self.tile_sources, self.sources, self.source_factors, self.products]
+            .into_iter()
+            .map(whole_lines)
+            .sum()
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the picture to transformed inputs: a batch's window through the prologue, and the forward transform.
 
 use super::grid::window_side;
-use super::integers::{self, PAIRS, SPLIT};
+use super::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use super::{Batch, Job, Scratch, Transform};
 use crate::convolution::Arithmetic;
 use crate::layout::BLOCK;
@@ -13,28 +13,39 @@ use crate::vector::Vector;
 /// # Safety
 /// The CPU has the tier.
 #[inline(always)]
-pub(super) unsafe fn transform<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, batch: Batch) {
+pub(super) unsafe fn transform<T: Tile, W: Transform>(
+    job: &Job<'_>,
+    scratch: &mut Scratch<'_>,
+    batch: Batch,
+) {
     let corner = batch.origin.map(|tile| tile * W::STEP);
     let [rows, columns] = batch.size.map(window_side::<W>);
+    // SAFETY: the caller vouches for the CPU.
+    let room = &mut unsafe { [[T::Vector::splat(0.0); 6]; 6] };
     let window_len = rows * columns * BLOCK;
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
-        if block + 1 < input_blocks {
-            job.source.prefetch(block + 1, corner, [rows, columns]);
-        }
         let place = match job.grid.arithmetic {
             Arithmetic::Float32 => 0,
             Arithmetic::Integer16 => block % SPLIT,
         };
         let window = &mut scratch.window[place * window_len..][..window_len];
         // SAFETY: the caller vouches for the CPU.
-        unsafe { job.source.gather::<T>(block, corner, columns, window) };
+        unsafe {
+            job.source.gather::<T>(
+                block,
+                corner,
+                columns,
+                window,
+                (block + 1 < input_blocks).then_some(block + 1),
+            )
+        };
         // SAFETY: the caller vouches for the CPU.
         unsafe {
             match job.grid.arithmetic {
-                Arithmetic::Float32 => transform_block::<T, W>(job, scratch, batch, block),
+                Arithmetic::Float32 => transform_block::<T, W>(job, scratch, batch, block, room),
                 Arithmetic::Integer16 if place + 1 == SPLIT || block + 1 == input_blocks => {
-                    transform_split::<T, W>(job, scratch, batch, block / SPLIT, place + 1);
+                    transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
                 }
                 Arithmetic::Integer16 => {}
             }
@@ -46,9 +57,10 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(job: &Job<'_>, scratch: &m
 #[inline(always)]
 unsafe fn transform_block<T: Tile, W: Transform>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     batch: Batch,
     block: usize,
+    room: &mut [[T::Vector; 6]; 6],
 ) {
     let Batch { size: [rows, columns], .. } = batch;
     let row_stride = window_side::<W>(columns) * BLOCK;
@@ -57,7 +69,7 @@ unsafe fn transform_block<T: Tile, W: Transform>(
             let inputs = &scratch.window[row * W::STEP * row_stride + column * W::STEP * BLOCK..];
             let out = &mut scratch.sources[place::<T>(job, row * columns + column, block) * BLOCK..];
             // SAFETY: the caller vouches for the CPU.
-            unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, job.grid.source_stride) };
+            unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, job.grid.source_stride, room) };
         }
     }
 }
@@ -66,10 +78,10 @@ unsafe fn transform_block<T: Tile, W: Transform>(
 #[inline(always)]
 unsafe fn transform_split<T: Tile, W: Transform>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     batch: Batch,
-    split: usize,
-    count: usize,
+    [split, count]: [usize; 2],
+    room: &mut [[T::Vector; 6]; 6],
 ) {
     let Batch { size: [rows, columns], .. } = batch;
     let row_stride = window_side::<W>(columns) * BLOCK;
@@ -81,18 +93,22 @@ unsafe fn transform_split<T: Tile, W: Transform>(
                 let inputs = &scratch.window[block * window_len + corner..];
                 let out = &mut scratch.tile_sources[block * BLOCK..];
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, SPLIT * BLOCK) };
+                unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, SPLIT * BLOCK, room) };
             }
             let tile = row * columns + column;
             let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
-            let sources = integers::words_mut(&mut scratch.sources);
-            for point in 0..W::SOURCES * W::SOURCES {
-                let values = &scratch.tile_sources[point * SPLIT * BLOCK..][..count * BLOCK];
-                let out = &mut sources[point * job.grid.source_stride + start..];
-                // SAFETY: the caller vouches for the CPU.
-                let factor =
-                    unsafe { integers::quantize_sources::<T::Vector>(values, out, T::PIXELS * PAIRS) };
-                scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] = factor;
+            let points = W::SOURCES * W::SOURCES;
+            let mut factors = [0.0; MOST_POINTS];
+            let values =
+                integers::Sources { values: scratch.tile_sources, stride: SPLIT * BLOCK, blocks: count };
+            let sources = &mut integers::words_mut(scratch.sources)[start..];
+            let places = [job.grid.source_stride, T::PIXELS * PAIRS];
+            // SAFETY: the caller vouches for the CPU.
+            unsafe {
+                integers::quantize_sources::<T::Vector>(values, &mut factors[..points], sources, places)
+            };
+            for (point, factor) in factors.iter().enumerate().take(points) {
+                scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] = *factor;
             }
         }
     }
@@ -104,18 +120,18 @@ fn place<T: Tile>(job: &Job<'_>, tile: usize, block: usize) -> usize {
     (tile / T::PIXELS * job.grid.input_blocks + block) * T::PIXELS + tile % T::PIXELS
 }
 
-/// One tile and channel block: `inputs` with rows `row_stride` apart → points `stride` apart.
+/// One tile and channel block: `inputs` with rows `row_stride` apart → points `stride` apart, by way of `half`.
 #[inline(always)]
 unsafe fn transform_tile<V: Vector, W: Transform>(
     inputs: &[f32],
     row_stride: usize,
     out: &mut [f32],
     stride: usize,
+    half: &mut [[V; 6]; 6],
 ) {
     for lane in (0..BLOCK).step_by(V::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
         unsafe {
-            let mut half = [[V::splat(0.0); 6]; 6];
             for x in 0..W::INPUTS {
                 let mut d = [V::splat(0.0); 6];
                 for y in 0..W::INPUTS {

@@ -14,6 +14,8 @@ use crate::vector::Vector;
 pub(super) const SPLIT: usize = 8;
 /// Words that hold one block.
 pub(super) const PAIRS: usize = BLOCK / 2;
+/// Points of one tile's transformed inputs, at most.
+pub(super) const MOST_POINTS: usize = 36;
 /// Output channels of one group, at most.
 pub(super) const MOST_LANES: usize = 32;
 
@@ -61,46 +63,80 @@ fn scale(most: f32, squares: f32) -> [f32; 2] {
     }
 }
 
-/// Rounds the split's inputs of one tile and point (`[block][16]`) into `out`, whose blocks of [`PAIRS`] words are
-/// `stride` apart; returns what undoes the scale, times [`BALANCE`]; NaN if an input is not finite.
+/// The split's transformed inputs of one tile: for each point, `stride` apart, `[block][16]`.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+    pub blocks: usize,
+}
+
+impl<'a> Sources<'a> {
+    #[inline(always)]
+    fn point(self, point: usize) -> &'a [[f32; BLOCK]] {
+        self.values[point * self.stride..][..self.blocks * BLOCK].as_chunks().0
+    }
+}
+
+/// Rounds the split's inputs of one tile into `out`, where points and blocks of [`PAIRS`] words lie `strides` apart;
+/// `factors` get for each point what undoes the scale, times [`BALANCE`]; NaN if an input is not finite.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn quantize_sources<V: Vector>(values: &[f32], out: &mut [i32], stride: usize) -> f32 {
-    let mut lanes = [0.0; BLOCK];
-    let mut squares = [0.0; BLOCK];
-    // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
-    let most = unsafe {
-        let mut most = V::splat(0.0);
-        for values in values.chunks_exact(V::LANES) {
-            most = most.largest_magnitude(V::load(values));
-        }
-        most.store(&mut lanes[..V::LANES]);
-        let most = f32::from_bits(lanes.into_iter().fold(0, |most, lane| most.max(lane.to_bits())));
-        let unit = V::splat(1.0 / most.max(SMALLEST));
-        let mut sums = V::splat(0.0);
-        for values in values.chunks_exact(V::LANES) {
-            let share = V::load(values).times(unit);
-            sums = sums.plus(share.times(share));
-        }
-        sums.store(&mut squares[..V::LANES]);
-        most
-    };
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            squares[lane] += squares[lane + half];
+pub(super) unsafe fn quantize_sources<V: Vector>(
+    sources: Sources<'_>,
+    factors: &mut [f32],
+    out: &mut [i32],
+    [point_stride, block_stride]: [usize; 2],
+) {
+    let (mut most, mut squares) = ([0.0f32; MOST_POINTS], [0.0f32; MOST_POINTS]);
+    for point in 0..factors.len() {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
+        unsafe {
+            let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
+            for values in sources.point(point).as_flattened().chunks_exact(V::LANES) {
+                let values = V::load(values);
+                peak = peak.largest_magnitude(values);
+                sum = values.times(values).plus(sum);
+            }
+            most[point] = peak.largest_lane();
+            squares[point] = sum.sum_of_lanes();
         }
     }
-    let [scale, factor] = scale(most, squares[0]);
-    for (index, block) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let out: &mut [i32; PAIRS] =
-            out[index * stride..].first_chunk_mut().expect("one place for each block");
-        for lane in 0..PAIRS {
-            out[lane] = pair(block[lane] * scale, block[lane + PAIRS] * scale);
+    let mut scales = [0.0; MOST_POINTS];
+    for point in 0..factors.len() {
+        let unit = 1.0 / most[point].max(SMALLEST);
+        [scales[point], factors[point]] = scale(most[point], squares[point] * unit * unit);
+    }
+    for point in 0..factors.len() {
+        if !SQUARABLE.contains(&most[point]) {
+            [scales[point], factors[point]] = scale(most[point], shares(sources.point(point), most[point]));
         }
     }
-    factor * BALANCE
+    for point in 0..factors.len() {
+        let scale = scales[point];
+        factors[point] *= BALANCE;
+        for (index, block) in sources.point(point).iter().enumerate() {
+            let out: &mut [i32; PAIRS] = out[point * point_stride + index * block_stride..]
+                .first_chunk_mut()
+                .expect("one place for each block");
+            for lane in 0..PAIRS {
+                out[lane] = pair(block[lane] * scale, block[lane + PAIRS] * scale);
+            }
+        }
+    }
+}
+
+/// Magnitudes whose squares, and the sum of a split of them, are ordinary `f32`.
+const SQUARABLE: std::ops::Range<f32> = f32::from_bits((127 - 60) << 23)..f32::from_bits((127 + 60) << 23);
+
+/// The sum of the squares of `values` over that of `most`, for magnitudes whose squares are no ordinary `f32`.
+#[cold]
+#[inline(never)]
+fn shares(values: &[[f32; BLOCK]], most: f32) -> f32 {
+    let unit = 1.0 / most.max(SMALLEST);
+    values.as_flattened().iter().map(|value| value * unit).fold(0.0, |sum, share| sum + share * share)
 }
 
 /// Rounds the split's weights of one point (`[block][16][lanes]`) into `out` (`[block][pair][lanes]`), and writes for
@@ -144,6 +180,15 @@ mod tests {
     use super::*;
     use crate::vector::Portable;
 
+    /// One point alone.
+    unsafe fn quantize(values: &[f32], out: &mut [i32]) -> f32 {
+        let mut factors = [0.0];
+        let sources = Sources { values, stride: values.len(), blocks: values.len() / BLOCK };
+        // SAFETY: the caller's contract.
+        unsafe { quantize_sources::<Portable>(sources, &mut factors, out, [0, PAIRS]) };
+        factors[0]
+    }
+
     fn halves(word: i32) -> [i64; 2] {
         [i64::from(word as i16), i64::from((word >> 16) as i16)]
     }
@@ -167,7 +212,7 @@ mod tests {
                     let (mut sources, mut weights) = (vec![0; SPLIT * PAIRS], vec![0; SPLIT * PAIRS]);
                     quantize_weights(&values, 1, &mut weights, &mut [0.0]);
                     // SAFETY: the portable vector needs no special instructions.
-                    unsafe { quantize_sources::<Portable>(&values, &mut sources, PAIRS) };
+                    unsafe { quantize(&values, &mut sources) };
                     let of = |words: &[i32]| words.iter().flat_map(|word| halves(*word)).collect::<Vec<_>>();
                     let (sources, weights) = (of(&sources), of(&weights));
                     // One vector with itself: the largest sum of its length.
@@ -189,7 +234,7 @@ mod tests {
             let values: Vec<f32> = (0..32).map(|i| size * ((i * 37 % 32) as f32 / 32.0 - 0.5)).collect();
             let mut words = [0; 16];
             // SAFETY: the portable vector needs no special instructions.
-            let factor = unsafe { quantize_sources::<Portable>(&values, &mut words, PAIRS) };
+            let factor = unsafe { quantize(&values, &mut words) };
             for (index, value) in values.iter().enumerate() {
                 let word = words[index / BLOCK * PAIRS + index % PAIRS];
                 let found = halves(word)[index % BLOCK / PAIRS] as f32 / BALANCE * factor;
@@ -201,10 +246,10 @@ mod tests {
         for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             values[3] = wrong;
             // SAFETY: as above.
-            assert!(unsafe { quantize_sources::<Portable>(&values, &mut words, PAIRS) }.is_nan());
+            assert!(unsafe { quantize(&values, &mut words) }.is_nan());
         }
         // SAFETY: as above.
-        let factor = unsafe { quantize_sources::<Portable>(&[0.0; 16], &mut words, PAIRS) };
+        let factor = unsafe { quantize(&[0.0; 16], &mut words) };
         assert!(factor.is_finite() && words == [0; 8]);
     }
 }

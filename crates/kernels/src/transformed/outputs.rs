@@ -12,12 +12,14 @@ use crate::vector::Vector;
 #[inline(always)]
 pub(super) unsafe fn transform<T: Tile, W: Transform>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     batch: Batch,
     group: usize,
 ) {
     let Batch { origin, size: [rows, columns] } = batch;
     let first = group * (T::LANES / BLOCK);
+    // SAFETY: the caller vouches for the CPU.
+    let room = &mut unsafe { [[T::Vector::splat(0.0); 6]; OUTPUTS] };
     for block in first..(first + T::LANES / BLOCK).min(blocks(job.geometry.output_channels)) {
         let bias = &job.bias[block * BLOCK..][..BLOCK];
         for row in 0..rows {
@@ -29,6 +31,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
                         &scratch.products[tile..],
                         job.grid.product_stride,
                         bias,
+                        room,
                         &mut scratch.tile,
                     );
                     store::<T, W>(job, block, [origin[0] + row, origin[1] + column], &scratch.tile);
@@ -38,19 +41,19 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     }
 }
 
-/// One tile and channel block: points `stride` apart → `[row][column][16]` with bias.
+/// One tile and channel block: points `stride` apart → `[row][column][16]` with bias, by way of `half`.
 #[inline(always)]
 unsafe fn transform_output<V: Vector, W: Transform>(
     products: &[f32],
     stride: usize,
     bias: &[f32],
+    half: &mut [[V; 6]; OUTPUTS],
     out: &mut [f32; OUTPUTS * OUTPUTS * BLOCK],
 ) {
     for lane in (0..BLOCK).step_by(V::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
         unsafe {
             let bias = V::load(&bias[lane..][..V::LANES]);
-            let mut half = [[V::splat(0.0); 6]; OUTPUTS];
             for y in 0..W::PRODUCTS {
                 let mut m = [V::splat(0.0); 6];
                 for x in 0..W::PRODUCTS {

@@ -1,5 +1,6 @@
 //! The products of a batch: for each point one matrix product over input channels.
 
+use super::grid::window_side;
 use super::integers::{self, PAIRS, SPLIT};
 use super::{Batch, Job, OUTPUTS, Scratch, Transform};
 use crate::convolution::Arithmetic;
@@ -10,22 +11,26 @@ use crate::microkernel::{PairRows, Rows, Tile};
 /// the first-level cache while all tiles of a batch pass by.
 const PASS: usize = 16;
 
-/// All products of one batch and one group of output channels.
+/// All products of one batch and one group of output channels; meanwhile asks for what the batch `next` reads first.
 ///
 /// # Safety
 /// The CPU has the tier.
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Tile, W: Transform>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     batch: Batch,
     group: usize,
+    next: Option<Batch>,
 ) {
     for y in 0..W::PRODUCTS {
         for x in 0..W::PRODUCTS {
             let point = y * W::PRODUCTS + x;
             let source = W::SOURCE_OF[y] * W::SOURCES + W::SOURCE_OF[x];
             prefetch_outputs::<T, W>(job, batch, group, point);
+            if let Some(next) = next {
+                prefetch_inputs::<W>(job, next, point);
+            }
             let tiles = batch.size[0] * batch.size[1];
             // SAFETY: the caller vouches for the CPU.
             unsafe {
@@ -43,7 +48,7 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
 #[inline(always)]
 unsafe fn multiply_floats<T: Tile>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     tiles: usize,
     group: usize,
     [point, source]: [usize; 2],
@@ -54,7 +59,7 @@ unsafe fn multiply_floats<T: Tile>(
     for (pass, panel) in panel.chunks(PASS * BLOCK * T::LANES).enumerate() {
         for tile in (0..tiles).step_by(T::PIXELS) {
             let left = Rows {
-                patch: &scratch.sources,
+                patch: scratch.sources,
                 start: source * grid.source_stride
                     + (tile * grid.input_blocks + pass * PASS * T::PIXELS) * BLOCK,
                 row_stride: BLOCK,
@@ -77,14 +82,14 @@ unsafe fn multiply_floats<T: Tile>(
 #[inline(always)]
 unsafe fn multiply_integers<T: Tile>(
     job: &Job<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     tiles: usize,
     group: usize,
     [point, source]: [usize; 2],
 ) {
     let grid = &job.grid;
     let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
-    let sources = &integers::words(&scratch.sources)[source * grid.source_stride..];
+    let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
     let products = &mut scratch.products[point * grid.product_stride..];
     for (split, panel) in panel.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..T::LANES];
@@ -117,5 +122,16 @@ fn prefetch_outputs<T: Tile, W: Transform>(job: &Job<'_>, batch: Batch, group: u
     for line in point * lines / points..(point + 1) * lines / points {
         let block = group * (T::LANES / BLOCK) + line / height;
         job.target.prefetch(block, [corner[0] + line % height, corner[1]], columns * OUTPUTS);
+    }
+}
+
+/// Asks for one point's share of the first channel block that a batch reads.
+#[inline(always)]
+fn prefetch_inputs<W: Transform>(job: &Job<'_>, batch: Batch, point: usize) {
+    let corner = batch.origin.map(|tile| tile * W::STEP);
+    let [rows, columns] = batch.size.map(window_side::<W>);
+    let points = W::PRODUCTS * W::PRODUCTS;
+    for row in point * rows / points..(point + 1) * rows / points {
+        job.source.prefetch_row(0, [corner[0] + row, corner[1]], columns);
     }
 }

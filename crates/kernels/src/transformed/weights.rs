@@ -3,12 +3,11 @@
 use super::grid::words_per_block;
 use super::integers::{self, SPLIT};
 use super::{SKEW, TAPS, Transform};
-use crate::buffer::{self, Buffer};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;
-use crate::pool::Pool;
+use crate::pool::{Pool, carve, whole_lines};
 use crate::shared::SharedOutput;
 use crate::vector::Vector;
 use crate::weights::{Compact, Span};
@@ -72,8 +71,13 @@ impl Panels {
         }
     }
 
-    /// `f32` that a worker takes: weights as they came, and with integers a split's transformed weights.
-    pub(super) fn worker_lens(&self) -> [usize; 2] {
+    /// `f32` that a worker takes.
+    pub(super) fn worker_len(&self) -> usize {
+        self.worker_lens().into_iter().map(whole_lines).sum()
+    }
+
+    /// Weights as they came, and with integers a split's transformed weights.
+    fn worker_lens(&self) -> [usize; 2] {
         let block = BLOCK * self.lanes;
         let transformed = match self.arithmetic {
             Arithmetic::Float32 => 0,
@@ -94,16 +98,11 @@ pub(super) fn transform<W: Transform>(
     let parts = panels.input_blocks.div_ceil(panels.blocks_per_task());
     let output = SharedOutput::new(output);
     let job = &Job { weights, span, panels, output: &output, parts };
-    pool.run(
-        panels.groups * parts,
-        || Scratch {
-            taps: buffer::worker(panels.worker_lens()[0]),
-            transformed: buffer::worker(panels.worker_lens()[1]),
-        },
-        |scratch, index| {
-            dispatch!(isa, part::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize));
-        },
-    );
+    pool.run_in_room(panels.groups * parts, panels.worker_len(), |mut room, index| {
+        let [taps, transformed] = panels.worker_lens().map(|len| carve(&mut room, len));
+        let scratch = &mut Scratch { taps, transformed };
+        dispatch!(isa, part::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
+    });
 }
 
 struct Job<'a> {
@@ -115,16 +114,16 @@ struct Job<'a> {
     parts: usize,
 }
 
-struct Scratch {
+struct Scratch<'a> {
     /// Weights between sixteen input channels and one group, `[tap][16][lanes]`.
-    taps: Buffer,
+    taps: &'a mut [f32],
     /// Their transform before it is rounded, `[point][input block of the split][16][lanes]`.
-    transformed: Buffer,
+    transformed: &'a mut [f32],
 }
 
 /// Transforms the weights between some input blocks and one group of output channels.
 #[inline(always)]
-unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, index: usize) {
+unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
     let panels = job.panels;
     let (group, part) = (index / job.parts, index % job.parts);
     let first = part * panels.blocks_per_task();
@@ -133,7 +132,7 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch, inde
     let block_len = BLOCK * T::LANES;
     for block in 0..count {
         let at = (group * job.span.all + job.span.first + first + block) * len;
-        let taps = job.weights.widen(at, len, &mut scratch.taps);
+        let taps = job.weights.widen(at, len, scratch.taps);
         // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
         unsafe {
             match panels.arithmetic {

@@ -8,6 +8,8 @@ mod hostile;
 mod http;
 mod limits;
 mod log;
+mod page;
+mod preview;
 mod raw;
 mod recorded;
 mod service;

@@ -35,7 +35,8 @@ fn captured_query_reads_and_writes() {
 #[test]
 fn every_key_is_written_in_the_clients_order() {
     let all = "image_format=png&output_type=pt&partial_postprocess=True&shape=1&shape=4096&shape=64&dtype=bfloat16\
-        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&precision=fast&fps=24.0&crf=30&windows=off&tiling=on&seed=13&sample=True&moments=True";
+        &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&output=preview&precision=fast&fps=24.0&crf=30\
+        &windows=off&tiling=on&seed=13&sample=True&moments=True";
     assert_eq!(query(all).to_query(), all);
     let deprecated = "image_format=jpg&output_type=pil&partial_postprocess=False&shape=1&dtype=uint8\
         &shift_factor=0.5&do_scaling=True";
@@ -91,6 +92,7 @@ fn values_in_every_spelling() {
     assert_eq!(query("shift_factor=0").shift_factor, Some(0.0));
     assert_eq!(query("image_format=jpeg").image_format, Some(ImageFormat::Jpeg));
     assert_eq!(query("dtype=%66loat16").dtype, Some(Dtype::Float16));
+    assert!(query("output=Preview").preview && !query("output=picture").preview);
     assert_eq!(query("precision=a+b%20c").precision.as_deref(), Some("a b c"));
     assert_eq!(query("height=None&scaling_factor=None&shape=None"), Parameters::default());
     assert_eq!(query("dtype=uint8&dtype=uint8").dtype, Some(Dtype::Uint8));
@@ -148,6 +150,7 @@ fn wrong_values_are_refused_by_name() {
         "shape=2&shape=[1]",
         "shape=1,2&shape=3,4",
         "shape=18446744073709551616",
+        "output=sketch",
         "precision=0123456789012345678901234567890123456789012345678901234567890123456789",
     ] {
         let name = text.split('=').next().unwrap_or("");
@@ -484,7 +487,7 @@ fn parameters() -> impl Strategy<Value = Parameters> {
     let side = || prop::option::of(any::<usize>());
     let tensor =
         (prop::option::of(prop::collection::vec(any::<usize>(), 1..=8)), prop::option::of(0..4usize));
-    let output = (prop::option::of(0..3usize), prop::option::of(0..3usize), any::<bool>());
+    let output = (prop::option::of(0..3usize), prop::option::of(0..3usize), any::<bool>(), any::<bool>());
     let scaling = (prop::option::of(any::<bool>()), factor(), factor());
     let clip = (
         factor(),
@@ -495,7 +498,15 @@ fn parameters() -> impl Strategy<Value = Parameters> {
     let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>());
     let encode = (prop::option::of("[ -~]{1,20}"), draw);
     (tensor, output, scaling, side(), side(), encode, clip).prop_map(
-        |((shape, dtype), (output, format, partial), scaling, height, width, (precision, draw), clip)| {
+        |(
+            (shape, dtype),
+            (output, format, partial, preview),
+            scaling,
+            height,
+            width,
+            (precision, draw),
+            clip,
+        )| {
             Parameters {
                 shape,
                 dtype: dtype.map(|index| Dtype::ALL[index]),
@@ -508,6 +519,7 @@ fn parameters() -> impl Strategy<Value = Parameters> {
                 shift_factor: scaling.2,
                 height,
                 width,
+                preview,
                 precision: precision.filter(|text| text != "None"),
                 fps: clip.0,
                 crf: clip.1,
@@ -534,10 +546,10 @@ proptest! {
 
     #[test]
     fn known_keys_with_any_value_are_read_or_refused(
-        pairs in prop::collection::vec((0..18usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
+        pairs in prop::collection::vec((0..19usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
     ) {
-        const KEYS: [&str; 18] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
-            "scaling_factor", "shift_factor", "do_scaling", "height", "width", "precision", "seed", "sample",
+        const KEYS: [&str; 19] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
+            "scaling_factor", "shift_factor", "do_scaling", "height", "width", "output", "precision", "seed", "sample",
             "fps", "crf", "windows", "tiling"];
         let text: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={value}", KEYS[*key])).collect();
         if let Ok(parameters) = Parameters::from_query(&text.join("&")) {
