@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use remote_vae_engine::memory;
 
 /// Decodes the latents of diffusion models to pictures, and encodes them back: as a server that speaks the protocol of
 /// Hugging Face's "Remote VAE" endpoints, and on the command line.
@@ -45,15 +46,22 @@ pub(crate) struct EngineArguments {
     /// Worker threads [default: all processors this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Bytes that may be used, e.g. 640MiB (not built yet: refused).
-    #[arg(long, value_name = "SIZE")]
-    pub memory_budget: Option<String>,
+    /// Memory that this process may hold at its peak, e.g. 640MiB or 1.2GiB. Where that is too little to compute
+    /// everything once, parts are computed again; the result is the same to the bit [default: 80 % of the memory that
+    /// this process may use]
+    #[arg(long, value_name = "SIZE", env = "REMOTE_VAE_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
     /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }
 
 impl EngineArguments {
+    /// Bytes that this process may hold; `None` where neither the user nor the system sets a limit.
+    pub(crate) fn memory_budget(&self) -> Option<u64> {
+        self.memory_budget.or_else(memory::default_budget)
+    }
+
     /// The precision to compute in here.
     pub(crate) fn precision(&self) -> remote_vae_engine::Precision {
         self.precision.unwrap_or(Precision::Exact).into()
@@ -131,6 +139,12 @@ pub(crate) struct VideoArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
+    /// A TOML file of options, named as the flags are; flags and variables are stronger.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the options in use as such a file, without keys, and where each comes from; serve nothing.
+    #[arg(long)]
+    pub print_config: bool,
     /// Address to listen on.
     #[arg(long, value_name = "H", env = "REMOTE_VAE_HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -143,11 +157,28 @@ pub(crate) struct ServeOptions {
     #[arg(long = "model", value_name = "NAME=SOURCE", env = "MODEL_ID", value_parser = parse_named_source)]
     pub models: Vec<NamedSource>,
     /// A further path that the first model answers, e.g. `/vae/decode`; repeatable.
-    #[arg(long = "path", value_name = "PATH")]
+    #[arg(long = "path", value_name = "PATH", value_delimiter = ',')]
     pub paths: Vec<String>,
     /// A bearer key that clients must send; repeatable [default: anybody may use the server]
     #[arg(long = "api-key", value_name = "KEY", env = "REMOTE_VAE_API_KEY", hide_env_values = true)]
     pub api_keys: Vec<String>,
+    /// A file of further keys, one a line: KEY [name=NAME] [queue=N] [megapixels=N] [per-minute=N]. Read anew when it
+    /// changes.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Ask for a key for `/info` and `/metrics` too.
+    #[arg(long)]
+    pub private_info: bool,
+    /// A certificate chain in PEM form, for TLS; read anew when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key in PEM form.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// An origin whose pages may use the server, e.g. `https://example.org`, or `*`; repeatable [default: none but the
+    /// server's own]
+    #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
     /// Requests that may wait while one is computed; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue: u32,
@@ -163,10 +194,6 @@ pub(crate) struct ServeOptions {
     /// Most frames of a clip.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_frames: u32,
-    /// Most memory that one request's plan may need, in MiB; more is refused with 413 [default: 80 % of the memory
-    /// that this process may use]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_request_memory: Option<u32>,
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
@@ -174,6 +201,16 @@ pub(crate) struct ServeOptions {
     /// [default: 1024, at least --max-body]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_held: Option<u32>,
+    /// Memory for all answers together, from admission until they are sent, in MiB; beyond it requests are refused with
+    /// 429.
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_answers: u32,
+    /// Jobs of `/v1/jobs` that are kept at one time, waiting, running or with their results.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_jobs: u32,
+    /// Seconds that the result of a job is kept.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub job_ttl: u32,
     /// Connections open at one time; for a further one the connection that is idle longest is closed.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
@@ -418,6 +455,27 @@ impl std::fmt::Display for Size {
     }
 }
 
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => 0.0,
+    };
+    let bytes = number.parse::<f64>().map_or(0.0, |number| number * unit);
+    if (1.0..9e18).contains(&bytes) {
+        return Ok(bytes as u64);
+    }
+    Err(format!("{text:?} is not an amount of memory; write a number and a unit, e.g. 640MiB or 1.2GiB"))
+}
+
 fn parse_size(text: &str) -> Result<Size, String> {
     let sides = text.split_once(['x', 'X']).and_then(|(width, height)| {
         Some(Size { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
@@ -451,6 +509,18 @@ mod tests {
         );
         assert!(parse_named_source("my model=x").is_err());
         assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        for (text, bytes) in
+            [("640MiB", 640 << 20), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("4096", 4096), ("1MB", 1_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "MiB", "-1GiB", "1.2.3G", "12 parsecs", "1e30"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

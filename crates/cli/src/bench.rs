@@ -198,12 +198,13 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         );
     }
     let need = task.summary.peak_bytes;
-    if let Some(limit) = memory::limit_bytes()
-        && need as u64 > limit
-    {
-        bail!("--size {} needs {} MiB; this process may use {} MiB", options.size, need >> 20, limit >> 20);
-    }
     let process = memory::resident_bytes().unwrap_or(0);
+    // A clip has more in memory than the plans of its parts.
+    if let Some(budget) = autoencoder.engine().memory_budget()
+        && need as u64 > budget
+    {
+        bail!("--size {} needs {} MiB; the memory budget is {} MiB", options.size, need >> 20, budget >> 20);
+    }
     let input = input(task.shape);
     let once = |control: &Control| -> Result<f64> {
         let start = Instant::now();

@@ -59,7 +59,7 @@ fn processor() -> Option<String> {
 /// Decodes small latents here and by the portable code, and times larger ones.
 fn probe(autoencoder: &Autoencoder, precision: Precision, source: &str) -> Result<()> {
     let mut output = std::io::stdout().lock();
-    let portable = EngineOptions { threads: None, isa: Some("generic".to_owned()) };
+    let portable = EngineOptions { isa: Some("generic".to_owned()), ..EngineOptions::default() };
     let portable = Autoencoder::new(local::model(source)?, Arc::new(CpuEngine::new(portable)?));
     let (here, there) =
         (decode(autoencoder, SMALL, Precision::Exact)?, decode(&portable, SMALL, Precision::Exact)?);

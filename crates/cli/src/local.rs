@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
 use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
@@ -13,12 +13,13 @@ use crate::arguments::EngineArguments;
 /// What a picture file on this machine may ask for: the user's own, so only a guard against a damaged one.
 pub(crate) const PICTURE_LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 28, max_bytes: 1 << 31 };
 
-/// The engine that the arguments ask for; what is not built yet is refused.
+/// The engine that the arguments ask for.
 pub(crate) fn engine(arguments: &EngineArguments) -> Result<Arc<dyn Engine>> {
-    if let Some(budget) = &arguments.memory_budget {
-        bail!("--memory-budget {budget} is not built yet; leave it out");
-    }
-    let options = EngineOptions { threads: arguments.threads.map(usize::from), isa: arguments.isa.clone() };
+    let options = EngineOptions {
+        threads: arguments.threads.map(usize::from),
+        isa: arguments.isa.clone(),
+        memory_budget: arguments.memory_budget(),
+    };
     Ok(Arc::new(CpuEngine::new(options)?))
 }
 

@@ -4,6 +4,7 @@
 mod arguments;
 mod bench;
 mod clips;
+mod config;
 mod convert;
 mod demo;
 mod doctor;
@@ -16,21 +17,10 @@ mod tensors;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command};
-use clap::Parser;
+use arguments::Command;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match &arguments.command {
-        Command::Serve(options) => serve::run(options),
-        Command::Decode(options) => convert::decode(options),
-        Command::Encode(options) => convert::encode(options),
-        Command::Demo(options) => demo::run(options),
-        Command::Models(options) => models::run(options),
-        Command::Plan(options) => plan::run(options),
-        Command::Bench(options) => bench::run(options),
-        Command::Doctor(options) => doctor::run(options),
-    };
+    let result = config::parse().and_then(|parsed| run(&parsed));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -39,6 +29,20 @@ fn main() -> ExitCode {
             eprintln!("error: {}", message(&error).replace(|c: char| c.is_control() && c != '\n', "?"));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(parsed: &config::Parsed) -> anyhow::Result<()> {
+    match &parsed.arguments.command {
+        Command::Serve(options) if options.print_config => parsed.print(&mut std::io::stdout().lock()),
+        Command::Serve(options) => serve::run(options),
+        Command::Decode(options) => convert::decode(options),
+        Command::Encode(options) => convert::encode(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Models(options) => models::run(options),
+        Command::Plan(options) => plan::run(options),
+        Command::Bench(options) => bench::run(options),
+        Command::Doctor(options) => doctor::run(options),
     }
 }
 

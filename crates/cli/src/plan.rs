@@ -30,6 +30,7 @@ struct Report {
     load_bytes: usize,
     activation_bytes: usize,
     plan_peak_bytes: usize,
+    memory_budget_bytes: Option<u64>,
     /// What this process holds before any work; `None` where the system does not tell.
     process_bytes: Option<u64>,
     expected_peak_bytes: Option<u64>,
@@ -55,6 +56,9 @@ struct StepReport {
     read_bytes: usize,
     output_bytes: usize,
     scratch_bytes: usize,
+    /// Name and operation of what runs together in strips.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<[String; 2]>,
 }
 
 impl From<&Step> for StepReport {
@@ -67,6 +71,7 @@ impl From<&Step> for StepReport {
             read_bytes: step.read_bytes(),
             output_bytes: step.output_bytes(),
             scratch_bytes: step.scratch_bytes(),
+            layers: step.layers.clone(),
         }
     }
 }
@@ -200,6 +205,7 @@ fn report(
         load_bytes: summary.load_bytes,
         activation_bytes: summary.activation_bytes,
         plan_peak_bytes: summary.peak_bytes,
+        memory_budget_bytes: autoencoder.engine().memory_budget(),
         process_bytes,
         expected_peak_bytes: process_bytes.map(|bytes| bytes + summary.peak_bytes as u64),
     }
@@ -238,6 +244,9 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
             mib(step.output_bytes),
             mib(step.scratch_bytes),
         )?;
+        for [name, operation] in &step.layers {
+            writeln!(output, "  {name:width$}  {operation}", width = names.saturating_sub(2))?;
+        }
     }
     writeln!(
         output,
@@ -261,6 +270,9 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
             mib(peak),
             mib(process)
         )?;
+    }
+    if let Some(budget) = report.memory_budget_bytes {
+        writeln!(output, "memory budget {:.1} MiB", budget as f64 / f64::from(1 << 20))?;
     }
     Ok(())
 }

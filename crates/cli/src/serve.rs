@@ -4,9 +4,9 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use remote_vae_engine::{Autoencoder, Precision};
-use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions};
+use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions, TlsFiles};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{LogFormat, NamedSource, ServeOptions};
@@ -24,10 +24,18 @@ pub(crate) fn run(options: &ServeOptions) -> Result<()> {
             Ok(ModelEntry { name: name.clone(), autoencoder })
         })
         .collect::<Result<Vec<_>>>()?;
-    runtime()?.block_on(serve(server_options(options), models, options.stop_with_stdin))
+    runtime()?.block_on(serve(server_options(options)?, models, options.stop_with_stdin))
 }
 
-fn server_options(options: &ServeOptions) -> ServerOptions {
+fn server_options(options: &ServeOptions) -> Result<ServerOptions> {
+    let tls = match (&options.tls_cert, &options.tls_key) {
+        (Some(certificate), Some(key)) => {
+            Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+        }
+        (None, None) => None,
+        (Some(_), None) => bail!("--tls-cert needs --tls-key"),
+        (None, Some(_)) => bail!("--tls-key needs --tls-cert"),
+    };
     let bytes = |mib: u32| u64::from(mib) << 20;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     let default = Limits::default();
@@ -39,10 +47,12 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         max_batch: options.max_batch as usize,
         max_frames: options.max_frames as usize,
         max_queue: options.max_queue as usize,
-        max_plan_bytes: options.max_request_memory.map(bytes).or(default.max_plan_bytes),
+        max_plan_bytes: options.engine.memory_budget(),
+        max_answer_bytes: bytes(options.max_answers),
+        max_jobs: options.max_jobs as usize,
         max_connections: options.max_connections as usize,
     };
-    ServerOptions {
+    Ok(ServerOptions {
         host: options.host.clone(),
         port: options.port,
         precision: options.engine.precision(),
@@ -56,8 +66,13 @@ fn server_options(options: &ServeOptions) -> ServerOptions {
         idle_timeout: seconds(options.idle_timeout),
         extra_paths: options.paths.clone(),
         api_keys: options.api_keys.iter().map(ApiKey::new).collect(),
+        api_key_file: options.api_key_file.clone(),
+        private_info: options.private_info,
+        tls,
+        cors_origins: options.cors_origins.clone(),
+        job_ttl: seconds(options.job_ttl),
         ..ServerOptions::default()
-    }
+    })
 }
 
 async fn serve(options: ServerOptions, models: Vec<ModelEntry>, stop_with_stdin: bool) -> Result<()> {
@@ -66,7 +81,8 @@ async fn serve(options: ServerOptions, models: Vec<ModelEntry>, stop_with_stdin:
     let server = Server::bind(options, models).await?;
     // Scripts read this line; everything else goes to standard error.
     let mut output = std::io::stdout();
-    writeln!(output, "listening on http://{}", server.address())?;
+    let scheme = if server.speaks_tls() { "https" } else { "http" };
+    writeln!(output, "listening on {scheme}://{}", server.address())?;
     output.flush()?;
     for (index, model) in served.iter().enumerate() {
         tracing::info!("{}{model}", if index == 0 { "/ and " } else { "" });
@@ -189,7 +205,7 @@ mod tests {
     fn parsed(flags: &[&str]) -> ServerOptions {
         let arguments = [&["remote-vae", "serve", "--port", "8080"], flags].concat();
         match Arguments::try_parse_from(arguments).unwrap().command {
-            Command::Serve(options) => server_options(&options),
+            Command::Serve(options) => server_options(&options).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -217,7 +233,7 @@ mod tests {
             "--max-batch=2",
             "--max-held=512",
             "--max-connections=9",
-            "--max-request-memory=3",
+            "--memory-budget=3MiB",
             "--header-timeout=4",
             "--body-timeout=5",
             "--body-idle-timeout=6",

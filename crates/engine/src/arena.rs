@@ -2,65 +2,103 @@
 
 use remote_vae_kernels::{Storage, Tensor, TensorMut};
 
-/// A place in the arena, in `f32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Region {
+/// A piece of the arena, in `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub(crate) struct Span {
     pub offset: usize,
     pub len: usize,
-    /// How the values that lie there are stored.
-    pub storage: Storage,
 }
 
-impl Region {
+impl Span {
     fn end(self) -> usize {
         self.offset + self.len
     }
 }
 
-/// A tensor that needs a place from step `first` to step `last`, both included.
+/// Where a tensor lies: its values and, if it is stored in halves, their exponents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Region {
+    pub values: Span,
+    pub exponents: Span,
+    /// How the values that lie there are stored.
+    pub storage: Storage,
+    pub groups: usize,
+}
+
+impl Region {
+    /// `f32` that it takes.
+    pub(crate) fn len(&self) -> usize {
+        self.values.len + self.exponents.len
+    }
+}
+
+/// Memory that is needed from step `first` to step `last`, both included, `offset` after its block's beginning.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lifetime {
+pub(crate) struct Piece {
+    pub offset: usize,
     pub len: usize,
     pub first: usize,
     pub last: usize,
 }
 
-/// Every region starts at a multiple of this many `f32` (one cache line).
+impl Piece {
+    fn meets(&self, other: &Piece) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// Pieces whose places follow from each other's: a tensor, and what is written over it.
+pub(crate) type Block = Vec<Piece>;
+
+/// `f32` from the beginning of a block to the end of its last piece.
+fn extent(block: &Block) -> usize {
+    block.iter().map(|piece| piece.offset + piece.len).max().unwrap_or(0)
+}
+
+/// Every block starts at a multiple of this many `f32` (one cache line).
 const ALIGNMENT: usize = 16;
 
-/// Gives each tensor the lowest place that no tensor alive at the same time has, the largest first (greedy by size).
-/// Returns the places and the length of the arena.
-pub(crate) fn place(tensors: &[Lifetime]) -> (Vec<Region>, usize) {
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by_key(|&index| (std::cmp::Reverse(tensors[index].len), tensors[index].first));
-    let mut regions = vec![Region::default(); tensors.len()];
-    let mut placed: Vec<usize> = Vec::with_capacity(tensors.len());
+/// Gives each block the lowest place at which no piece of another that is alive at the same time lies, the largest
+/// first (greedy by size). Returns where the blocks begin and the length of the arena.
+pub(crate) fn place(blocks: &[Block]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..blocks.len()).collect();
+    order.sort_by_key(|&index| {
+        (std::cmp::Reverse(extent(&blocks[index])), blocks[index].first().map(|piece| piece.first))
+    });
+    let mut starts = vec![0; blocks.len()];
+    let mut placed: Vec<Piece> = Vec::new();
     let mut total = 0;
     for index in order {
-        let tensor = tensors[index];
-        let mut neighbours: Vec<Region> = placed
-            .iter()
-            .filter(|&&other| tensors[other].first <= tensor.last && tensor.first <= tensors[other].last)
-            .map(|&other| regions[other])
-            .collect();
-        neighbours.sort_by_key(|region| region.offset);
-        let mut offset = 0;
-        for region in neighbours {
-            if offset + tensor.len <= region.offset {
+        let block = &blocks[index];
+        // Where another piece begins and ends, and which of ours must not be there.
+        let mut forbidden: Vec<[usize; 2]> = Vec::new();
+        for own in block.iter().filter(|own| own.len > 0) {
+            for other in placed.iter().filter(|other| other.meets(own)) {
+                let end = (other.offset + other.len).saturating_sub(own.offset);
+                let start = (other.offset + 1).saturating_sub(own.offset + own.len);
+                if end > 0 {
+                    forbidden.push([start, end]);
+                }
+            }
+        }
+        forbidden.sort_unstable();
+        let mut start = 0;
+        for [from, end] in forbidden {
+            if start < from {
                 break;
             }
-            offset = offset.max(region.end().next_multiple_of(ALIGNMENT));
+            start = start.max(end.next_multiple_of(ALIGNMENT));
         }
-        regions[index] = Region { offset, len: tensor.len, storage: Storage::Float32 };
-        total = total.max(offset + tensor.len);
-        placed.push(index);
+        starts[index] = start;
+        total = total.max(start + extent(block));
+        placed.extend(block.iter().map(|piece| Piece { offset: start + piece.offset, ..*piece }));
     }
-    (regions, total)
+    (starts, total)
 }
 
 /// Slices of an arena that are in use at once.
 pub(crate) struct Views<'a> {
-    parts: Vec<(Region, &'a mut [f32])>,
+    parts: Vec<(Span, &'a mut [f32])>,
 }
 
 impl<'a> Views<'a> {
@@ -68,46 +106,61 @@ impl<'a> Views<'a> {
     ///
     /// # Panics
     /// Two different regions overlap, or one reaches beyond the arena: the plan is wrong.
-    pub(crate) fn new(arena: &'a mut [f32], mut regions: Vec<Region>) -> Views<'a> {
-        regions.sort_by_key(|region| (region.offset, region.len));
-        regions.dedup();
-        let mut parts = Vec::with_capacity(regions.len());
+    pub(crate) fn new(arena: &'a mut [f32], regions: &[Region]) -> Views<'a> {
+        let mut spans: Vec<Span> = regions
+            .iter()
+            .flat_map(|region| [region.values, region.exponents])
+            .filter(|span| span.len > 0)
+            .collect();
+        spans.sort_unstable();
+        spans.dedup();
+        let mut parts = Vec::with_capacity(spans.len());
         let (mut rest, mut start) = (arena, 0);
-        for region in regions {
-            let (_, tail) = rest.split_at_mut(region.offset - start);
-            let (part, tail) = tail.split_at_mut(region.len);
-            parts.push((region, part));
-            (rest, start) = (tail, region.end());
+        for span in spans {
+            let (_, tail) = rest.split_at_mut(span.offset - start);
+            let (part, tail) = tail.split_at_mut(span.len);
+            parts.push((span, part));
+            (rest, start) = (tail, span.end());
         }
         Views { parts }
     }
 
-    /// Takes `region` out, for writing.
-    pub(crate) fn take(&mut self, region: Region) -> &'a mut [f32] {
-        let index = self.index(region);
+    fn take_span(&mut self, span: Span) -> &'a mut [f32] {
+        if span.len == 0 {
+            return &mut [];
+        }
+        let index = self.index(span);
         self.parts.swap_remove(index).1
     }
 
-    /// Lends `region` for reading.
+    fn read_span(&self, span: Span) -> &[f32] {
+        if span.len == 0 { &[] } else { self.parts[self.index(span)].1 }
+    }
+
+    /// Takes `region`, which is plain, out for writing.
+    pub(crate) fn take(&mut self, region: Region) -> &'a mut [f32] {
+        self.take_span(region.values)
+    }
+
+    /// Lends `region`, which is plain, for reading.
     pub(crate) fn read(&self, region: Region) -> &[f32] {
-        self.parts[self.index(region)].1
+        self.read_span(region.values)
     }
 
-    /// As [`Views::take`], as the tensor that lies there.
+    /// Takes the tensor that lies in `region` out for writing.
     pub(crate) fn take_tensor(&mut self, region: Region) -> TensorMut<'a> {
-        TensorMut::new(region.storage, self.take(region))
+        let memory = (self.take_span(region.values), self.take_span(region.exponents));
+        TensorMut::from_parts(region.storage, region.groups, memory)
     }
 
-    /// As [`Views::read`], as the tensor that lies there.
+    /// Lends the tensor that lies in `region` for reading.
     pub(crate) fn tensor(&self, region: Region) -> Tensor<'_> {
-        Tensor::new(region.storage, self.read(region))
+        let memory = (self.read_span(region.values), self.read_span(region.exponents));
+        Tensor::from_parts(region.storage, region.groups, memory)
     }
 
-    fn index(&self, region: Region) -> usize {
-        self.parts
-            .iter()
-            .position(|part| part.0 == region)
-            .expect("the region was asked for and not taken yet")
+    fn index(&self, span: Span) -> usize {
+        self.parts.iter().position(|part| part.0 == span).expect("the region was asked for and not taken yet")
     }
 }
 
@@ -116,20 +169,27 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    prop_compose! {
+        fn piece()(offset in 0usize..60, len in 1usize..1000, first in 0usize..20, more in 0usize..10) -> Piece {
+            Piece { offset: offset * 16, len, first, last: first + more }
+        }
+    }
+
     proptest! {
         #[test]
-        fn tensors_alive_together_never_share_a_place(
-            tensors in prop::collection::vec((1usize..1000, 0usize..20, 0usize..10), 1..40)
+        fn pieces_alive_together_never_share_a_place(
+            blocks in prop::collection::vec(prop::collection::vec(piece(), 1..4), 1..30)
         ) {
-            let tensors: Vec<Lifetime> =
-                tensors.iter().map(|&(len, first, more)| Lifetime { len, first, last: first + more }).collect();
-            let (regions, total) = place(&tensors);
-            for (a, x) in tensors.iter().enumerate() {
-                prop_assert!(regions[a].end() <= total && regions[a].offset.is_multiple_of(ALIGNMENT));
-                for (b, y) in tensors.iter().enumerate().skip(a + 1) {
-                    let together = x.first <= y.last && y.first <= x.last;
-                    let apart = regions[a].end() <= regions[b].offset || regions[b].end() <= regions[a].offset;
-                    prop_assert!(!together || apart, "{a} and {b}");
+            let (starts, total) = place(&blocks);
+            let pieces: Vec<(usize, Piece)> = blocks.iter().enumerate().flat_map(|(index, block)| {
+                let start = starts[index];
+                block.iter().map(move |piece| (index, Piece { offset: start + piece.offset, ..*piece }))
+            }).collect();
+            for (a, x) in &pieces {
+                prop_assert!(x.offset + x.len <= total && starts[*a].is_multiple_of(ALIGNMENT));
+                for (b, y) in &pieces {
+                    let apart = x.offset + x.len <= y.offset || y.offset + y.len <= x.offset;
+                    prop_assert!(a == b || !x.meets(y) || apart, "{x:?} and {y:?}");
                 }
             }
         }
@@ -137,21 +197,34 @@ mod tests {
 
     #[test]
     fn a_chain_needs_two_places() {
-        let chain: Vec<Lifetime> =
-            (0..10).map(|step| Lifetime { len: 64, first: step, last: step + 1 }).collect();
+        let chain: Vec<Block> =
+            (0..10).map(|step| vec![Piece { offset: 0, len: 64, first: step, last: step + 1 }]).collect();
         assert_eq!(place(&chain).1, 128);
     }
 
     #[test]
+    fn what_is_written_over_something_frees_the_rest() {
+        // A tensor of 128, of which 64 live on; then 192 beside them.
+        let whole = Piece { offset: 0, len: 128, first: 0, last: 1 };
+        let kept = Piece { offset: 64, len: 64, first: 1, last: 5 };
+        let later = Piece { offset: 0, len: 192, first: 5, last: 6 };
+        let (starts, total) = place(&[vec![whole, kept], vec![later]]);
+        assert_eq!((starts[1], total), (0, 256));
+        assert_eq!(starts[0], 128);
+    }
+
+    #[test]
     fn views_read_and_write_side_by_side() {
-        let mut arena: Vec<f32> = (0..10).map(|i| i as f32).collect();
-        let (a, b) = (
-            Region { offset: 6, len: 2, ..Region::default() },
-            Region { offset: 1, len: 3, ..Region::default() },
-        );
-        let mut views = Views::new(&mut arena, vec![a, b, a]);
+        let mut arena: Vec<f32> = (0..100).map(|i| i as f32).collect();
+        let plain = |offset, groups| Region {
+            values: Span { offset, len: 16 * groups },
+            groups,
+            ..Region::default()
+        };
+        let (a, b) = (plain(60, 1), plain(16, 2));
+        let mut views = Views::new(&mut arena, &[a, b, a]);
         let out = views.take(b);
         out[0] = views.read(a)[1];
-        assert_eq!(arena[1], 7.0);
+        assert_eq!(arena[16], 61.0);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use remote_vae_model::{Graph, Model};
 use remote_vae_wire::{Operation, Scaling};
 
+use crate::still::{self, SummedTaps};
 use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
 
 /// Pixels as a decoder gives them.
@@ -47,6 +48,21 @@ pub struct Autoencoder {
     pub(crate) engine: Arc<dyn Engine>,
     decoder: Half,
     encoder: Half,
+    /// Of single pictures, where a model of clips has less to do for them.
+    still_decoder: Still,
+    still_encoder: Still,
+}
+
+/// A graph of single pictures, if it is another, and its program.
+struct Still {
+    graph: Option<Graph>,
+    half: Half,
+}
+
+impl Still {
+    fn new(clip: Option<&Graph>) -> Still {
+        Still { graph: clip.and_then(still::graph), half: Mutex::default() }
+    }
 }
 
 type Half = Mutex<Option<Arc<dyn Program>>>;
@@ -54,7 +70,9 @@ type Half = Mutex<Option<Arc<dyn Program>>>;
 impl Autoencoder {
     /// Binds `model` to `engine`; reads no weights yet.
     pub fn new(model: Model, engine: Arc<dyn Engine>) -> Autoencoder {
-        Autoencoder { model, engine, decoder: Mutex::default(), encoder: Mutex::default() }
+        let (still_decoder, still_encoder) = (Still::new(model.decoder()), Still::new(model.encoder()));
+        let (decoder, encoder) = (Mutex::default(), Mutex::default());
+        Autoencoder { model, engine, decoder, encoder, still_decoder, still_encoder }
     }
 
     /// The model.
@@ -72,7 +90,7 @@ impl Autoencoder {
     /// # Errors
     /// The checkpoint lacks that half, reading fails, or memory is refused.
     pub fn warm(&self, operation: Operation, precision: Precision) -> Result<(), EngineError> {
-        self.program(operation)?.prepare(precision)
+        self.program(operation, usize::MAX)?.prepare(precision)
     }
 
     /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
@@ -112,7 +130,7 @@ impl Autoencoder {
         let plan = self.plan(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
-        let mut pixels = self.program(Operation::Decode)?.run(&plan, &latents, control)?;
+        let mut pixels = self.program(Operation::Decode, 1)?.run(&plan, &latents, control)?;
         self.limit_pixels(Operation::Decode, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
     }
@@ -133,7 +151,7 @@ impl Autoencoder {
     ) -> Result<Latents, EngineError> {
         let plan = self.plan(Operation::Encode, shape, precision)?;
         check_length(pixels, shape)?;
-        let moments = self.program(Operation::Encode)?.run(&plan, pixels, control)?;
+        let moments = self.program(Operation::Encode, 1)?.run(&plan, pixels, control)?;
         let (values, shape) = self.draw(moments, plan.output, draw, scaling)?;
         Ok(Latents { values, shape })
     }
@@ -180,7 +198,7 @@ impl Autoencoder {
                 return Err(EngineError::ImageSides { height, width, factor });
             }
         }
-        self.engine.plan(self.graph(operation)?, shape, precision)
+        self.engine.plan(self.graph(operation, 1)?, shape, precision)
     }
 
     /// Clamps decoded pixels where the model says so; what is not a number stays so.
@@ -190,11 +208,22 @@ impl Autoencoder {
         }
     }
 
-    pub(crate) fn graph(&self, operation: Operation) -> Result<&Graph, EngineError> {
-        Ok(match operation {
+    /// The graph that runs clips of `frames`.
+    pub(crate) fn graph(&self, operation: Operation, frames: usize) -> Result<&Graph, EngineError> {
+        let graph = match operation {
             Operation::Decode => self.model.require_decoder()?,
             Operation::Encode => self.model.require_encoder()?,
-        })
+        };
+        Ok(self.still(operation, frames).and_then(|still| still.graph.as_ref()).unwrap_or(graph))
+    }
+
+    /// What runs single pictures, if that is another program.
+    fn still(&self, operation: Operation, frames: usize) -> Option<&Still> {
+        let still = match operation {
+            Operation::Decode => &self.still_decoder,
+            Operation::Encode => &self.still_encoder,
+        };
+        (frames == 1 && still.graph.is_some()).then_some(still)
     }
 
     fn half(&self, operation: Operation) -> &Half {
@@ -204,13 +233,27 @@ impl Autoencoder {
         }
     }
 
-    pub(crate) fn program(&self, operation: Operation) -> Result<Arc<dyn Program>, EngineError> {
-        let graph = self.graph(operation)?;
-        let mut half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
+    /// The program that runs clips of `frames`.
+    pub(crate) fn program(
+        &self,
+        operation: Operation,
+        frames: usize,
+    ) -> Result<Arc<dyn Program>, EngineError> {
+        let graph = self.graph(operation, frames)?;
+        let still = self.still(operation, frames);
+        let half = still.map_or_else(|| self.half(operation), |still| &still.half);
+        let mut half = half.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*half {
             return Ok(Arc::clone(program));
         }
-        let program: Arc<dyn Program> = self.engine.load(graph, self.model.weights())?.into();
+        let weights = self.model.weights();
+        let program: Arc<dyn Program> = match still {
+            None => self.engine.load(graph, weights)?.into(),
+            Some(_) => {
+                let clip = self.graph(operation, usize::MAX)?;
+                self.engine.load(graph, &SummedTaps { weights, clip })?.into()
+            }
+        };
         *half = Some(Arc::clone(&program));
         Ok(program)
     }

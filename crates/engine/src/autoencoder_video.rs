@@ -88,7 +88,7 @@ impl Autoencoder {
         windows::parts(shape, windows, self.scale(operation))
             .into_iter()
             .map(|((part, start), count)| {
-                Ok((self.engine.plan_part(self.graph(operation)?, part, start, precision)?, count))
+                Ok((self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?, count))
             })
             .collect()
     }
@@ -197,13 +197,13 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let (program, scale) = (self.program(operation)?, self.scale(operation));
+        let (program, scale) = (self.program(operation, frames)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<Cut, Plan> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
         for (cut, count) in windows::parts(shape, windows, scale) {
-            let plan = self.engine.plan_part(self.graph(operation)?, cut.0, cut.1, precision)?;
+            let plan = self.engine.plan_part(self.graph(operation, frames)?, cut.0, cut.1, precision)?;
             progress.total_flops += plan.summary().flops * (count * batch) as u64;
             progress.steps += plan.steps.len() * count * batch;
             plans.insert(cut, plan);
@@ -277,7 +277,8 @@ impl Autoencoder {
         let [batch, channels, frames, height, width] = shape;
         let scale = self.scale(operation);
         for ((part, start), count) in windows::parts([1, channels, frames, height, width], windows, scale) {
-            let plan = self.engine.plan_part(self.graph(operation)?, part, start, precision)?.summary();
+            let plan =
+                self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
             parts.whole.flops = parts.whole.flops.saturating_add(flops);
             parts.whole.steps += plan.steps * count;
@@ -316,11 +317,12 @@ impl Autoencoder {
                 return Err(EngineError::ClipFrames { frames, factor: time });
             }
         }
-        self.engine.plan_clip(self.graph(operation)?, shape, precision)
+        self.engine.plan_clip(self.graph(operation, frames)?, shape, precision)
     }
 
     fn scale(&self, operation: Operation) -> Scale {
-        let graph = self.graph(operation);
+        // Of single frames there are no parts.
+        let graph = self.graph(operation, 2);
         Scale {
             operation,
             space: self.model.spatial_factor(),

@@ -9,7 +9,9 @@ use remote_vae_model::{Start, random};
 use crate::arena::Views;
 use crate::cpu::{CpuProgram, place};
 use crate::fusion::Fused;
-use crate::plan::{Plan, Step, geometry};
+use crate::groups::Means;
+use crate::plan::{PlacedOperation, Plan, Task};
+use crate::shapes::geometry;
 use crate::{Control, EngineError, Precision, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
@@ -46,7 +48,9 @@ impl Calibration {
             let plan = |size: usize| {
                 let frames = if graph.has_time() { FRAMES[size] } else { 1 };
                 let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
-                Plan::new(graph, shape, Start::Clip, precision, program.isa, program.pool.threads())
+                let (isa, threads) = (program.isa, program.pool.threads());
+                let task = Task::new(graph, shape, Start::Clip, precision, isa, threads)?;
+                Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
             };
             let small = plan(0)?;
             if small.output[2] < small.input[2] { plan(1) } else { Ok(small) }
@@ -129,12 +133,14 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
     let mut errors = Vec::new();
     for step in &plan.steps {
-        if let Fused::Convolution { node, .. } = &step.fused
-            && let Some(error) = layer_error(program, plan, step, &mut arena)?
-        {
-            errors.push((*node, error));
+        for operation in &step.operations {
+            if let Fused::Convolution { node, .. } = &operation.fused
+                && let Some(error) = layer_error(program, plan, operation, &mut arena)?
+            {
+                errors.push((*node, error));
+            }
         }
-        program.step(plan, step, None, None, &mut arena)?;
+        program.step(plan, step, None, None, &mut arena, &Control::new())?;
     }
     Ok(errors)
 }
@@ -143,16 +149,17 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
 fn layer_error(
     program: &CpuProgram,
     plan: &Plan,
-    step: &Step,
+    operation: &PlacedOperation,
     arena: &mut [f32],
 ) -> Result<Option<f64>, EngineError> {
-    let Fused::Convolution { node, source, .. } = &step.fused else { return Ok(None) };
+    let Fused::Convolution { node, source, .. } = &operation.fused else { return Ok(None) };
     let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else { return Ok(None) };
     if geometry.arithmetic(Arithmetic::Integer16, source.upsample) == Arithmetic::Float32 {
         return Ok(None);
     }
-    let views = Views::new(arena, step.places.reads.clone());
-    let operands = program.operands(plan, step, &views, &[]);
+    let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
+    let views = Views::new(arena, &reads);
+    let operands = program.operands(plan, operation, &views, &[]);
     let [frames, height, width] = plan.sizes[*node];
     let sums = |arithmetic| -> Result<Buffer, EngineError> {
         let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;

@@ -5,18 +5,25 @@ use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
 };
 use remote_vae_kernels::layout::blocks;
-use remote_vae_kernels::norm::{self, GroupNorm};
+use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::rms_norm;
+use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, Reach, Start, Time, WeightId, WeightSource};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
+use crate::budget::Shortage;
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
-use crate::plan::{Plan, Step, geometry};
-use crate::{Control, Engine, EngineError, History, Precision, Program, Progress, frames};
+use crate::plan::{PlacedOperation, Plan, Step, Task};
+use crate::shapes::geometry;
+use crate::strips::Slice;
+use crate::{
+    Control, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory, strips,
+};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -25,12 +32,17 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Instruction tier by name (`avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
     pub isa: Option<String>,
+    /// Bytes that this process may hold at its peak; `None` means as many as the straight plan needs.
+    pub memory_budget: Option<u64>,
 }
 
 /// Runs graphs on the processor.
 pub struct CpuEngine {
     pool: Arc<Pool>,
     isa: Isa,
+    memory_budget: Option<u64>,
+    /// What the process held before this engine did anything.
+    process_bytes: u64,
 }
 
 impl CpuEngine {
@@ -41,7 +53,8 @@ impl CpuEngine {
     pub fn new(options: EngineOptions) -> Result<CpuEngine, EngineError> {
         let isa = options.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::by_name)?;
         let pool = Arc::new(Pool::new(options.threads).map_err(EngineError::Threads)?);
-        Ok(CpuEngine { pool, isa })
+        let process_bytes = memory::resident_bytes().unwrap_or(0);
+        Ok(CpuEngine { pool, isa, memory_budget: options.memory_budget, process_bytes })
     }
 }
 
@@ -69,7 +82,25 @@ impl Engine for CpuEngine {
         start: Start,
         precision: Precision,
     ) -> Result<Plan, EngineError> {
-        Plan::new(graph, input, start, precision, self.isa, self.pool.threads())
+        let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
+        let available = self
+            .memory_budget
+            .map(|budget| usize::try_from(budget.saturating_sub(self.process_bytes)).unwrap_or(usize::MAX));
+        let process = self.process_bytes as usize;
+        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest }| {
+            let budget = available.unwrap_or(usize::MAX);
+            let largest = budget::largest(&task, input, budget, smallest);
+            EngineError::Budget {
+                need: need + process,
+                budget: budget + process,
+                smallest: smallest + process,
+                largest,
+            }
+        })
+    }
+
+    fn memory_budget(&self) -> Option<u64> {
+        self.memory_budget
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -224,8 +255,7 @@ impl CpuProgram {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
-                control.check()?;
-                self.step(plan, step, calibration, history.as_deref_mut(), &mut arena)?;
+                self.step(plan, step, calibration, history.as_deref_mut(), &mut arena, control)?;
                 progress.step += 1;
                 progress.done_flops += step.flops;
                 control.report(progress);
@@ -238,7 +268,7 @@ impl CpuProgram {
 }
 
 pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
-    &mut arena[region.offset..][..region.len]
+    &mut arena[region.values.offset..][..region.values.len]
 }
 
 /// Zeros, or an error where `vec!` would end the process.
@@ -252,15 +282,16 @@ pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
 }
 
 impl CpuProgram {
-    /// What the convolution of `step` reads, with the frames `history` before its input.
+    /// What the convolution of `operation` reads, with the frames `history` before its input.
     pub(crate) fn operands<'a>(
         &'a self,
         plan: &Plan,
-        step: &Step,
+        operation: &PlacedOperation,
         views: &'a Views<'_>,
         history: &'a [Tensor<'a>],
     ) -> Operands<'a> {
-        let (Fused::Convolution { node, source, .. }, reads) = (&step.fused, &step.places.reads) else {
+        let (Fused::Convolution { node, source, .. }, reads) = (&operation.fused, &operation.places.reads)
+        else {
             unreachable!("only convolutions have these operands")
         };
         let Layer::Convolution { convolution, time } = &self.layers[*node] else {
@@ -269,11 +300,11 @@ impl CpuProgram {
         let Some(geometry) = geometry(&self.graph, &self.graph.nodes[*node]) else {
             unreachable!("convolution nodes have a geometry")
         };
-        let affine = source.norm.map(|_| halves(views.read(reads[1])));
+        let affine = source.norm.map(|_| halves(views.read(reads[1].0)));
         let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
         let [frames, height, width] = plan.sizes[source.base];
         let clip = frames::clip(frames, source.doubles_frames, time, plan.start, history.len());
-        let frames = Frames { clip, input: views.tensor(reads[0]), history };
+        let frames = Frames { clip, input: views.tensor(reads[0].0), history };
         Operands { isa: self.isa, geometry, convolution, frames, size: [height, width], prologue }
     }
 
@@ -284,34 +315,69 @@ impl CpuProgram {
         calibration: Option<&Calibration>,
         history: Option<&mut History>,
         arena: &mut [f32],
+        control: &Control,
+    ) -> Result<(), EngineError> {
+        let Some(slices) = &step.slices else {
+            control.check()?;
+            return self.operation(plan, &step.operations[0], None, calibration, history, arena);
+        };
+        let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
+        for Slice { member, rows } in slices {
+            control.check()?;
+            let strip = (rows, &mut sums[*member]);
+            self.operation(plan, &step.operations[*member], Some(strip), calibration, None, arena)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one operation, as a whole or some rows of it; statistics of rows are summed up in what comes with these.
+    fn operation(
+        &self,
+        plan: &Plan,
+        operation: &PlacedOperation,
+        strip: Option<(&Range<usize>, &mut Option<Sums>)>,
+        calibration: Option<&Calibration>,
+        history: Option<&mut History>,
+        arena: &mut [f32],
     ) -> Result<(), EngineError> {
         let (pool, isa) = (&*self.pool, self.isa);
-        let places = &step.places;
-        let mut regions = places.reads.clone();
-        regions.extend([places.output, places.scratch]);
-        let mut views = Views::new(arena, regions);
+        let places = &operation.places;
+        let reads: Vec<Region> = places.reads.iter().map(|(region, _)| *region).collect();
+        let mut views = Views::new(arena, &[&reads[..], &[places.output, places.scratch]].concat());
         let in_place = |region: Region| region == places.output;
         let elsewhere = |region: Region| (!in_place(region)).then_some(region);
         let pixels = |node: usize| plan.sizes[node][1] * plan.sizes[node][2];
         let frames = |node: usize| plan.sizes[node][0];
         let frame_groups = |node: usize| blocks(plan.channels[node]) * pixels(node);
-        match &step.fused {
+        match &operation.fused {
             Fused::Convolution { node, residual, activation, .. } => {
-                let scratch = if places.scratch.len > 0 { views.take(places.scratch) } else { &mut [] };
+                let scratch = views.take(places.scratch);
                 let output = views.take_tensor(places.output);
                 let before = history.as_deref().map(|history| history.of(*node)).unwrap_or_default();
-                let operands = self.operands(plan, step, &views, &before);
-                let residual = match residual.and_then(|_| places.reads.last().copied()) {
-                    None => Residual::None,
-                    Some(region) if in_place(region) => Residual::InPlace,
-                    Some(region) => Residual::Tensor(views.tensor(region)),
+                let operands = self.operands(plan, operation, &views, &before);
+                let (residual, residual_rows) = match residual.and_then(|_| places.reads.last().copied()) {
+                    None => (Residual::None, places.output_rows),
+                    Some((region, rows)) if in_place(region) => (Residual::InPlace, rows),
+                    Some((region, rows)) => (Residual::Tensor(views.tensor(region)), rows),
                 };
                 let epilogue = Epilogue { residual, activation: *activation };
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
-                operands.run(pool, arithmetic, epilogue, scratch, output);
+                match strip {
+                    None => operands.run(pool, arithmetic, epilogue, scratch, output),
+                    Some((rows, _)) => {
+                        let strip = Strip {
+                            rows: rows.clone(),
+                            input_rows: places.reads[0].1,
+                            output_rows: places.output_rows,
+                            residual_rows,
+                            weights_ready: places.own_scratch && rows.start > 0,
+                        };
+                        operands.run_strip(pool, arithmetic, epilogue, &strip, scratch, output);
+                    }
+                }
                 let clip = operands.frames.clip;
                 if let Some(history) = history {
-                    history.keep(*node, &clip, views.tensor(places.reads[0]))?;
+                    history.keep(*node, &clip, views.tensor(reads[0]))?;
                 }
             }
             Fused::NormStatistics { node, input } => {
@@ -319,14 +385,31 @@ impl CpuProgram {
                     unreachable!("the plan belongs to another graph")
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
-                let (scale, shift) = views.take(places.output).split_at_mut(places.output.len / 2);
-                let (values, shape) = (views.tensor(places.reads[0]), [frames(*input), pixels(*input)]);
-                norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
+                let (scale, shift) = views.take(places.output).split_at_mut(places.output.len() / 2);
+                let values = views.tensor(reads[0]);
+                let Some((rows, sums)) = strip else {
+                    let shape = [frames(*input), pixels(*input)];
+                    norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
+                    return Ok(());
+                };
+                let sums = sums.get_or_insert_with(|| Sums::new(plan.channels[*input], pixels(*input)));
+                let [_, height, width] = plan.sizes[*input];
+                let taken = |rows| strips::pixels_taken(rows, height, width);
+                sums.add(isa, pool, values, taken(rows.start)..taken(rows.end));
+                if rows.end == height {
+                    sums.table(norm, scale, shift);
+                }
+            }
+            Fused::Copy { input } => {
+                let Some((rows, _)) = strip else { unreachable!("rows are kept in strips only") };
+                let width = plan.sizes[*input][2];
+                let output = (views.take_tensor(places.output), places.output_rows);
+                copy_rows(pool, (views.tensor(reads[0]), places.reads[0].1), output, width, rows.clone());
             }
             Fused::NormApply { input, .. } => {
                 let output = views.take_tensor(places.output);
-                let table = halves(views.read(places.reads[1]));
-                let values = views.tensor(places.reads[0]);
+                let table = halves(views.read(reads[1]));
+                let values = views.tensor(reads[0]);
                 let len = frame_groups(*input);
                 for (frame, output) in output.parts(len).into_iter().enumerate() {
                     let values = values.part(frame * len, len);
@@ -338,7 +421,7 @@ impl CpuProgram {
                     unreachable!("the plan belongs to another graph")
                 };
                 let output = views.take_tensor(places.output);
-                let values = views.tensor(places.reads[0]);
+                let values = views.tensor(reads[0]);
                 let len = frame_groups(*input);
                 for (frame, output) in output.parts(len).into_iter().enumerate() {
                     let values = values.part(frame * len, len);
@@ -347,7 +430,7 @@ impl CpuProgram {
             }
             Fused::Attention { reach, inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
-                let operands = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
+                let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
                 let (channels, pixels) = (plan.channels[inputs[0]], pixels(inputs[0]));
                 // Frames that attend to themselves are clips of their own.
                 let [clips, frames] = match reach {
@@ -362,7 +445,7 @@ impl CpuProgram {
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);
-                let values = elsewhere(places.reads[0]).map(|region| views.tensor(region));
+                let values = elsewhere(reads[0]).map(|region| views.tensor(region));
                 let (shape, len) = ([plan.channels[*input], pixels(*input)], frame_groups(*input));
                 for (frame, output) in output.parts(len).into_iter().enumerate() {
                     let values = values.map(|values| values.part(frame * len, len));
@@ -371,7 +454,7 @@ impl CpuProgram {
             }
             Fused::Upsample { factor, doubles_frames, input } => {
                 let output = views.take_tensor(places.output);
-                let values = views.tensor(places.reads[0]);
+                let values = views.tensor(reads[0]);
                 let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
                 for (frame, output) in output.parts(len * factor * factor).into_iter().enumerate() {
                     let from = if *doubles_frames { frame.div_ceil(2) } else { frame };
@@ -381,7 +464,7 @@ impl CpuProgram {
             }
             Fused::FirstFrame { inputs } => {
                 let output = views.take_tensor(places.output);
-                let [first, others] = [places.reads[0], places.reads[1]];
+                let [first, others] = [reads[0], reads[1]];
                 let len = frame_groups(inputs[0]);
                 for (frame, mut output) in output.parts(len).into_iter().enumerate() {
                     if frame == 0 && plan.start == Start::Clip {
@@ -393,7 +476,7 @@ impl CpuProgram {
             }
             Fused::DoubleFrames { inputs } => {
                 let output = views.take_tensor(places.output);
-                let operands = [0, 1, 2].map(|index| views.tensor(places.reads[index]));
+                let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
                 let len = frame_groups(inputs[0]);
                 for (frame, mut output) in output.parts(len).into_iter().enumerate() {
                     let [from, half] = frames::origin(frame, 2, plan.start);
@@ -404,7 +487,7 @@ impl CpuProgram {
             }
             Fused::Expand { cell, repeats, input } => {
                 let output = views.take_tensor(places.output);
-                let values = views.tensor(places.reads[0]);
+                let values = views.tensor(reads[0]);
                 let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
                 let channels = plan.channels[*input] * repeats / cell.elements();
                 let made = blocks(channels) * height * width * cell.space * cell.space;
@@ -417,7 +500,7 @@ impl CpuProgram {
             }
             Fused::Collect { cell, mean, input } => {
                 let output = views.take_tensor(places.output);
-                let values = views.tensor(places.reads[0]);
+                let values = views.tensor(reads[0]);
                 let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
                 let (channels, size) = (plan.channels[*input], [height / cell.space, width / cell.space]);
                 let made = blocks(channels * cell.elements() / mean) * size[0] * size[1];
@@ -440,8 +523,8 @@ impl CpuProgram {
             }
             Fused::Add { .. } => {
                 let output = views.take_tensor(places.output);
-                let [first, second] = [places.reads[0], places.reads[1]];
-                let (first, second) = if in_place(second) { (second, first) } else { (first, second) };
+                let (first, second) =
+                    if in_place(reads[1]) { (reads[1], reads[0]) } else { (reads[0], reads[1]) };
                 let first = elsewhere(first).map(|region| views.tensor(region));
                 elementwise::add(isa, pool, first, views.tensor(second), output);
             }
@@ -474,6 +557,32 @@ impl Operands<'_> {
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
         convolution.run_clip(pool, arithmetic, frames, size, prologue, epilogue, scratch, output);
+    }
+
+    /// As [`Operands::run`], for some rows.
+    fn run_strip(
+        &self,
+        pool: &Pool,
+        arithmetic: Arithmetic,
+        epilogue: Epilogue<'_>,
+        strip: &Strip,
+        scratch: &mut [f32],
+        output: TensorMut<'_>,
+    ) {
+        let Operands { convolution, frames, size, prologue, .. } = *self;
+        let scratch =
+            &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
+        convolution.run_strip(
+            pool,
+            arithmetic,
+            frames.input,
+            size,
+            prologue,
+            epilogue,
+            strip,
+            scratch,
+            output,
+        );
     }
 }
 

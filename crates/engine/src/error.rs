@@ -3,6 +3,23 @@
 use remote_vae_kernels::IsaError;
 use remote_vae_model::ModelError;
 
+fn budget_message(need: usize, budget: usize, smallest: usize, largest: Option<[usize; 2]>) -> String {
+    // Rounded so that the budget that is named suffices.
+    let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+    let largest = match largest {
+        Some([height, width]) => {
+            format!("the largest picture of these proportions that fits is {width}x{height} (width x height)")
+        }
+        None => "no picture fits".to_owned(),
+    };
+    format!(
+        "this needs {} MiB, or {} MiB if as much as possible is computed more than once; the memory budget is {} MiB; {largest}",
+        mib(need),
+        mib(smallest),
+        budget >> 20,
+    )
+}
+
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -78,6 +95,18 @@ pub enum EngineError {
     OneClip {
         /// Clips that were given.
         found: usize,
+    },
+    /// No plan fits the memory budget.
+    #[error("{}", budget_message(*need, *budget, *smallest, *largest))]
+    Budget {
+        /// Bytes at the process' peak if nothing is computed twice.
+        need: usize,
+        /// Bytes that it may hold.
+        budget: usize,
+        /// The smallest budget that would do.
+        smallest: usize,
+        /// Height and width in pixels of the largest picture of these proportions that fits, if any does.
+        largest: Option<[usize; 2]>,
     },
     /// Moments of a model whose encoder gives latents.
     #[error("this model's encoder gives latents and no distribution ({family}); ask for latents")]

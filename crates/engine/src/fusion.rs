@@ -14,6 +14,8 @@ pub(crate) enum Value {
     Node(usize),
     /// Scale and shift of a norm node, one after the other, `[padded channels]` each.
     Table(usize),
+    /// Rows of a node's output, kept beside it while others are written over it.
+    Copy(usize),
 }
 
 /// How a convolution reads its input.
@@ -31,18 +33,61 @@ pub(crate) struct Source {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fused {
-    Convolution { node: usize, source: Source, residual: Option<usize>, activation: Activation },
-    NormStatistics { node: usize, input: usize },
-    NormApply { node: usize, input: usize },
-    RmsNorm { node: usize, input: usize, activation: Activation },
-    Attention { reach: Reach, inputs: [usize; 3] },
-    Map { map: Map, input: usize },
-    Upsample { factor: usize, doubles_frames: bool, input: usize },
-    FirstFrame { inputs: [usize; 2] },
-    DoubleFrames { inputs: [usize; 3] },
-    Expand { cell: Cell, repeats: usize, input: usize },
-    Collect { cell: Cell, mean: usize, input: usize },
-    Add { inputs: [usize; 2] },
+    Convolution {
+        node: usize,
+        source: Source,
+        residual: Option<usize>,
+        activation: Activation,
+    },
+    NormStatistics {
+        node: usize,
+        input: usize,
+    },
+    NormApply {
+        node: usize,
+        input: usize,
+    },
+    RmsNorm {
+        node: usize,
+        input: usize,
+        activation: Activation,
+    },
+    Attention {
+        reach: Reach,
+        inputs: [usize; 3],
+    },
+    Map {
+        map: Map,
+        input: usize,
+    },
+    Upsample {
+        factor: usize,
+        doubles_frames: bool,
+        input: usize,
+    },
+    FirstFrame {
+        inputs: [usize; 2],
+    },
+    DoubleFrames {
+        inputs: [usize; 3],
+    },
+    Expand {
+        cell: Cell,
+        repeats: usize,
+        input: usize,
+    },
+    Collect {
+        cell: Cell,
+        mean: usize,
+        input: usize,
+    },
+    Add {
+        inputs: [usize; 2],
+    },
+    /// Only in strips: keeps rows that others are about to write over.
+    Copy {
+        input: usize,
+    },
 }
 
 impl Fused {
@@ -60,15 +105,22 @@ impl Fused {
             | Fused::Map { input, .. }
             | Fused::Expand { input, .. }
             | Fused::Collect { input, .. }
-            | Fused::Upsample { input, .. } => {
-                vec![Value::Node(*input)]
-            }
+            | Fused::Upsample { input, .. }
+            | Fused::Copy { input } => vec![Value::Node(*input)],
             Fused::Attention { inputs, .. } | Fused::DoubleFrames { inputs } => {
                 inputs.iter().copied().map(Value::Node).collect()
             }
             Fused::Add { inputs } | Fused::FirstFrame { inputs } => {
                 inputs.iter().copied().map(Value::Node).collect()
             }
+        }
+    }
+
+    /// The tensor that it adds to a convolution's sums.
+    pub(crate) fn residual(&self) -> Option<Value> {
+        match self {
+            Fused::Convolution { residual, .. } => residual.map(Value::Node),
+            _ => None,
         }
     }
 
@@ -88,6 +140,7 @@ impl Fused {
 }
 
 /// A step and the tensor it makes.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FusedStep {
     pub operation: Fused,
     pub output: Value,

@@ -7,16 +7,22 @@
 mod arena;
 mod autoencoder;
 mod autoencoder_video;
+mod budget;
 mod calibration;
 mod control;
 mod cpu;
 mod error;
 mod frames;
 mod fusion;
+mod groups;
 mod history;
+mod layout;
 pub mod memory;
 mod plan;
 mod precision;
+mod shapes;
+mod still;
+mod strips;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents};
@@ -45,6 +51,11 @@ pub trait Engine: Send + Sync {
     /// Worker threads.
     fn threads(&self) -> usize;
 
+    /// Bytes that the process may hold at its peak, if that is limited. Plans keep within it.
+    fn memory_budget(&self) -> Option<u64> {
+        None
+    }
+
     /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
     /// second.
     fn peak_flops_per_second(&self) -> f64;
@@ -65,7 +76,7 @@ pub trait Engine: Send + Sync {
     /// How `graph` runs on clips `[batch, channels, frames, height, width]`; allocates nothing of that size.
     ///
     /// # Errors
-    /// The shape does not fit the graph.
+    /// The shape does not fit the graph, or no plan fits the memory budget.
     fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
         self.plan_part(graph, input, Start::Clip, precision)
     }
@@ -73,7 +84,7 @@ pub trait Engine: Send + Sync {
     /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on.
     ///
     /// # Errors
-    /// The shape does not fit the graph.
+    /// The shape does not fit the graph, or no plan fits the memory budget.
     fn plan_part(
         &self,
         graph: &Graph,

@@ -9,6 +9,11 @@ pub fn limit_bytes() -> Option<u64> {
     limit_below(Path::new("/"))
 }
 
+/// The memory that this process plans for where nobody says how much it may hold: 80 % of [`limit_bytes`].
+pub fn default_budget() -> Option<u64> {
+    limit_bytes().map(|bytes| bytes / 5 * 4)
+}
+
 /// Bytes that may still be taken without pushing others out. None where the system does not say.
 pub fn available_bytes() -> Option<u64> {
     counted(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")

@@ -1,57 +1,81 @@
-//! The plan: steps with places in one arena, and what they cost, known before anything runs.
+//! The plan: steps with places in one arena, and what they cost, known before anything runs. Which steps run in strips
+//! is decided in [`crate::budget`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
-use remote_vae_kernels::attention;
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
+use remote_vae_kernels::convolution::{Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_kernels::{Isa, Storage};
-use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
+use remote_vae_kernels::{Isa, attention};
+use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
-use crate::arena::{Lifetime, Region, place};
+use crate::arena::Region;
 use crate::fusion::{Fused, FusedStep, Value, fuse};
+use crate::groups::{Group, Means, groups};
+use crate::layout::{Layout, Places, most};
+use crate::shapes::{Shapes, geometry};
+use crate::strips::Slice;
 use crate::{EngineError, Precision, frames};
 
-/// One step of a plan.
+/// One step of a plan: an operation on a whole tensor, or several together in strips of rows.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The graph node it starts from, e.g. `decoder.up_blocks.0.resnets.1.conv1`.
+    /// The graph node it starts from, e.g. `decoder.up_blocks.0.resnets.1.conv1`; of several the last.
     pub name: String,
     /// What it does and how, e.g. `convolution 3x3, winograd`.
     pub operation: String,
     /// Shape of a frame of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
     pub output: [usize; 3],
     /// Floating-point operations of the definition, whatever the algorithm saves; a multiplication with its addition
-    /// counts two. Norms and maps count as none.
+    /// counts two. Norms and maps count as none. What is computed anew counts anew.
     pub flops: u64,
-    pub(crate) fused: Fused,
-    pub(crate) places: Places,
+    /// What runs together in strips, in order: name and operation of each layer. Empty where there is only one.
+    pub layers: Vec<[String; 2]>,
+    output_len: usize,
+    pub(crate) operations: Vec<PlacedOperation>,
+    /// In which order the operations make their rows; `None` where the only one runs as a whole.
+    pub(crate) slices: Option<Vec<Slice>>,
+}
+
+/// An operation with the places of what it reads and makes.
+#[derive(Clone, Debug)]
+pub(crate) struct PlacedOperation {
+    pub fused: Fused,
+    pub places: Places,
 }
 
 impl Step {
     /// Bytes of its result as it lies in memory, channels padded.
     pub fn output_bytes(&self) -> usize {
-        self.places.output.len * size_of::<f32>()
+        self.output_len * size_of::<f32>()
     }
 
-    /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values.
+    /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values,
+    /// and rows of what is made and read in strips.
     pub fn scratch_bytes(&self) -> usize {
-        self.places.scratch.len * size_of::<f32>()
+        let mut spans: BTreeMap<usize, usize> = BTreeMap::new();
+        for PlacedOperation { places, .. } in &self.operations {
+            spans.insert(places.scratch.values.offset, places.scratch.len());
+        }
+        let rings: usize = match &self.slices {
+            Some(_) => self.operations.iter().map(|operation| operation.places.output.len()).sum(),
+            None => self.output_len,
+        };
+        (spans.values().sum::<usize>() + rings - self.output_len) * size_of::<f32>()
     }
 
     /// Bytes of the tensors it reads.
     pub fn read_bytes(&self) -> usize {
-        self.places.reads.iter().map(|region| region.len * size_of::<f32>()).sum()
+        let made: Vec<Region> = self.operations.iter().map(|operation| operation.places.output).collect();
+        let mut read: Vec<Region> = Vec::new();
+        for (region, _) in self.operations.iter().flat_map(|operation| &operation.places.reads) {
+            let ours = self.operations.len() > 1 && made.contains(region);
+            if !ours && !read.contains(region) {
+                read.push(*region);
+            }
+        }
+        read.iter().map(Region::len).sum::<usize>() * size_of::<f32>()
     }
-}
-
-/// Where a step's operands lie.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Places {
-    pub output: Region,
-    pub scratch: Region,
-    /// Places of [`Fused::reads`], in that order.
-    pub reads: Vec<Region>,
 }
 
 /// How a graph runs on an input of one shape.
@@ -72,6 +96,8 @@ pub struct Plan {
     pub(crate) arena_len: usize,
     pub(crate) input_place: Region,
     pub(crate) output_place: Region,
+    /// The nodes whose values are stored during the step in which most memory is in use.
+    pub(crate) stored: Vec<usize>,
     /// `[frames, height, width]` of each graph node's value.
     pub(crate) sizes: Vec<[usize; 3]>,
     pub(crate) channels: Vec<usize>,
@@ -109,49 +135,10 @@ pub struct PlanSummary {
 }
 
 impl Plan {
-    pub(crate) fn new(
-        graph: &Graph,
-        input: [usize; 5],
-        start: Start,
-        precision: Precision,
-        isa: Isa,
-        threads: usize,
-    ) -> Result<Plan, EngineError> {
-        let shapes = graph.clip_shapes(input, start)?;
-        check_addressable(&shapes)?;
-        let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
-        let output = shapes[graph.output.0];
-        let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
-        let channels: Vec<usize> = graph.nodes.iter().map(|node| node.channels).collect();
-        let fused = fuse(graph);
-        let layout = Layout::new(graph, &fused, &sizes, precision, isa);
-        let mut worker_bytes = 0;
-        let steps: Vec<Step> = fused
-            .into_iter()
-            .zip(layout.places)
-            .map(|(step, places)| {
-                worker_bytes = worker_bytes.max(worker_scratch(graph, &step, &sizes, precision, isa));
-                describe(graph, step, places, &sizes, start)
-            })
-            .collect();
-        let history_bytes = if graph.is_causal() { history_bytes(graph, &sizes, precision) } else { 0 };
-        Ok(Plan {
-            input: picture(input),
-            output: picture(output),
-            frames: [input[2], output[2]],
-            start,
-            precision,
-            steps,
-            arena_len: layout.arena_len,
-            input_place: layout.input,
-            output_place: layout.output,
-            sizes,
-            channels,
-            weight_bytes: weight_bytes(graph, isa),
-            load_bytes: load_bytes(graph, isa),
-            worker_bytes: worker_bytes * threads,
-            history_bytes,
-        })
+    /// The plan that saves memory by `means`.
+    pub(crate) fn new(task: &Task<'_>, means: &Means) -> Plan {
+        let groups = groups(&task.shapes(), &task.fused, means);
+        task.plan(groups)
     }
 
     /// What it costs.
@@ -182,6 +169,83 @@ impl Plan {
     }
 }
 
+/// What is to be planned: a graph on an input of one shape, and what runs it.
+pub(crate) struct Task<'a> {
+    graph: &'a Graph,
+    /// `[batch, channels, frames, height, width]`
+    input: [usize; 5],
+    output: [usize; 5],
+    start: Start,
+    precision: Precision,
+    isa: Isa,
+    threads: usize,
+    /// `[frames, height, width]` of each node's value.
+    sizes: Vec<[usize; 3]>,
+    pub fused: Vec<FusedStep>,
+}
+
+impl<'a> Task<'a> {
+    pub(crate) fn new(
+        graph: &'a Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Task<'a>, EngineError> {
+        let shapes = graph.clip_shapes(input, start)?;
+        check_addressable(&shapes)?;
+        let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
+        let output = shapes[graph.output.0];
+        Ok(Task { graph, input, output, start, precision, isa, threads, sizes, fused: fuse(graph) })
+    }
+
+    /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.
+    pub(crate) fn encoder_factor(&self) -> usize {
+        (self.input[3] / self.output[3].max(1)).max(1)
+    }
+
+    /// Height and width of the picture: the larger of input and output.
+    pub(crate) fn pixels(&self) -> [usize; 2] {
+        [3, 4].map(|axis| self.input[axis].max(self.output[axis]))
+    }
+
+    pub(crate) fn shapes(&self) -> Shapes<'_> {
+        let Task { graph, start, ref sizes, precision, .. } = *self;
+        Shapes { graph, sizes, start, precision }
+    }
+
+    fn plan(&self, groups: Vec<Group>) -> Plan {
+        let shapes = self.shapes();
+        let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
+        let layout = Layout::new(shapes, &groups, self.isa);
+        let worker_bytes = worker_bytes(&shapes, &groups, self.isa);
+        let steps = groups
+            .into_iter()
+            .zip(layout.places)
+            .map(|(group, places)| describe(&shapes, group, places))
+            .collect();
+        Plan {
+            input: picture(self.input),
+            output: picture(self.output),
+            frames: [self.input[2], self.output[2]],
+            start: self.start,
+            precision: self.precision,
+            steps,
+            arena_len: layout.arena_len,
+            input_place: layout.input,
+            output_place: layout.output,
+            stored: layout.stored,
+            channels: self.graph.nodes.iter().map(|node| node.channels).collect(),
+            sizes: self.sizes.clone(),
+            weight_bytes: weight_bytes(self.graph, self.isa),
+            load_bytes: load_bytes(self.graph, self.isa),
+            worker_bytes: worker_bytes * self.threads,
+            history_bytes: shapes.history_bytes(),
+        }
+    }
+}
+
 /// Refuses shapes whose plan could not be counted in machine words: all tensors together must stay far below them.
 fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
     let bytes = shapes.iter().try_fold(0usize, |sum, [batch, channels, frames, height, width]| {
@@ -196,20 +260,6 @@ fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
         Some(bytes) if bytes <= isize::MAX as usize / 16 => Ok(()),
         _ => Err(EngineError::Memory { bytes: bytes.unwrap_or(usize::MAX) }),
     }
-}
-
-/// The kernel's geometry of a convolution node; `None` for other nodes. The channels of the frames that several time
-/// taps read are one after another, each padded to whole blocks.
-pub(crate) fn geometry(graph: &Graph, node: &Node) -> Option<Geometry> {
-    let Operation::Convolution { kernel, stride, padding, time, .. } = node.operation else { return None };
-    let channels = graph.nodes[node.inputs[0].0].channels;
-    Some(Geometry {
-        input_channels: if time.taps > 1 { time.taps * blocks(channels) * BLOCK } else { channels },
-        output_channels: node.channels,
-        kernel,
-        stride,
-        padding: [padding.top, padding.bottom, padding.left, padding.right],
-    })
 }
 
 fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
@@ -248,117 +298,100 @@ fn load_bytes(graph: &Graph, isa: Isa) -> usize {
     graph.nodes.iter().map(of).max().unwrap_or(0)
 }
 
-/// Bytes of the frames that convolutions over time read again in the next part of a clip.
-fn history_bytes(graph: &Graph, sizes: &[[usize; 3]], precision: Precision) -> usize {
-    let of = |node: &Node| {
-        let Operation::Convolution { time, .. } = node.operation else { return 0 };
-        let input = node.inputs[0].0;
-        let [_, height, width] = sizes[input];
-        let groups = blocks(graph.nodes[input].channels) * height * width;
-        let storage = if input == 0 { Storage::Float32 } else { precision.storage() };
-        frames::clip(1, false, &time, Start::Clip, 0).history() * storage.len(groups) * size_of::<f32>()
-    };
-    graph.nodes.iter().map(of).sum()
-}
-
-/// The geometries in which a convolution node runs: where taps read zeros before a clip, it reads fewer channels.
-fn geometries(graph: &Graph, node: &Node) -> Vec<Geometry> {
-    let Some(geometry) = geometry(graph, node) else { return Vec::new() };
-    let taps = match node.operation {
-        Operation::Convolution { time, .. } if time.edge == Edge::Zero => time.taps,
-        _ => 1,
-    };
-    (0..taps).map(|zero_taps| geometry.without_taps(zero_taps, taps)).collect()
-}
-
-/// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
-fn most(
-    precision: Precision,
-    geometries: &[Geometry],
-    need: impl Fn(&Geometry, Arithmetic) -> usize,
-) -> usize {
-    let of = |geometry: &Geometry| {
-        precision.arithmetics().iter().map(|arithmetic| need(geometry, *arithmetic)).max().unwrap_or(0)
-    };
-    geometries.iter().map(of).max().unwrap_or(0)
-}
-
-fn worker_scratch(
-    graph: &Graph,
-    step: &FusedStep,
-    sizes: &[[usize; 3]],
-    precision: Precision,
-    isa: Isa,
-) -> usize {
-    match &step.operation {
+/// Bytes of scratch that a worker takes, at most.
+fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
+    let of = |member: &FusedStep, rows: Option<&Range<usize>>| match &member.operation {
         Fused::Convolution { node, source, .. } => {
-            let [_, height, width] = sizes[*node];
-            most(precision, &geometries(graph, &graph.nodes[*node]), |geometry, arithmetic| {
-                Convolution::worker_bytes(
-                    isa,
-                    geometry,
-                    0..height,
-                    [height, width],
-                    source.upsample,
-                    arithmetic,
-                )
+            let [_, height, width] = shapes.sizes[*node];
+            let rows = rows.cloned().unwrap_or(0..height);
+            most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
+                let size = [height, width];
+                Convolution::worker_bytes(isa, geometry, rows.clone(), size, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs, .. } => attention::worker_bytes(isa, graph.nodes[inputs[0]].channels),
+        Fused::Attention { inputs, .. } => {
+            attention::worker_bytes(isa, shapes.graph.nodes[inputs[0]].channels)
+        }
         _ => 0,
+    };
+    let mut most = 0;
+    for group in groups {
+        let Some(schedule) = &group.strips else {
+            most = group.members.iter().map(|member| of(member, None)).fold(most, usize::max);
+            continue;
+        };
+        // Strips of equally many rows take equally much, but for the first and the last.
+        let mut seen = HashSet::new();
+        for Slice { member, rows } in &schedule.slices {
+            if seen.insert((*member, rows.len(), rows.start == 0)) {
+                most = most.max(of(&group.members[*member], Some(rows)));
+            }
+        }
+    }
+    most
+}
+
+fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
+    let described: Vec<Described> = group.members.iter().map(|member| describe_one(shapes, member)).collect();
+    let last = group.sinks.last().map_or(0, |sink| *sink);
+    let stored = group.sinks.iter().map(|sink| places[*sink].output.len()).sum();
+    let flops = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.flops));
+    let layers: Vec<[String; 2]> = match &group.strips {
+        None => Vec::new(),
+        Some(_) => described.iter().map(|one| [one.name.clone(), one.operation.clone()]).collect(),
+    };
+    let operation = match &group.strips {
+        None => described[last].operation.clone(),
+        Some(_) => format!("{} layers in strips", layers.len()),
+    };
+    let operations = group.members.into_iter().zip(places);
+    Step {
+        name: described[last].name.clone(),
+        operation,
+        output: described[last].output,
+        flops,
+        layers,
+        output_len: stored,
+        operations: operations
+            .map(|(member, places)| PlacedOperation { fused: member.operation, places })
+            .collect(),
+        slices: group.strips.map(|schedule| schedule.slices),
     }
 }
 
-/// `f32` that the step needs beside its tensors while it runs.
-fn scratch_len(
-    graph: &Graph,
-    step: &FusedStep,
-    sizes: &[[usize; 3]],
-    precision: Precision,
-    isa: Isa,
-) -> usize {
-    match &step.operation {
-        Fused::Convolution { node, source, .. } => {
-            most(precision, &geometries(graph, &graph.nodes[*node]), |geometry, arithmetic| {
-                Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
-            })
-        }
-        Fused::Attention { reach, inputs } => {
-            let [frames, height, width] = sizes[inputs[0]];
-            let frames = if *reach == Reach::Past { frames } else { 1 };
-            attention::scratch_len(isa, graph.nodes[inputs[0]].channels, frames * height * width)
-        }
-        _ => 0,
-    }
+struct Described {
+    name: String,
+    operation: String,
+    output: [usize; 3],
+    flops: u64,
 }
 
-fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]], start: Start) -> Step {
+fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
+    let graph = shapes.graph;
     let of = |node: usize| {
-        let [_, height, width] = sizes[node];
+        let [_, height, width] = shapes.sizes[node];
         [graph.nodes[node].channels, height, width]
     };
     let (node, output) = match (&step.operation, step.output) {
         (Fused::Convolution { node, .. }, Value::Node(last)) => (*node, of(last)),
-        (_, Value::Node(node)) => (node, of(node)),
+        (_, Value::Node(node) | Value::Copy(node)) => (node, of(node)),
         (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
     };
     let made_frames = match step.output {
-        Value::Node(last) => sizes[last][0],
-        Value::Table(_) => 1,
+        Value::Node(last) => shapes.sizes[last][0],
+        Value::Table(_) | Value::Copy(_) => 1,
     };
     let (operation, flops) = match &step.operation {
         Fused::Convolution { node, source, .. } => {
+            let geometry = shapes.geometry(*node);
             let node = &graph.nodes[*node];
-            let Some(geometry) = geometry(graph, node) else {
-                unreachable!("a convolution step starts from a convolution node")
-            };
             let Geometry { kernel: [rows, columns], .. } = geometry;
             let Operation::Convolution { time, .. } = node.operation else {
                 unreachable!("a convolution step starts from a convolution node")
             };
             // Taps that read zeros before the clip are not multiplied.
-            let input_frames = sizes[source.base][0];
-            let mut clip = frames::clip(input_frames, source.doubles_frames, &time, start, 0);
+            let input_frames = shapes.sizes[source.base][0];
+            let mut clip = frames::clip(input_frames, source.doubles_frames, &time, shapes.start, 0);
             clip.before = if clip.continues { clip.history() } else { 0 };
             let read: usize = (0..made_frames).map(|frame| time.taps - clip.zero_taps(frame)).sum();
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
@@ -386,90 +419,7 @@ fn describe(graph: &Graph, step: FusedStep, places: Places, sizes: &[[usize; 3]]
         Fused::FirstFrame { .. } | Fused::DoubleFrames { .. } => ("frames".into(), 0),
         Fused::Expand { .. } | Fused::Collect { .. } => ("rearrange".into(), 0),
         Fused::Add { .. } => ("add".into(), 0),
+        Fused::Copy { .. } => ("kept rows".into(), 0),
     };
-    Step { name: graph.nodes[node].name.clone(), operation, output, flops, fused: step.operation, places }
-}
-
-/// Places of all tensors of the steps.
-struct Layout {
-    places: Vec<Places>,
-    arena_len: usize,
-    input: Region,
-    output: Region,
-}
-
-impl Layout {
-    fn new(
-        graph: &Graph,
-        steps: &[FusedStep],
-        sizes: &[[usize; 3]],
-        precision: Precision,
-        isa: Isa,
-    ) -> Layout {
-        let last_reads = last_reads(graph, steps);
-        // What the outside hands over and takes is plain `f32`; so are tables.
-        let storage = |value: Value| match value {
-            Value::Node(node) if node != 0 && node != graph.output.0 => precision.storage(),
-            _ => Storage::Float32,
-        };
-        let len = |value: Value| match value {
-            Value::Node(node) => {
-                storage(value).len(blocks(graph.nodes[node].channels) * sizes[node].iter().product::<usize>())
-            }
-            Value::Table(node) => 2 * blocks(graph.nodes[node].channels) * BLOCK,
-        };
-        // Tensors that are written over one another share a buffer.
-        let mut buffers = vec![Lifetime { len: len(Value::Node(0)), first: 0, last: 0 }];
-        let mut buffer_of: HashMap<Value, usize> = HashMap::from([(Value::Node(0), 0)]);
-        let mut scratch_of = vec![None; steps.len()];
-        for (index, step) in steps.iter().enumerate() {
-            for value in step.operation.reads() {
-                let buffer = &mut buffers[buffer_of[&value]];
-                buffer.last = buffer.last.max(index);
-            }
-            let scratch = scratch_len(graph, step, sizes, precision, isa);
-            if scratch > 0 {
-                scratch_of[index] = Some(buffers.len());
-                buffers.push(Lifetime { len: scratch, first: index, last: index });
-            }
-            let alike =
-                |value: Value| len(value) == len(step.output) && storage(value) == storage(step.output);
-            let dies_here = |value: &Value| last_reads.get(value) == Some(&index) && alike(*value);
-            let buffer = match step.operation.may_overwrite().into_iter().find(dies_here) {
-                Some(value) => buffer_of[&value],
-                None => {
-                    buffers.push(Lifetime { len: len(step.output), first: index, last: index });
-                    buffers.len() - 1
-                }
-            };
-            buffers[buffer].last = index;
-            buffer_of.insert(step.output, buffer);
-        }
-        let result = buffer_of[&Value::Node(graph.output.0)];
-        buffers[result].last = steps.len();
-        let (regions, arena_len) = place(&buffers);
-        let region = |value: &Value| Region { storage: storage(*value), ..regions[buffer_of[value]] };
-        let places = steps
-            .iter()
-            .zip(scratch_of)
-            .map(|(step, scratch)| Places {
-                output: region(&step.output),
-                scratch: scratch.map(|buffer: usize| regions[buffer]).unwrap_or_default(),
-                reads: step.operation.reads().iter().map(region).collect(),
-            })
-            .collect();
-        Layout { places, arena_len, input: regions[0], output: regions[result] }
-    }
-}
-
-/// The last step that reads each tensor; the result is read after all steps.
-fn last_reads(graph: &Graph, steps: &[FusedStep]) -> HashMap<Value, usize> {
-    let mut last = HashMap::new();
-    for (index, step) in steps.iter().enumerate() {
-        for value in step.operation.reads() {
-            last.insert(value, index);
-        }
-    }
-    last.insert(Value::Node(graph.output.0), steps.len());
-    last
+    Described { name: graph.nodes[node].name.clone(), operation, output, flops }
 }

@@ -1,7 +1,8 @@
-//! Times one 3×3 convolution as a decoder runs it (norm, SiLU, convolution, residual):
-//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE]]]]]`.
+//! Times one convolution as a decoder runs it (norm, SiLU, convolution, residual):
+//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL]]]]]]`.
 //!
-//! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`. The rate counts the
+//! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`,
+//! KERNEL the kernel's side (3). The rate counts the
 //! multiplications of the definition, whatever the algorithm does.
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
@@ -29,10 +30,18 @@ fn main() {
         Some("integer16") => Arithmetic::Integer16,
         Some(other) => panic!("arithmetic {other:?} is neither float32 nor integer16"),
     };
-    let geometry = Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
+    let kernel = number(9, 3);
+    let geometry = Geometry {
+        input_channels,
+        output_channels,
+        kernel: [kernel; 2],
+        stride: 1,
+        padding: [kernel / 2; 4],
+    };
     let pool = Pool::new(None).expect("threads");
-    let spread = (3.0 / (9 * input_channels) as f32).sqrt();
-    let weight: Vec<f32> = (0..output_channels * input_channels * 9).map(|i| noise(i) * spread).collect();
+    let spread = (3.0 / (kernel * kernel * input_channels) as f32).sqrt();
+    let weight: Vec<f32> =
+        (0..output_channels * input_channels * kernel * kernel).map(|i| noise(i) * spread).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
     let side = size * upsample;
     let values: Vec<f32> = (0..blocked_len(input_channels, size * size)).map(|i| noise(i) * 2.0).collect();
@@ -60,7 +69,7 @@ fn main() {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    let flops = 2.0 * 9.0 * (input_channels * output_channels * side * side) as f64;
+    let flops = 2.0 * (kernel * kernel) as f64 * (input_channels * output_channels * side * side) as f64;
     let (best, median) = (times[0], times[times.len() / 2]);
     eprintln!(
         "{} {} {} {input_channels}->{output_channels} {size}x{size} to {side}x{side}: best {:.1} ms, median {:.1} ms, \

@@ -2,7 +2,7 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
+//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
@@ -15,7 +15,7 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
 use crate::winograd::Winograd;
-use crate::{direct, transformed};
+use crate::{direct, pointwise, transformed};
 use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
@@ -42,6 +42,8 @@ pub struct Geometry {
 pub enum Algorithm {
     /// One product for each weight and output.
     Direct,
+    /// The same for kernels of one pixel: a matrix product.
+    Pointwise,
     /// F(4×4, 3×3): a quarter of the products.
     Winograd,
     /// Nearest upsampling by two folded into a 3×3 kernel: less than a fifth of the products.
@@ -53,6 +55,7 @@ impl Algorithm {
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
+            Algorithm::Pointwise => "pointwise",
             Algorithm::Winograd => "winograd",
             Algorithm::UpsampleFold => "upsample fold",
         }
@@ -65,8 +68,8 @@ pub enum Arithmetic {
     /// 32-bit floating point.
     #[default]
     Float32,
-    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for what is
-    /// transformed: other convolutions stay in 32-bit floating point.
+    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for transformed and
+    /// pointwise convolutions: others stay in 32-bit floating point.
     Integer16,
 }
 
@@ -92,7 +95,9 @@ impl Geometry {
     /// What computes this convolution after nearest upsampling by `upsample`. It depends on nothing else, so that the
     /// same layer rounds in the same way in every picture.
     pub fn algorithm(&self, upsample: usize) -> Algorithm {
-        if !self.is_transformable() {
+        if pointwise::fits(self) && upsample <= 1 {
+            Algorithm::Pointwise
+        } else if !self.is_transformable() {
             Algorithm::Direct
         } else if upsample == 2 && self.padding == [1; 4] {
             Algorithm::UpsampleFold
@@ -105,7 +110,7 @@ impl Geometry {
     pub fn arithmetic(&self, asked: Arithmetic, upsample: usize) -> Arithmetic {
         match self.algorithm(upsample) {
             Algorithm::Direct => Arithmetic::Float32,
-            Algorithm::Winograd | Algorithm::UpsampleFold => asked,
+            Algorithm::Pointwise | Algorithm::Winograd | Algorithm::UpsampleFold => asked,
         }
     }
 
@@ -118,7 +123,7 @@ impl Geometry {
     /// at the picture's last. Gives `[step, skip]`.
     pub fn strip_grid(&self, upsample: usize) -> [usize; 2] {
         match self.algorithm(upsample) {
-            Algorithm::Direct => [1, 0],
+            Algorithm::Direct | Algorithm::Pointwise => [1, 0],
             Algorithm::Winograd => transformed::strip_grid::<Winograd>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
         }
@@ -199,6 +204,7 @@ impl Convolution {
     pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => 0,
+            Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
             Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
@@ -214,7 +220,8 @@ impl Convolution {
         arithmetic: Arithmetic,
     ) -> usize {
         match geometry.algorithm(upsample) {
-            Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size, upsample),
+            Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1]),
+            Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
             Algorithm::Winograd => {
                 transformed::worker_bytes::<Winograd>(isa, geometry, rows, size[1], arithmetic)
             }
@@ -379,6 +386,11 @@ impl Convolution {
             let geometry = geometry.without_taps(zero_taps, clip.taps);
             let layer = (geometry, arithmetic);
             match &self.weights {
+                Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
+                    let weights = (panels.as_slice(), span, self.bias.as_slice());
+                    let ready = strip.weights_ready;
+                    pointwise::run(self.isa, pool, layer, weights, frames, scratch, ready);
+                }
                 Weights::Direct(panels) => {
                     direct::run(self.isa, pool, geometry, span, [panels, &self.bias], frames);
                 }

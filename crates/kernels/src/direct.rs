@@ -1,7 +1,7 @@
 //! Direct 2-D convolution as an implicit matrix product over tiles of the picture.
 //!
 //! A task gathers the input patch of one output tile once, multiplies it with every output channel of its group, and
-//! finishes each value on the way out. Linear layers are 1×1 convolutions.
+//! finishes each value on the way out.
 
 use crate::convolution::Geometry;
 use crate::epilogue::Target;
@@ -30,25 +30,12 @@ pub(crate) fn run(
     [panels, bias]: [&[f32]; 2],
     frames: Vec<(Source<'_>, Target<'_>)>,
 ) {
-    let Some((first, target)) = frames.first() else { return };
-    // A pointwise product does not care about rows: one long row makes fuller tiles.
-    let height = target.size[0];
-    let in_memory = first.rows == height && target.stored_rows == [height; 2] && target.rows == (0..height);
-    let one_row = is_pointwise(&geometry) && first.factor == 1 && in_memory;
-    let flat = |[height, width]: [usize; 2]| if one_row { [1, height * width] } else { [height, width] };
-    let tiling = Tiling::new(isa, &geometry, flat([target.rows.len(), target.size[1]]));
+    let Some((_, target)) = frames.first() else { return };
+    let tiling = Tiling::new(isa, &geometry, [target.rows.len(), target.size[1]]);
     let taps = tap_offsets(&geometry, tiling);
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
-        .map(|(source, target)| {
-            let (source, target) = if one_row {
-                let target = Target { size: flat(target.size), rows: 0..1, stored_rows: [1; 2], ..target };
-                (Source { size: flat(source.size), rows: 1, ..source }, target)
-            } else {
-                (source, target)
-            };
-            Job { geometry, span, panels, bias, source, target, tiling, taps: &taps }
-        })
+        .map(|(source, target)| Job { geometry, span, panels, bias, source, target, tiling, taps: &taps })
         .collect();
     let tasks = tiling.tasks();
     let lens = tiling.worker_lens(isa);
@@ -60,22 +47,10 @@ pub(crate) fn run(
     });
 }
 
-/// Bytes of scratch that each worker takes for `rows` of an output of `size`.
-pub(crate) fn worker_bytes(
-    isa: Isa,
-    geometry: &Geometry,
-    rows: Range<usize>,
-    [height, width]: [usize; 2],
-    upsample: usize,
-) -> usize {
-    let one_row = is_pointwise(geometry) && upsample <= 1 && rows.len() == height;
-    let size = if one_row { [1, height * width] } else { [rows.len(), width] };
-    let tiling = Tiling::new(isa, geometry, size);
+/// Bytes of scratch that each worker takes for `rows` of an output of `width`.
+pub(crate) fn worker_bytes(isa: Isa, geometry: &Geometry, rows: Range<usize>, width: usize) -> usize {
+    let tiling = Tiling::new(isa, geometry, [rows.len(), width]);
     tiling.worker_lens(isa).map(whole_lines).iter().sum::<usize>() * size_of::<f32>()
-}
-
-fn is_pointwise(geometry: &Geometry) -> bool {
-    geometry.kernel == [1, 1] && geometry.stride == 1 && geometry.padding == [0; 4]
 }
 
 fn tap_offsets(geometry: &Geometry, tiling: Tiling) -> Vec<usize> {
@@ -102,8 +77,7 @@ impl Tiling {
     fn new(isa: Isa, geometry: &Geometry, [height, width]: [usize; 2]) -> Tiling {
         let pixels = isa.pixels();
         let whole = |columns: usize| columns.div_ceil(pixels) * pixels;
-        let widest = if height == 1 { 256 } else { 32 };
-        let mut tile = [height.min(8), whole(width.min(widest / pixels * pixels))];
+        let mut tile = [height.min(8), whole(width.min(32 / pixels * pixels))];
         let patch_of =
             |tile: [usize; 2]| [0, 1].map(|axis| (tile[axis] - 1) * geometry.stride + geometry.kernel[axis]);
         let len_of = |[rows, columns]: [usize; 2]| blocks(geometry.input_channels) * rows * columns * BLOCK;

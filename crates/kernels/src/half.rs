@@ -185,17 +185,21 @@ pub(crate) unsafe fn narrow_group<V: Halves>(values: &[f32; BLOCK], halves: &mut
             return 0;
         }
     }
-    narrow_scaled(values, halves)
+    // SAFETY: the caller's contract.
+    unsafe { narrow_scaled::<V>(values, halves) }
 }
 
-#[cold]
-#[inline(never)]
-fn narrow_scaled(values: &[f32; BLOCK], halves: &mut [u16; BLOCK]) -> i8 {
-    let largest = values
-        .iter()
-        .map(|value| value.to_bits() & 0x7fff_ffff)
-        .filter(|size| *size < INFINITY)
-        .fold(0, u32::max);
+/// As [`narrow_group`] for a group that is not plain.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+unsafe fn narrow_scaled<V: Halves>(values: &[f32; BLOCK], halves: &mut [u16; BLOCK]) -> i8 {
+    let mut largest = 0;
+    for value in values {
+        let size = value.to_bits() & 0x7fff_ffff;
+        largest = largest.max(if size < INFINITY { size } else { 0 });
+    }
     let exponent = if largest == 0 || (LEAST..=MOST).contains(&largest) {
         0
     } else {
@@ -203,11 +207,14 @@ fn narrow_scaled(values: &[f32; BLOCK], halves: &mut [u16; BLOCK]) -> i8 {
         ((largest >> 23) as i32 - 127 - TOP).max(-127)
     };
     let factor = f32::from_bits(((127 - exponent) as u32) << 23);
-    *halves = values.map(|value| {
-        let scaled = value * factor;
+    let mut scaled = *values;
+    for value in &mut scaled {
         // Rounded up to 2^15, a value next to 2^128 would come back infinite.
-        to_half(if value.is_finite() { scaled.clamp(-LARGEST, LARGEST) } else { value })
-    });
+        let finite = (*value * factor).clamp(-LARGEST, LARGEST);
+        *value = if value.to_bits() & 0x7fff_ffff < INFINITY { finite } else { *value };
+    }
+    // SAFETY: the caller's contract.
+    unsafe { V::narrow(&scaled, halves) };
     exponent as i8
 }
 

@@ -1,157 +1,265 @@
-//! The few instructions on 16-bit integers that the micro-kernel is written in, once for each instruction set.
+//! Inputs and weights as 16-bit integers: scales, rounding and the bound that keeps sums inside 32 bits.
+//!
+//! Input channels are summed in splits of [`SPLIT`] blocks. Within one split, the inputs of one tile and point share a
+//! scale, and so do the weights of one output channel and point. Both come from the numbers themselves, their largest
+//! magnitude and their length as a vector, so that nothing is clipped and no sum overflows. The products of a split are
+//! summed exactly, and the scales undone when the sum goes to `f32`.
+//!
+//! Two numbers share a 32-bit word: channels `i` (low half) and `i + 8` of a block.
 
+use crate::layout::BLOCK;
 use crate::vector::Vector;
 
-/// A register of 32-bit lanes: pairs of 16-bit integers, or sums of their products. It has as many lanes as its
-/// [`Integers::Floats`].
-///
-/// All functions are `unsafe` and `#[inline(always)]` for the reasons given at [`Vector`].
-pub(crate) trait Integers: Copy {
-    /// The register of `f32` of this width.
-    type Floats: Vector;
+/// Input channel blocks whose products are summed as integers.
+pub(crate) const SPLIT: usize = 8;
+/// Words that hold one block.
+pub(crate) const PAIRS: usize = BLOCK / 2;
+/// Points of one tile's transformed inputs, at most.
+pub(crate) const MOST_POINTS: usize = 36;
+/// Output channels of one group, at most.
+pub(crate) const MOST_LANES: usize = 32;
 
-    /// The first values of `from`, one for each lane.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set, and `from` is long enough.
-    unsafe fn load(from: &[i32]) -> Self;
+/// Largest magnitude of an integer.
+const MAGNITUDE_LIMIT: f32 = 32767.0;
+/// Largest Euclidean length of a split's integers before they are rounded, which adds ½√128 < 5.7 to it at most.
+/// No partial sum of products leaves 32 bits, because (46330 + 5.7)² < 2³¹ (Cauchy and Schwarz).
+const LENGTH_LIMIT: f32 = 46_330.0;
+/// Inputs' factors are larger by this than what undoes their scale, and weights' smaller: neither the factors nor an
+/// integer sum times a weights' factor then leave `f32` before the result does. 2¹¹
+const BALANCE: f32 = 2048.0;
+/// Magnitudes below this count as this, lest their scale overflow: 2⁻¹¹⁰.
+const SMALLEST: f32 = f32::from_bits((127 - 110) << 23);
 
-    /// The same word in each lane.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set.
-    unsafe fn splat(word: i32) -> Self;
-
-    /// `self + a.low · b.low + a.high · b.high` in each lane, modulo 2³².
-    ///
-    /// # Safety
-    /// The CPU has the instruction set.
-    unsafe fn add_pairs(self, a: Self, b: Self) -> Self;
-
-    /// Each lane as the nearest `f32`.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set.
-    unsafe fn to_floats(self) -> Self::Floats;
+/// 32-bit words in place of `values`, whatever their bits.
+pub(crate) fn words(values: &[f32]) -> &[i32] {
+    // SAFETY: the types agree in size and alignment, and each holds any bits.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
-/// Implements [`Integers`] by intrinsics of one set; the last argument is the expression of
-/// [`Integers::add_pairs`].
-#[cfg(target_arch = "x86_64")]
-macro_rules! x86_integers {
-    ($(#[$doc:meta])* $name:ident, $register:ident, $floats:ident, $load:ident, $splat:ident, $convert:ident,
-     |$sum:ident, $a:ident, $b:ident| $add_pairs:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy)]
-        pub(crate) struct $name(std::arch::x86_64::$register);
-
-        impl Integers for $name {
-            type Floats = std::arch::x86_64::$floats;
-
-            #[inline(always)]
-            unsafe fn load(from: &[i32]) -> Self {
-                debug_assert!(from.len() >= <Self::Floats as Vector>::LANES);
-                // SAFETY: the caller vouches for the CPU and the length.
-                unsafe { $name(std::arch::x86_64::$load(from.as_ptr().cast())) }
-            }
-
-            #[inline(always)]
-            unsafe fn splat(word: i32) -> Self {
-                // SAFETY: the caller vouches for the CPU.
-                unsafe { $name(std::arch::x86_64::$splat(word)) }
-            }
-
-            #[inline(always)]
-            unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
-                #[allow(unused_imports)] // not all expressions are of intrinsics
-                use std::arch::x86_64::*;
-                let ($sum, $a, $b) = (self.0, a.0, b.0);
-                // SAFETY: the caller vouches for the CPU.
-                unsafe { $name($add_pairs) }
-            }
-
-            #[inline(always)]
-            unsafe fn to_floats(self) -> Self::Floats {
-                // SAFETY: the caller vouches for the CPU.
-                unsafe { std::arch::x86_64::$convert(self.0) }
-            }
-        }
-    };
+/// See [`words`].
+pub(crate) fn words_mut(values: &mut [f32]) -> &mut [i32] {
+    // SAFETY: as for `words`; `values` is borrowed exclusively.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
 }
 
-#[cfg(target_arch = "x86_64")]
-x86_integers!(
-    /// AVX-512 with the instruction that multiplies, adds and accumulates in one.
-    Vnni, __m512i, __m512, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_cvtepi32_ps,
-    |sum, a, b| dot_pairs(sum, a, b)
-);
-#[cfg(target_arch = "x86_64")]
-x86_integers!(
-    /// AVX-512 without it.
-    Avx512, __m512i, __m512, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_cvtepi32_ps,
-    |sum, a, b| _mm512_add_epi32(sum, _mm512_madd_epi16(a, b))
-);
-#[cfg(target_arch = "x86_64")]
-x86_integers!(
-    /// AVX2.
-    Avx2, __m256i, __m256, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_cvtepi32_ps,
-    |sum, a, b| _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
-);
+/// Two numbers below 2¹⁵ in magnitude, rounded to the nearest integers, in one word. Added to 3 · 2²², the low bits of
+/// a float are those of the integer.
+#[inline(always)]
+fn pair(low: f32, high: f32) -> i32 {
+    const ROUNDER: f32 = 12_582_912.0;
+    let integer = |value: f32| (value + ROUNDER).to_bits();
+    (integer(low) & 0xffff | integer(high) << 16) as i32
+}
 
-/// `VPDPWSSD`. Written out, because the compiler takes its intrinsic apart into a multiplication and an addition where it
-/// expects a shorter chain, which costs a quarter of the speed.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_pairs(
-    mut sum: std::arch::x86_64::__m512i,
-    a: std::arch::x86_64::__m512i,
-    b: std::arch::x86_64::__m512i,
-) -> std::arch::x86_64::__m512i {
-    // SAFETY: this function's features have the instruction, which changes nothing but `sum`.
-    unsafe {
-        std::arch::asm!(
-            "vpdpwssd {sum}, {a}, {b}",
-            sum = inout(zmm_reg) sum,
-            a = in(zmm_reg) a,
-            b = in(zmm_reg) b,
-            options(pure, nomem, nostack, preserves_flags)
-        );
+/// Scale, and what undoes it, for numbers whose largest magnitude is `most` and whose squares over that of `most` sum up
+/// to `squares`. What undoes it is NaN if `most` is not finite.
+#[inline(always)]
+fn scale(most: f32, squares: f32) -> [f32; 2] {
+    if most.is_finite() {
+        let steps = MAGNITUDE_LIMIT.min(LENGTH_LIMIT / squares.max(1.0).sqrt());
+        [steps / most.max(SMALLEST), most.max(SMALLEST) / steps]
+    } else {
+        [0.0, f32::NAN]
     }
-    sum
 }
 
-/// The portable stand-in: the compiler finds the platform's registers.
+/// A split's inputs: those of the points of one tile, or of some pixels.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([i32; 16]);
+pub(crate) struct Sources<'a> {
+    pub values: &'a [f32],
+    /// From one point to the next, and from one of its channel blocks to the next.
+    pub strides: [usize; 2],
+    /// Channel blocks.
+    pub blocks: usize,
+}
 
-impl Integers for Portable {
-    type Floats = crate::vector::Portable;
-
+impl<'a> Sources<'a> {
     #[inline(always)]
-    unsafe fn load(from: &[i32]) -> Self {
-        let mut lanes = [0; 16];
-        lanes.copy_from_slice(&from[..16]);
-        Portable(lanes)
+    fn block(self, point: usize, block: usize) -> &'a [f32; BLOCK] {
+        self.values[point * self.strides[0] + block * self.strides[1]..]
+            .first_chunk()
+            .expect("a block has sixteen values")
     }
+}
 
-    #[inline(always)]
-    unsafe fn splat(word: i32) -> Self {
-        Portable([word; 16])
-    }
-
-    #[inline(always)]
-    unsafe fn add_pairs(mut self, a: Self, b: Self) -> Self {
-        for lane in 0..16 {
-            let low = i32::from(a.0[lane] as i16) * i32::from(b.0[lane] as i16);
-            let high = (a.0[lane] >> 16) * (b.0[lane] >> 16);
-            self.0[lane] = self.0[lane].wrapping_add(low.wrapping_add(high));
+/// Rounds the split's inputs of one tile into `out`, where points and blocks of [`PAIRS`] words lie `strides` apart;
+/// `factors` get for each point what undoes the scale, times [`BALANCE`]; NaN if an input is not finite.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn quantize_sources<V: Vector>(
+    sources: Sources<'_>,
+    factors: &mut [f32],
+    out: &mut [i32],
+    [point_stride, block_stride]: [usize; 2],
+) {
+    let (mut most, mut squares) = ([0.0f32; MOST_POINTS], [0.0f32; MOST_POINTS]);
+    for point in 0..factors.len() {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
+        unsafe {
+            let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
+            for block in 0..sources.blocks {
+                for values in sources.block(point, block).chunks_exact(V::LANES) {
+                    let values = V::load(values);
+                    peak = peak.largest_magnitude(values);
+                    sum = values.times(values).plus(sum);
+                }
+            }
+            most[point] = peak.largest_lane();
+            squares[point] = sum.sum_of_lanes();
         }
-        self
+    }
+    let mut scales = [0.0; MOST_POINTS];
+    for point in 0..factors.len() {
+        let unit = 1.0 / most[point].max(SMALLEST);
+        [scales[point], factors[point]] = scale(most[point], squares[point] * unit * unit);
+    }
+    for point in 0..factors.len() {
+        if !SQUARABLE.contains(&most[point]) {
+            [scales[point], factors[point]] = scale(most[point], shares(sources, point, most[point]));
+        }
+    }
+    for point in 0..factors.len() {
+        let scale = scales[point];
+        factors[point] *= BALANCE;
+        for index in 0..sources.blocks {
+            let block = sources.block(point, index);
+            let out: &mut [i32; PAIRS] = out[point * point_stride + index * block_stride..]
+                .first_chunk_mut()
+                .expect("one place for each block");
+            for lane in 0..PAIRS {
+                out[lane] = pair(block[lane] * scale, block[lane + PAIRS] * scale);
+            }
+        }
+    }
+}
+
+/// Magnitudes whose squares, and the sum of a split of them, are ordinary `f32`.
+const SQUARABLE: std::ops::Range<f32> = f32::from_bits((127 - 60) << 23)..f32::from_bits((127 + 60) << 23);
+
+/// The sum of the squares of a point's inputs over that of `most`, for magnitudes whose squares are no ordinary `f32`.
+#[cold]
+#[inline(never)]
+fn shares(sources: Sources<'_>, point: usize, most: f32) -> f32 {
+    let unit = 1.0 / most.max(SMALLEST);
+    (0..sources.blocks)
+        .flat_map(|block| sources.block(point, block))
+        .map(|value| value * unit)
+        .fold(0.0, |sum, share| sum + share * share)
+}
+
+/// Rounds the split's weights of one point (`[block][16][lanes]`) into `out` (`[block][pair][lanes]`), and writes for
+/// each lane what undoes the scale, over [`BALANCE`]; NaN if a weight is not finite.
+#[inline(always)]
+pub(crate) fn quantize_weights(values: &[f32], lanes: usize, out: &mut [i32], factors: &mut [f32]) {
+    let mut most = [0; MOST_LANES];
+    for row in values.chunks_exact(lanes) {
+        for lane in 0..lanes {
+            most[lane] = most[lane].max(row[lane].to_bits() & 0x7fff_ffff);
+        }
+    }
+    let most = most.map(f32::from_bits);
+    let units = most.map(|most| 1.0 / most.max(SMALLEST));
+    let mut squares = [0.0; MOST_LANES];
+    for row in values.chunks_exact(lanes) {
+        for lane in 0..lanes {
+            let share = row[lane] * units[lane];
+            squares[lane] += share * share;
+        }
+    }
+    let mut scales = [0.0; MOST_LANES];
+    for lane in 0..lanes {
+        let [scale, factor] = scale(most[lane], squares[lane]);
+        scales[lane] = scale;
+        factors[lane] = factor / BALANCE;
+    }
+    for (block, out) in values.chunks_exact(BLOCK * lanes).zip(out.chunks_exact_mut(PAIRS * lanes)) {
+        let (low, high) = block.split_at(PAIRS * lanes);
+        let rows = low.chunks_exact(lanes).zip(high.chunks_exact(lanes));
+        for ((low, high), out) in rows.zip(out.chunks_exact_mut(lanes)) {
+            for lane in 0..lanes {
+                out[lane] = pair(low[lane] * scales[lane], high[lane] * scales[lane]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Portable;
+
+    /// One point alone.
+    unsafe fn quantize(values: &[f32], out: &mut [i32]) -> f32 {
+        let mut factors = [0.0];
+        let sources = Sources { values, strides: [0, BLOCK], blocks: values.len() / BLOCK };
+        // SAFETY: the caller's contract.
+        unsafe { quantize_sources::<Portable>(sources, &mut factors, out, [0, PAIRS]) };
+        factors[0]
     }
 
-    #[inline(always)]
-    unsafe fn to_floats(self) -> Self::Floats {
-        crate::vector::Portable(self.0.map(|lane| lane as f32))
+    fn halves(word: i32) -> [i64; 2] {
+        [i64::from(word as i16), i64::from((word >> 16) as i16)]
+    }
+
+    #[test]
+    fn pairs_hold_the_nearest_integers() {
+        for (low, high) in [(0.0, -0.0), (1.4, -1.6), (16383.0, -16383.0), (32767.0, -32767.0), (-0.4, 2.5)] {
+            let nearest = |value: f32| value.round_ties_even() as i64;
+            assert_eq!(halves(pair(low, high)), [nearest(low), nearest(high)]);
+        }
+    }
+
+    #[test]
+    fn no_weights_and_inputs_make_a_sum_that_leaves_32_bits() {
+        for size in [1.0, 0.999_99, 3.0e38, 1e-30] {
+            for spread in [0.0, 0.5, 1.0] {
+                for period in [2, 7, 128] {
+                    let values: Vec<f32> = (0..SPLIT * BLOCK)
+                        .map(|i| size * (1.0 - spread * (i % period) as f32 / (period - 1) as f32))
+                        .collect();
+                    let (mut sources, mut weights) = (vec![0; SPLIT * PAIRS], vec![0; SPLIT * PAIRS]);
+                    quantize_weights(&values, 1, &mut weights, &mut [0.0]);
+                    // SAFETY: the portable vector needs no special instructions.
+                    unsafe { quantize(&values, &mut sources) };
+                    let of = |words: &[i32]| words.iter().flat_map(|word| halves(*word)).collect::<Vec<_>>();
+                    let (sources, weights) = (of(&sources), of(&weights));
+                    // One vector with itself: the largest sum of its length.
+                    let sum: i64 = sources.iter().zip(&weights).map(|(source, weight)| source * weight).sum();
+                    let limit = i64::from(i32::MAX);
+                    assert!(sum <= limit && sum > limit / 1000 * 999, "{size} {spread} {period}: {sum}");
+                }
+            }
+        }
+        // A single large one is bounded by its own 16 bits.
+        let mut words = [0; PAIRS];
+        quantize_weights(&[&[-5.0][..], &[0.0; 15]].concat(), 1, &mut words, &mut [0.0]);
+        assert_eq!(halves(words[0]), [-32767, 0]);
+    }
+
+    #[test]
+    fn what_is_rounded_comes_back() {
+        for size in [1.0, 1e-30, 1e30, 3e38] {
+            let values: Vec<f32> = (0..32).map(|i| size * ((i * 37 % 32) as f32 / 32.0 - 0.5)).collect();
+            let mut words = [0; 16];
+            // SAFETY: the portable vector needs no special instructions.
+            let factor = unsafe { quantize(&values, &mut words) };
+            for (index, value) in values.iter().enumerate() {
+                let word = words[index / BLOCK * PAIRS + index % PAIRS];
+                let found = halves(word)[index % BLOCK / PAIRS] as f32 / BALANCE * factor;
+                assert!((found - value).abs() <= 0.51 / BALANCE * factor, "{found} for {value}");
+            }
+        }
+        let mut words = [0; 8];
+        let mut values = [1.0; 16];
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            values[3] = wrong;
+            // SAFETY: as above.
+            assert!(unsafe { quantize(&values, &mut words) }.is_nan());
+        }
+        // SAFETY: as above.
+        let factor = unsafe { quantize(&[0.0; 16], &mut words) };
+        assert!(factor.is_finite() && words == [0; 8]);
     }
 }

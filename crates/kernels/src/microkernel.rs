@@ -3,8 +3,8 @@
 // Loops over registers run by index, the same for every operand.
 #![allow(clippy::needless_range_loop)]
 
-use crate::integers::Integers;
 use crate::layout::BLOCK;
+use crate::pairs::Integers;
 use crate::vector::Vector;
 
 /// Shape of the micro-kernel of one instruction tier.
@@ -88,16 +88,16 @@ macro_rules! tile {
 
 // 16, 12 and 4 registers of sums; the rest holds one row of weights and the broadcast pixel.
 #[cfg(target_arch = "x86_64")]
-tile!(Avx512Vnni, std::arch::x86_64::__m512, crate::integers::Vnni, 8 x 2, fma: true);
+tile!(Avx512Vnni, std::arch::x86_64::__m512, crate::pairs::Vnni, 8 x 2, fma: true);
 #[cfg(target_arch = "x86_64")]
-tile!(Avx512, std::arch::x86_64::__m512, crate::integers::Avx512, 8 x 2, fma: true);
+tile!(Avx512, std::arch::x86_64::__m512, crate::pairs::Avx512, 8 x 2, fma: true);
 #[cfg(target_arch = "x86_64")]
-tile!(Avx2, std::arch::x86_64::__m256, crate::integers::Avx2, 6 x 2, fma: true);
-tile!(Generic, crate::vector::Portable, crate::integers::Portable, 4 x 1, fma: false);
+tile!(Avx2, std::arch::x86_64::__m256, crate::pairs::Avx2, 6 x 2, fma: true);
+tile!(Generic, crate::vector::Portable, crate::pairs::Portable, 4 x 1, fma: false);
 
 // The arithmetic of the fused tiers on any CPU.
 #[cfg(test)]
-tile!(Fused, crate::vector::Portable, crate::integers::Portable, 1 x 1, fma: true);
+tile!(Fused, crate::vector::Portable, crate::pairs::Portable, 1 x 1, fma: true);
 
 /// Where the left operand of a product lies: rows in blocked layout inside a patch.
 pub(crate) struct Rows<'a> {

@@ -14,7 +14,6 @@
 
 mod grid;
 mod inputs;
-mod integers;
 mod outputs;
 mod products;
 mod weights;

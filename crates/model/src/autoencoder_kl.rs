@@ -102,15 +102,15 @@ impl Blocks {
         } else {
             ("", Convolution::square3(width), Convolution::pointwise(width))
         };
-        let mut h = norm_silu(build, &format!("{name}.norm1"), x, self.groups);
-        h = build.convolution(&format!("{name}.conv1{deeper}"), h, three);
-        h = norm_silu(build, &format!("{name}.norm2"), h, self.groups);
-        h = build.convolution(&format!("{name}.conv2{deeper}"), h, three);
         let shortcut = if build.channels(x) == width {
             x
         } else {
             build.convolution(&format!("{name}.conv_shortcut{deeper}"), x, one)
         };
+        let mut h = norm_silu(build, &format!("{name}.norm1"), x, self.groups);
+        h = build.convolution(&format!("{name}.conv1{deeper}"), h, three);
+        h = norm_silu(build, &format!("{name}.norm2"), h, self.groups);
+        h = build.convolution(&format!("{name}.conv2{deeper}"), h, three);
         build.add(&format!("{name}.add"), shortcut, h)
     }
 }

@@ -14,9 +14,12 @@ use crate::clip_answer::{ClipAnswer, make};
 use crate::clip_bytes::Recipe;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::queue::{Tensor, Work};
-use crate::request::{Job, Prepared, check_clip_size, check_memory, engine_refusal};
+use crate::queue::{Cost, Tensor, Work};
+use crate::request::{Job, Prepared, check_clip_size, check_plan, cost, engine_refusal};
 use crate::state::Shared;
+
+/// Bytes of a pixel in three colours.
+const COLOURS: u64 = 3;
 
 /// Checks the request and makes its job; `header` is that of the latents in the body.
 pub(crate) fn prepare(
@@ -25,13 +28,13 @@ pub(crate) fn prepare(
     negotiated: Negotiated,
     header: TensorHeader,
 ) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, body, lease, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
     let (latents, layout) = latents_shape(&model.latent_space, &header, &parameters)?;
     let windows = windows(autoencoder, &parameters, shared.options.windows)?;
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
-    let pixels = check_clip_size(shared, output)?;
+    let pixels = check_clip_size(shared, &caller, output)?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
     let recipe = recipe(&parameters, negotiated, output, autoencoder.frame_groups(latents, windows))?;
@@ -40,9 +43,11 @@ pub(crate) fn prepare(
     } else {
         autoencoder.plan_decode_clip(latents, windows, precision)
     };
-    check_memory(shared, plan.map_err(engine_refusal)?.peak_bytes)?;
+    let plan = check_plan(shared, plan)?;
+    let answer_bytes = answer_bytes(&recipe, pixels);
+    let cost = Cost { answer_bytes, ..cost(&plan) };
 
-    let place = shared.reserve()?;
+    let place = shared.reserve(&caller)?;
     let autoencoder = Arc::clone(autoencoder);
     let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
     let batch = output[0];
@@ -60,7 +65,13 @@ pub(crate) fn prepare(
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
         Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
-    Ok(Prepared { place, work, answer: Form::Clip(Box::new(answer)), pixels, batch })
+    Ok(Prepared { place, work, answer: Form::Clip(Box::new(answer)), cost, pixels, batch })
+}
+
+/// Bytes of the answer at most: of a tensor its own, of a file those of its frames in the colours that are compressed.
+fn answer_bytes(recipe: &Recipe, pixels: u64) -> u64 {
+    let tensor = recipe.header().and_then(|header| header.byte_len().ok());
+    tensor.map_or(pixels.saturating_mul(COLOURS), |bytes| bytes as u64)
 }
 
 /// `[batch, channels, frames, height, width]` of the latents; where they are one frame, also how that lies.

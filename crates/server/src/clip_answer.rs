@@ -127,11 +127,11 @@ pub(crate) async fn respond(
     answer: ClipAnswer,
     ticket: Ticket,
     account: Account,
-    deadline: Option<Duration>,
+    deadline: Option<(Instant, Duration)>,
 ) -> Result<Response, Refusal> {
     let ClipAnswer { negotiated, header, streams, chunks } = answer;
     let active = account.shared.enter();
-    let deadline = deadline.map(|limit| (tokio::time::Instant::now() + limit, limit));
+    let deadline = deadline.map(|(end, limit)| (tokio::time::Instant::from_std(end), limit));
     let mut source = Source { chunks, ticket: Some(ticket), account, deadline, _active: active };
     if !streams {
         let mut bytes = Vec::new();
@@ -179,7 +179,8 @@ impl Source {
         let Some(ticket) = self.ticket.take() else { return Ok(None) };
         let Done { result, queued, engine } = ticket.wait().await;
         self.account.engine(queued, engine);
-        result.map_err(job_refusal)?;
+        let limit = self.deadline.map_or(Duration::ZERO, |(_, limit)| limit);
+        result.map_err(|error| job_refusal(error, limit))?;
         let post =
             post.ok_or_else(|| Refusal::internal("The server failed while making the bytes of a clip."))?;
         self.account.finished(queued, engine, post);

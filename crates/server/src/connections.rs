@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,9 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use remote_vae_wire::{content_type, error_body};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
@@ -24,7 +25,8 @@ use crate::observe::observe;
 use crate::plain_errors::JsonErrors;
 use crate::routes;
 use crate::state::Shared;
-use crate::watched::{Busy, Watched};
+use crate::tls::Tls;
+use crate::watched::{Holding, Watched};
 
 /// Pause after the system refused a connection, for instance for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -34,6 +36,10 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 const REFUSALS: usize = 64;
 /// Time that a client has to take that answer.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of a request's connection; found in the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// What a connection does.
 #[derive(Debug, Clone, Copy)]
@@ -182,9 +188,44 @@ impl Drop for Place {
     }
 }
 
+/// What is at hand for a connection's requests.
+struct Greeted {
+    shared: Arc<Shared>,
+    router: Router,
+    entry: Arc<Entry>,
+    watcher: Watcher,
+    peer: Peer,
+}
+
+impl Greeted {
+    /// Answers requests until the connection ends.
+    async fn talk(self, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let Self { shared, router, entry, watcher, peer } = self;
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (shared, router) = (Arc::clone(&shared), router.clone());
+            let guard = entry.begin();
+            async move {
+                // A connection is not idle for as long as the bodies of request and answer are there.
+                let mut request = request.map(|body| Body::new(Holding::new(body, Arc::clone(&guard))));
+                request.extensions_mut().insert(peer);
+                let response = observe(shared, router, request).await;
+                Ok::<_, Infallible>(response.map(|body| Holding::new(body, guard)))
+            }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        // Time is kept here, where an unfinished head and an idle connection can be told apart.
+        builder.header_read_timeout(None);
+        let connection = builder.serve_connection(TokioIo::new(JsonErrors::new(socket)), service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}
+
 /// The open connections of a server.
 pub(crate) struct Connections {
     shared: Arc<Shared>,
+    tls: Option<Arc<Tls>>,
     router: Router,
     graceful: GracefulShutdown,
     open: Arc<Open>,
@@ -192,8 +233,9 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, tls: Option<Arc<Tls>>) -> Self {
         Self {
+            tls,
             shared: Arc::clone(shared),
             router: routes::router(Arc::clone(shared)),
             graceful: GracefulShutdown::new(),
@@ -206,12 +248,12 @@ impl Connections {
     /// that is idle longest.
     pub(crate) async fn accept(&self, listener: &TcpListener) {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let full = self.open.len() >= self.shared.options.limits.max_connections;
                 if full && !self.open.close_idlest() {
                     self.refuse(stream);
                 } else {
-                    self.serve(stream);
+                    self.serve(stream, Peer(address.ip()));
                 }
             }
             Err(error) => {
@@ -222,40 +264,43 @@ impl Connections {
         }
     }
 
-    fn serve(&self, stream: TcpStream) {
+    fn serve(&self, stream: TcpStream, peer: Peer) {
         let _ = stream.set_nodelay(true);
         let entry = Entry::new();
         let place = self.open.add(&entry);
-        let (shared, router) = (Arc::clone(&self.shared), self.router.clone());
-        let for_requests = Arc::clone(&entry);
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (shared, router) = (Arc::clone(&shared), router.clone());
-            let guard = for_requests.begin();
-            async move {
-                let request = request.map(|body| Body::new(Busy::new(body, Arc::clone(&guard))));
-                let response = observe(shared, router, request).await;
-                Ok::<_, Infallible>(response.map(|body| Busy::new(body, guard)))
+        let socket = Watched::new(stream, Arc::clone(&entry));
+        let acceptor = self.tls.as_ref().map(|tls| tls.acceptor());
+        let greeted = Greeted {
+            shared: Arc::clone(&self.shared),
+            router: self.router.clone(),
+            entry: Arc::clone(&entry),
+            watcher: self.graceful.watcher(),
+            peer,
+        };
+        let talk = async move {
+            match acceptor {
+                None => greeted.talk(socket).await,
+                Some(acceptor) => match acceptor.accept(socket).await {
+                    Ok(socket) => greeted.talk(socket).await,
+                    Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+                },
             }
-        });
-        let socket = JsonErrors::new(Watched::new(stream, Arc::clone(&entry)));
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        // Time is kept here, where an unfinished head and an idle connection can be told apart.
-        builder.header_read_timeout(None);
-        let connection = self.graceful.watch(builder.serve_connection(TokioIo::new(socket), service));
+        };
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                result = connection => if let Err(error) = result {
-                    tracing::debug!(%error, "a connection ended early");
-                },
+                () = talk => {}
                 () = entry.close.notified() => tracing::debug!("a silent connection was closed"),
             }
         });
     }
 
-    /// Answers 503 without reading a request.
+    /// Answers 503 without reading a request; a client that speaks TLS is only turned away.
     fn refuse(&self, mut stream: TcpStream) {
         self.shared.metrics.rejected(Rejection::Connections);
+        if self.tls.is_some() {
+            return;
+        }
         let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         let body = error_body("The server has as many connections as it may. Try again shortly.");
         let answer = format!(

@@ -10,7 +10,7 @@ use crate::answer::Form;
 use crate::clip;
 use crate::error::Refusal;
 use crate::queue::{Tensor, Work};
-use crate::request::{Job, Prepared, check_plan, check_size, engine_refusal};
+use crate::request::{Job, Prepared, check_plan, check_size, cost, engine_refusal};
 use crate::state::Shared;
 
 /// Checks the request and makes its job.
@@ -21,7 +21,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
         header.check_body(job.body.len())?;
         return clip::prepare(shared, job, answer, header);
     }
-    let Job { autoencoder, parameters, precision, body, lease, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
     clip::windows(autoencoder, &parameters, shared.options.windows)?;
     refuse_video(answer.answer)?;
     let header = parameters.tensor_header()?;
@@ -33,13 +33,13 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     let shape = layout.latents();
     let [batch, channels, height, width] = shape;
     let side = |latents: usize| latents.saturating_mul(model.spatial_factor());
-    let pixels = check_size(shared, batch, side(height), side(width))?;
+    let pixels = check_size(shared, &caller, batch, side(height), side(width))?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
     let plan = check_plan(shared, autoencoder.plan_decode(shape, precision))?;
     check_form(answer.answer, plan.output)?;
 
-    let place = shared.reserve()?;
+    let place = shared.reserve(&caller)?;
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
@@ -48,7 +48,7 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
         let image = autoencoder.decode(latents, shape, &scaling, precision, control)?;
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
-    Ok(Prepared { place, work, answer: Form::Picture(answer), pixels, batch })
+    Ok(Prepared { place, work, answer: Form::Picture(answer), cost: cost(&plan), pixels, batch })
 }
 
 /// Whether the latent space takes this scaling, tried on one latent.

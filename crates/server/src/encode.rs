@@ -14,13 +14,13 @@ use remote_vae_wire::{
 };
 
 use crate::answer::Form;
+use crate::auth::Caller;
 use crate::body::Lease;
 use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::options::Limits;
 use crate::queue::{Place, Tensor, Work};
-use crate::request::{Job, Prepared, check_clip_size, check_plan, random_bits};
+use crate::request::{Job, Prepared, check_clip_size, check_plan, cost, max_pixels, random_bits};
 use crate::state::Shared;
 
 /// Channels of a picture.
@@ -36,7 +36,7 @@ enum Pixels {
 
 /// Checks the request and makes its job. A file is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, kind, body, lease, accept } = job;
+    let Job { autoencoder, parameters, precision, kind, body, lease, accept, caller } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
@@ -56,8 +56,9 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let is_picture = kind == BodyKind::Image || image_body(&parameters, &body).is_some();
     let factor = model.spatial_factor();
     let (place, lease, pixels, shape) = if is_video || is_picture {
-        let place = shared.reserve()?;
-        let Unpacked { frames, place, lease } = unpack(shared, body, is_video, factor, place, lease).await?;
+        let place = shared.reserve(&caller)?;
+        let Unpacked { frames, place, lease } =
+            unpack(shared, &caller, body, is_video, factor, place, lease).await?;
         let [height, width] = frames.first().map_or([0; 2], |frame| [frame.height, frame.width]);
         let shape = [1, COLOURS, frames.len(), height, width];
         (place, lease, Pixels::Frames(frames), shape)
@@ -65,13 +66,13 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let header = parameters.tensor_header()?;
         header.check_body(body.len())?;
         let shape = tensor_shape(&header, factor, takes_clips)?;
-        check_clip_size(shared, shape)?;
+        check_clip_size(shared, &caller, shape)?;
         let [batch, _, frames, height, width] = shape;
         let cut = [batch, COLOURS, frames, height - height % factor, width - width % factor];
         let pixels = Pixels::Tensor { dtype: header.dtype, bytes: body, shape, factor };
-        (shared.reserve()?, lease, pixels, cut)
+        (shared.reserve(&caller)?, lease, pixels, cut)
     };
-    let count = check_clip_size(shared, shape)?;
+    let count = check_clip_size(shared, &caller, shape)?;
     let [batch, _, _, height, width] = shape;
     let picture = [batch, COLOURS, height, width];
     let plan = if takes_clips {
@@ -95,7 +96,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     });
     let encoding = negotiate_encode(accept.as_deref()).encoding;
     let answer = Form::Latents { encoding, frames: takes_clips.then_some(plan.frames[1]) };
-    Ok(Prepared { place, work, answer, pixels: count, batch })
+    Ok(Prepared { place, work, answer, cost: cost(&plan), pixels: count, batch })
 }
 
 /// The distribution's mode unless moments or a sample are asked for; without a seed every sample is another one.
@@ -161,6 +162,7 @@ struct Unpacked {
 /// the lease becomes that of the pixels.
 async fn unpack(
     shared: &Shared,
+    caller: &Caller,
     file: Vec<u8>,
     is_video: bool,
     factor: usize,
@@ -169,7 +171,7 @@ async fn unpack(
 ) -> Result<Unpacked, Refusal> {
     /// Bytes that a pixel may take while it is unpacked: four channels of 16 bits.
     const BYTES_PER_PIXEL: u64 = 8;
-    let Limits { max_pixels, max_frames, .. } = shared.options.limits;
+    let (max_pixels, max_frames) = (max_pixels(shared, caller), shared.options.limits.max_frames);
     let limits = move |bytes: u64| DecodeLimits { max_pixels, max_bytes: max_pixels.saturating_mul(bytes) };
     let unpacking = move || {
         let frames = if is_video {
@@ -188,7 +190,7 @@ async fn unpack(
         lease.shrink_to(bytes);
         Ok(Unpacked { frames, place, lease })
     };
-    shared.blocking(unpacking).await?.inspect_err(|refusal| shared.note_no_room(refusal))
+    shared.blocking(unpacking).await?.map_err(|refusal| shared.no_room(refusal))
 }
 
 /// A picture larger than a limit is refused as a body larger than a limit is; whatever else is wrong is a bad request.

@@ -47,6 +47,17 @@ pub enum ServerError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file of keys cannot be used.
+    #[error("Cannot read the keys of {}: {reason}.", path.display())]
+    KeyFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong; no key is in it.
+        reason: String,
+    },
+    /// Certificate or key cannot be used.
+    #[error("Cannot use the certificate: {0}.")]
+    Tls(String),
     /// The system would not start a thread for the engine.
     #[error("Cannot start the engine's thread: {0}.")]
     Thread(std::io::Error),
@@ -99,6 +110,11 @@ impl Refusal {
     pub(crate) fn unavailable(message: impl Into<String>, retry_after: Duration) -> Self {
         let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
         Self { retry_after: Some(retry_after), ..refusal }
+    }
+
+    /// 409: what is asked for will be there later.
+    pub(crate) fn not_yet(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::CONFLICT, message) }
     }
 
     /// 405 with the methods that would do.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use remote_vae_engine::{Autoencoder, Precision};
@@ -24,14 +24,27 @@ pub(crate) async fn live() -> &'static str {
 }
 
 /// What runs here, as JSON.
-pub(crate) async fn info(State(shared): State<Arc<Shared>>) -> Response {
-    ([(header::CONTENT_TYPE, content_type::JSON)], describe(&shared).to_string()).into_response()
+pub(crate) async fn info(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
+    check_key(&shared, request)?;
+    Ok(([(header::CONTENT_TYPE, content_type::JSON)], describe(&shared).to_string()).into_response())
+}
+
+/// Anybody may read these routes unless the operator wants a key for them too.
+pub(crate) fn check_key(shared: &Shared, request: Request) -> Result<(), Refusal> {
+    if shared.options.private_info {
+        shared.keys.identify(&request.into_parts().0)?;
+    }
+    Ok(())
 }
 
 /// Prometheus' text.
-pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+pub(crate) async fn metrics(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    check_key(&shared, request)?;
     let text = shared.metrics.render(shared.queue.occupancy(), shared.budget.held());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
 /// What was found when `fast` was first used; null before.
@@ -83,12 +96,15 @@ fn describe(shared: &Shared) -> Value {
         "models": models,
         "limits": options.limits,
         "request_timeout_seconds": options.request_timeout.map(|timeout| timeout.as_secs_f64()),
-        "authentication": if options.api_keys.is_empty() { "none" } else { "bearer" },
+        "authentication": if shared.keys.are_wanted() { "bearer" } else { "none" },
         "queue": {
             "waiting": queue.waiting,
             "running": queue.running,
             "capacity": queue.capacity,
             "held_bytes": shared.budget.held(),
+            "answer_bytes": queue.answer_bytes,
+            "work_seconds": queue.work_seconds,
+            "jobs": shared.jobs.len(),
         },
     })
 }

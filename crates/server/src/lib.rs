@@ -10,26 +10,32 @@
 //! | `lifecycle` | listening, warm-up, graceful shutdown |
 //! | `connections`, `watched` | the open connections: how many, and how long each may be silent |
 //! | `observe` | request ids, the access log, request metrics, and the last guard against panics |
+//! | `auth`, `cors`, `tls`, `watch` | keys and their limits, origins, certificates, and files that change meanwhile |
 //! | `plain_errors` | JSON in place of the empty answers that the HTTP library makes itself |
 //! | `routes`, `info` | paths; health, information and metrics |
+//! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
 //! | `preview` | previews, which need no engine |
-//! | `queue`, `worker` | the bounded line in front of the engine, and the engine's thread |
+//! | `queue`, `fair`, `worker` | the bounded line in front of the engine, its order, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
 
 mod answer;
+mod auth;
 mod body;
 mod clip;
 mod clip_answer;
 mod clip_bytes;
 mod connections;
+mod cors;
 mod decode;
 mod encode;
 mod error;
+mod fair;
 mod info;
+mod jobs;
 mod lifecycle;
 mod metrics;
 mod observe;
@@ -42,10 +48,15 @@ mod request;
 mod routes;
 mod state;
 mod status;
+mod tensor_file;
+mod tls;
+mod typed;
+mod watch;
 mod watched;
 mod worker;
 
+pub use auth::ApiKey;
 pub use error::ServerError;
 pub use lifecycle::{Server, ServerHandle};
-pub use options::{ApiKey, Limits, ServerOptions};
+pub use options::{Limits, ServerOptions, TlsFiles};
 pub use state::ModelEntry;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use remote_vae_engine::EngineError;
-use remote_vae_wire::Operation;
+use remote_vae_engine::{Control, EngineError, Windows};
+use remote_vae_wire::{Operation, Scaling};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
@@ -14,10 +14,13 @@ use crate::error::ServerError;
 use crate::options::ServerOptions;
 use crate::queue::Queue;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
+use crate::tls::Tls;
 use crate::{status, worker};
 
 /// How often the state of a draining server is looked at.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
+/// How often files that may change meanwhile are looked at.
+const REFRESH_STEP: Duration = Duration::from_secs(1);
 /// How often histograms are tidied.
 const UPKEEP_STEP: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,7 @@ pub struct Server {
     shared: Arc<Shared>,
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Watches and stops a server from elsewhere. Cheap to clone; stays valid after the server's end.
@@ -73,21 +77,29 @@ impl Server {
     /// Listens on the address of the options. Connections are taken and answered once [`Server::run`] is called.
     ///
     /// # Errors
-    /// An option makes no sense, a model has an unfit name or there is none, or the address cannot be had.
+    /// An option makes no sense, a file that it names cannot be used, a model has an unfit name or there is none, or the
+    /// address cannot be had.
     pub async fn bind(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
         options.validate()?;
         check_models(&models)?;
+        let tls = options.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let shared = Arc::new(Shared::new(options.clone(), models)?);
         let (host, port) = (options.host.clone(), options.port);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let failed = |source| ServerError::Listen { host: host.clone(), port, source };
         let listener = TcpListener::bind((bare, port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { shared: Arc::new(Shared::new(options, models)), listener, address })
+        Ok(Self { shared, listener, address, tls })
     }
 
     /// The address listened on, with the port that the system chose if the options left it open.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether clients must speak TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// A handle to stop the server.
@@ -102,19 +114,21 @@ impl Server {
     /// # Errors
     /// The engine's thread cannot be started, or the default model's weights cannot be read.
     pub async fn run(self) -> Result<(), ServerError> {
-        let Self { shared, listener, .. } = self;
+        let Self { shared, listener, tls, .. } = self;
         let (warm_sender, mut warm) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
-        let thread = worker::start(Arc::clone(&shared.queue), move || {
+        let metrics = Arc::clone(&shared.metrics);
+        let thread = worker::start(Arc::clone(&shared.queue), metrics, move || {
             let _ = warm_sender.send(warm_up(&for_thread));
         })
         .map_err(ServerError::Thread)?;
         // Also ends the thread if this future is dropped.
         let closing = CloseOnDrop(Arc::clone(&shared.queue));
 
-        let connections = Connections::new(&shared);
+        let connections = Connections::new(&shared, tls.clone());
         let mut drained = std::pin::pin!(drained(&shared));
         let mut upkeep = tokio::time::interval(UPKEEP_STEP);
+        let mut refresh = tokio::time::interval(REFRESH_STEP);
         let mut sweep = tokio::time::interval(connections.sweep_step());
         let mut is_warm = false;
         let result = loop {
@@ -132,6 +146,11 @@ impl Server {
                 _ = upkeep.tick() => {
                     shared.metrics.upkeep();
                     status::sample(&shared);
+                }
+                _ = refresh.tick() => {
+                    shared.keys.refresh();
+                    shared.jobs.expire();
+                    tls.iter().for_each(|tls| tls.refresh());
                 }
                 _ = sweep.tick() => connections.sweep(),
                 () = connections.accept(&listener) => {}
@@ -170,9 +189,39 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
     let loading =
         std::panic::AssertUnwindSafe(|| entry.autoencoder.warm(operation, shared.options.precision));
     let outcome = std::panic::catch_unwind(loading).unwrap_or(Err(EngineError::Cancelled));
-    outcome.map_err(|source| ServerError::WarmUp { model: entry.name.clone(), source })?;
+    let failed = |source| ServerError::WarmUp { model: entry.name.clone(), source };
+    outcome.map_err(failed)?;
     shared.metrics.loaded(&entry.name, start.elapsed());
+    if operation == Operation::Decode {
+        let (flops, time) = first_decode(shared, entry).map_err(failed)?;
+        shared.queue.expect(flops, time);
+    }
     Ok(())
+}
+
+/// A small decode, so that the first client finds threads and caches warm, and the queue knows how fast the engine is:
+/// its floating-point operations, and the time of the second of two.
+fn first_decode(shared: &Shared, entry: &ModelEntry) -> Result<(u64, Duration), EngineError> {
+    const SIDE: usize = 8;
+    let (autoencoder, precision) = (&entry.autoencoder, shared.options.precision);
+    let channels = autoencoder.model().latent_channels();
+    let (picture, clip) = ([1, channels, SIDE, SIDE], [1, channels, 1, SIDE, SIDE]);
+    let latents = vec![0.0; channels * SIDE * SIDE];
+    let (scaling, control) = (Scaling::None, Control::new());
+    let (mut flops, mut time) = (0, Duration::ZERO);
+    for _ in 0..2 {
+        let start = Instant::now();
+        if autoencoder.model().temporal_factor().is_some() {
+            let windows = Windows::default();
+            flops = autoencoder.plan_decode_clip(clip, windows, precision)?.flops;
+            autoencoder.decode_clip(latents.clone(), clip, &scaling, windows, precision, &control)?;
+        } else {
+            flops = autoencoder.plan_decode(picture, precision)?.flops;
+            autoencoder.decode(latents.clone(), picture, &scaling, precision, &control)?;
+        }
+        time = start.elapsed();
+    }
+    Ok((flops, time))
 }
 
 /// Ready, unless a shutdown was asked for meanwhile.

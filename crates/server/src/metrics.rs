@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+use remote_vae_engine::memory;
 
 use crate::queue::Occupancy;
 use crate::status::History;
@@ -36,7 +37,9 @@ const METADATA: Metadata<'static> = Metadata::new("remote_vae", Level::INFO, Non
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejection {
     Overloaded,
+    Client,
     Bodies,
+    Answers,
     Connections,
     Memory,
     Draining,
@@ -46,7 +49,9 @@ impl Rejection {
     fn name(self) -> &'static str {
         match self {
             Rejection::Overloaded => "overloaded",
+            Rejection::Client => "client",
             Rejection::Bodies => "bodies",
+            Rejection::Answers => "answers",
             Rejection::Connections => "connections",
             Rejection::Memory => "memory",
             Rejection::Draining => "draining",
@@ -157,6 +162,16 @@ impl Metrics {
         self.count("rvae_cancelled_total", vec![Label::from_static_parts("stage", stage)], 1);
     }
 
+    /// A running job ended this long after its client had left.
+    pub(crate) fn stopped(&self, after: Duration) {
+        self.observe("rvae_cancel_seconds", Vec::new(), after.as_secs_f64());
+    }
+
+    /// The engine's thread was replaced after a panic.
+    pub(crate) fn worker_restarted(&self) {
+        self.count("rvae_worker_restarts_total", Vec::new(), 1);
+    }
+
     /// Time to load a model's weights.
     pub(crate) fn loaded(&self, model: &str, duration: Duration) {
         let labels = vec![Label::new("model", model.to_owned())];
@@ -174,6 +189,11 @@ impl Metrics {
         self.gauge("rvae_requests_running", Vec::new(), queue.running as f64);
         self.gauge("rvae_capacity", Vec::new(), queue.capacity as f64);
         self.gauge("rvae_inflight_bytes", Vec::new(), held_bytes as f64);
+        self.gauge("rvae_answer_bytes", Vec::new(), queue.answer_bytes as f64);
+        self.gauge("rvae_queue_work_seconds", Vec::new(), queue.work_seconds);
+        if let Some(bytes) = memory::resident_bytes() {
+            self.gauge("process_resident_memory_bytes", Vec::new(), bytes as f64);
+        }
         let mut text = self.recorder.handle().render();
         text.push_str(&format!(
             "inf_batch_current_size {}\ninf_queue_size {}\n",
@@ -187,25 +207,30 @@ fn labels(operation: &'static str, model: &str) -> Vec<Label> {
     vec![Label::from_static_parts("op", operation), Label::new("model", model.to_owned())]
 }
 
-const COUNTERS: [(&str, Unit, &str); 4] = [
+const COUNTERS: [(&str, Unit, &str); 5] = [
     ("rvae_requests_total", Unit::Count, "Requests answered, by operation, model and status."),
     ("rvae_rejected_total", Unit::Count, "Requests turned away without work."),
     ("rvae_cancelled_total", Unit::Count, "Jobs whose client left before the answer."),
     ("rvae_pixels_total", Unit::Count, "Pixels decoded and encoded."),
+    ("rvae_worker_restarts_total", Unit::Count, "Times the engine's thread was replaced after a panic."),
 ];
 
-const GAUGES: [(&str, Unit, &str); 5] = [
+const GAUGES: [(&str, Unit, &str); 8] = [
     ("rvae_build_info", Unit::Count, "Version, engine and instruction set; always 1."),
     ("rvae_requests_queued", Unit::Count, "Requests waiting for the engine."),
     ("rvae_requests_running", Unit::Count, "Requests the engine works on."),
     ("rvae_capacity", Unit::Count, "Requests that may wait."),
     ("rvae_inflight_bytes", Unit::Bytes, "Bytes of request bodies held."),
+    ("rvae_answer_bytes", Unit::Bytes, "Bytes of answers that are promised, made or being sent."),
+    ("process_resident_memory_bytes", Unit::Bytes, "Memory of the process."),
+    ("rvae_queue_work_seconds", Unit::Seconds, "Time that the engine needs for all that waits and runs."),
 ];
 
-const HISTOGRAMS: [(&str, Unit, &str); 8] = [
+const HISTOGRAMS: [(&str, Unit, &str); 9] = [
     ("rvae_request_duration_seconds", Unit::Seconds, "From the request's head to its answer's head."),
     ("rvae_queue_wait_seconds", Unit::Seconds, "Time in the queue."),
     ("rvae_engine_seconds", Unit::Seconds, "Time in the engine."),
+    ("rvae_cancel_seconds", Unit::Seconds, "From a client's leaving to the end of its running job."),
     ("rvae_encode_output_seconds", Unit::Seconds, "Time to make the answer's bytes."),
     ("rvae_request_bytes", Unit::Bytes, "Size of request bodies."),
     ("rvae_response_bytes", Unit::Bytes, "Size of answers."),
@@ -224,7 +249,7 @@ mod tests {
         a.sizes(512, 2048);
         a.rejected(Rejection::Overloaded);
         a.build_info("cpu", "generic");
-        let occupancy = Occupancy { waiting: 2, running: 1, capacity: 8 };
+        let occupancy = Occupancy { waiting: 2, running: 1, capacity: 8, answer_bytes: 5, work_seconds: 0.5 };
         let text = a.render(occupancy, 77);
         for line in [
             "rvae_requests_total{op=\"decode\",model=\"default\",code=\"200\"} 1",
@@ -233,6 +258,8 @@ mod tests {
             "rvae_rejected_total{reason=\"overloaded\"} 1",
             "rvae_requests_queued 2",
             "rvae_inflight_bytes 77",
+            "rvae_answer_bytes 5",
+            "rvae_queue_work_seconds 0.5",
             "inf_batch_current_size 1",
             "inf_queue_size 2",
         ] {

@@ -19,11 +19,13 @@ use hyper::body::{Frame, SizeHint};
 use remote_vae_wire::shortened;
 use tower_service::Service;
 
+use crate::cors::Origin;
 use crate::error::Refusal;
 use crate::state::Shared;
 
 /// The id of a request, taken from the client if it sent a usable one.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What handlers tell the log about a request.
@@ -31,6 +33,8 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(crate) struct Trace {
     pub(crate) model: Option<String>,
     pub(crate) operation: Option<&'static str>,
+    /// The name of the key that was sent.
+    pub(crate) key: Option<Arc<str>>,
     pub(crate) request_bytes: u64,
     pub(crate) queued: Option<Duration>,
     pub(crate) engine: Option<Duration>,
@@ -56,18 +60,28 @@ pub(crate) async fn observe(shared: Arc<Shared>, mut router: Router, mut request
     let record = Record::new(&shared, &request);
     request.extensions_mut().insert(record.trace.clone());
     drop_final_slashes(&mut request);
+    let (head, body) = request.into_parts();
+    let origin = Origin::of(&head, &shared.options.cors_origins);
+    if let Some(mut response) = origin.answer(&head) {
+        // What the body holds is not waited for.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        origin.mark(response.headers_mut());
+        return record.answered(response);
+    }
+    let request = Request::from_parts(head, body);
     let mut handling = pin!(router.call(request));
     let outcome = std::future::poll_fn(|context| {
         let poll = catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(context)));
         poll.map_or_else(|_| std::task::Poll::Ready(None), |poll| poll.map(Some))
     });
-    let response = match outcome.await {
+    let mut response = match outcome.await {
         Some(Ok(response)) => json_errors(response),
         None => {
             tracing::error!(request_id = ?record.id, "a handler panicked");
             Refusal::internal("The server failed on this request.").into_response()
         }
     };
+    origin.mark(response.headers_mut());
     record.answered(response)
 }
 
@@ -120,6 +134,8 @@ struct Record {
     shared: Arc<Shared>,
     trace: SharedTrace,
     id: HeaderValue,
+    /// Of the W3C's trace context, if the client sent one.
+    trace_id: Option<String>,
     method: Method,
     path: String,
     start: Instant,
@@ -181,6 +197,7 @@ impl Record {
             shared: Arc::clone(shared),
             trace: SharedTrace::default(),
             id: request_id(request.headers()),
+            trace_id: trace_id(request.headers()),
             method: request.method().clone(),
             path: shortened(request.uri().path()),
             start: Instant::now(),
@@ -233,6 +250,8 @@ impl Record {
                     status = code,
                     model = trace.model.as_deref(),
                     operation = trace.operation,
+                    key = trace.key.as_deref(),
+                    trace_id = self.trace_id.as_deref(),
                     request_bytes = trace.request_bytes,
                     response_bytes,
                     queue_ms = milliseconds(trace.queued),
@@ -277,6 +296,18 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     headers.get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(new_id)
 }
 
+/// The trace that this request is part of: `00-TRACE-SPAN-FLAGS`, lower-case hexadecimal (W3C Trace Context, section 3.2).
+fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let mut parts = headers.get(TRACE_PARENT)?.to_str().ok()?.split('-');
+    let mut part = |length: usize| {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        parts.next().filter(|part| part.len() == length && part.bytes().all(hex))
+    };
+    let (version, trace, span, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    (version != "ff" && !is_zero(trace) && !is_zero(span)).then(|| trace.to_owned())
+}
+
 fn new_id() -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -313,6 +344,19 @@ mod tests {
         assert_ne!(id("a b"), "a b");
         assert_ne!(id(&"x".repeat(200)), "x".repeat(200));
         assert_ne!(id("a b"), id("a b"));
+    }
+
+    #[test]
+    fn traces_are_recognised() {
+        let trace = |text: &str| trace_id(&HeaderMap::from_iter([(TRACE_PARENT, text.parse().unwrap())]));
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
+        for wrong in
+            ["", "00-1-2-3", &format!("ff-{id}-00f067aa0ba902b7-01"), &format!("00-{id}-0000000000000000-01")]
+        {
+            assert_eq!(trace(wrong), None, "{wrong}");
+        }
+        assert_eq!(trace(&format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase())), None);
     }
 
     #[test]

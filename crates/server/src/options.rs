@@ -1,11 +1,14 @@
 //! What an operator can set, with defaults and validation. Nothing here knows command lines or environments.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use remote_vae_engine::{Precision, Windows};
 use serde::Serialize;
 
+use crate::auth::ApiKey;
+use crate::cors::is_origin;
 use crate::error::ServerError;
 use remote_vae_engine::memory;
 
@@ -42,8 +45,27 @@ pub struct ServerOptions {
     pub idle_timeout: Duration,
     /// Further paths, such as `/vae/decode`, that are served by the default model.
     pub extra_paths: Vec<String>,
-    /// Bearer keys; empty means that anybody may use the server. Never printed.
+    /// Bearer keys; if there are none and no file of them, anybody may use the server. Never printed.
     pub api_keys: Vec<ApiKey>,
+    /// A file of further keys, one a line as [`ApiKey::parse_line`] reads them; read anew when it changes.
+    pub api_key_file: Option<PathBuf>,
+    /// Whether `/info` and `/metrics` want a key too.
+    pub private_info: bool,
+    /// Certificate and key; none means plain HTTP. Read anew when they change.
+    pub tls: Option<TlsFiles>,
+    /// Origins whose pages may use the server beside its own, e.g. `https://example.org`; `*` for any.
+    pub cors_origins: Vec<String>,
+    /// How long the result of a job of `/v1/jobs` is kept.
+    pub job_ttl: Duration,
+}
+
+/// Where certificate and key are, both in PEM form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
 }
 
 impl Default for ServerOptions {
@@ -63,6 +85,11 @@ impl Default for ServerOptions {
             idle_timeout: Duration::from_secs(300),
             extra_paths: Vec::new(),
             api_keys: Vec::new(),
+            api_key_file: None,
+            private_info: false,
+            tls: None,
+            cors_origins: Vec::new(),
+            job_ttl: Duration::from_secs(600),
         }
     }
 }
@@ -84,8 +111,14 @@ pub struct Limits {
     /// Requests that may wait for the engine, beside the one it works on.
     pub max_queue: usize,
     /// Bytes that a request's plan may need at its peak; none means no limit. By default 80 % of the memory that the
-    /// process may use, where the system says how much that is.
+    /// process may use, where the system says how much that is. The engine has a budget of its own, for which it makes
+    /// its plans smaller; this is the bound of what it cannot make smaller.
     pub max_plan_bytes: Option<u64>,
+    /// Bytes of all answers together, as they come out of the engine, from admission until they are sent. An answer
+    /// that alone is larger is taken when there is no other.
+    pub max_answer_bytes: u64,
+    /// Jobs of `/v1/jobs` at one time, waiting, running or with their results.
+    pub max_jobs: usize,
     /// Connections open at one time. For a further one the connection that is idle longest is closed; if none is idle
     /// it is answered with 503.
     pub max_connections: usize,
@@ -101,7 +134,9 @@ impl Default for Limits {
             max_frames: 1024,
             max_queue: 64,
             // The rest is for weights, bodies and answers.
-            max_plan_bytes: memory::limit_bytes().map(|bytes| bytes / 5 * 4),
+            max_plan_bytes: memory::default_budget(),
+            max_answer_bytes: 1024 * MIB,
+            max_jobs: 64,
             max_connections: 1024,
         }
     }
@@ -119,6 +154,7 @@ impl ServerOptions {
         at_least("limits.max_batch", limits.max_batch as u64, 1)?;
         at_least("limits.max_frames", limits.max_frames as u64, 1)?;
         at_least("limits.max_queue", limits.max_queue as u64, 1)?;
+        at_least("limits.max_jobs", limits.max_jobs as u64, 1)?;
         at_least("limits.max_connections", limits.max_connections as u64, 1)?;
         at_least("limits.max_held_bytes", limits.max_held_bytes, limits.max_body_bytes)?;
         for (name, timeout) in [
@@ -126,6 +162,7 @@ impl ServerOptions {
             ("body_idle_timeout", self.body_idle_timeout),
             ("header_timeout", self.header_timeout),
             ("idle_timeout", self.idle_timeout),
+            ("job_ttl", self.job_ttl),
         ] {
             if timeout.is_zero() {
                 return Err(option(name, "0", "more than 0 seconds"));
@@ -140,10 +177,11 @@ impl ServerOptions {
                 return Err(option("extra_paths", path, "paths such as `/vae/decode`"));
             }
         }
-        for key in &self.api_keys {
-            if key.0.is_empty() || !key.0.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(option("api_keys", "a key that is not", "keys of visible ASCII characters"));
-            }
+        if !self.api_keys.iter().all(ApiKey::is_plain) {
+            return Err(option("api_keys", "a key that is not", "keys of visible ASCII characters"));
+        }
+        if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(option("cors_origins", origin, "`*` or origins such as `https://example.org`"));
         }
         Ok(())
     }
@@ -157,36 +195,6 @@ fn option(name: &'static str, found: impl fmt::Display, expected: &str) -> Serve
     ServerError::Option { name, found: found.to_string(), expected: expected.to_owned() }
 }
 
-/// A bearer key. `Debug` does not show it, and comparing takes the same time wherever two keys differ.
-#[derive(Clone)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// Takes the key's text.
-    pub fn new(key: impl Into<String>) -> Self {
-        Self(key.into())
-    }
-
-    /// Whether `candidate` is this key.
-    pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
-        let key = self.0.as_bytes();
-        let difference = key.iter().zip(candidate).fold(0_u8, |sum, (a, b)| sum | (a ^ b));
-        std::hint::black_box(difference) == 0 && key.len() == candidate.len()
-    }
-}
-
-impl PartialEq for ApiKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.matches(other.0.as_bytes())
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,15 +205,6 @@ mod tests {
         options.validate().unwrap();
         assert!(options.limits.max_body_bytes >= 64 * MIB);
         assert_eq!(options.limits.max_plan_bytes.is_some(), cfg!(target_os = "linux"));
-    }
-
-    #[test]
-    fn keys_match_whole_and_are_not_printed() {
-        let key = ApiKey::new("abc");
-        assert!(key.matches(b"abc"));
-        assert!(!key.matches(b"ab") && !key.matches(b"abcd") && !key.matches(b"") && !key.matches(b"abd"));
-        let options = ServerOptions { api_keys: vec![key], ..ServerOptions::default() };
-        assert!(!format!("{options:?}").contains("abc"));
     }
 
     #[test]
@@ -222,5 +221,6 @@ mod tests {
         assert!(refused(|o| o.header_timeout = Duration::ZERO).contains("header_timeout"));
         assert!(refused(|o| o.body_idle_timeout = Duration::ZERO).contains("body_idle_timeout"));
         assert!(refused(|o| o.api_keys = vec![ApiKey::new("a b")]).contains("api_keys"));
+        assert!(refused(|o| o.cors_origins = vec!["a.example".into()]).contains("cors_origins"));
     }
 }

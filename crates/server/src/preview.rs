@@ -38,7 +38,7 @@ pub(crate) async fn serve(
     header.check_body(job.body.len())?;
     let (shape, form) = form(&job, negotiated, &header)?;
     let [batch, channels, height, width] = shape;
-    check_size(shared, batch, height, width)?;
+    check_size(shared, &job.caller, batch, height, width)?;
     let scaling = job.parameters.scaling();
     let space = &job.autoencoder.model().latent_space;
     space.check_preview().map_err(|error| engine_refusal(error.into()))?;

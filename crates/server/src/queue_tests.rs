@@ -1,19 +1,29 @@
-//! Order, bounds, cancellation and faults of queue and worker together, with work that the tests control.
+//! Bounds, cancellation, deadlines and faults of queue and worker together, with work that the tests control.
 
 use std::sync::mpsc;
 
 use super::*;
-use crate::worker;
 
 fn tensor(value: f32) -> Tensor {
     Tensor { values: vec![value], shape: [1, 1, 1, 1] }
 }
 
-fn started(capacity: usize) -> (Arc<Queue>, Arc<Metrics>) {
+fn client(name: &str) -> Client {
+    Client::Key(name.into())
+}
+
+const COST: Cost = Cost { flops: 100, peak_bytes: 10, answer_bytes: 4 };
+
+fn started(jobs: usize) -> (Arc<Queue>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let queue = Queue::new(capacity, Arc::clone(&metrics));
-    worker::start(Arc::clone(&queue), || {}).unwrap();
+    let bounds = Bounds { jobs, answer_bytes: 1000, peak_bytes: Some(100) };
+    let queue = Queue::new(bounds, Arc::clone(&metrics));
+    worker::start(Arc::clone(&queue), Arc::clone(&metrics), || {}).unwrap();
     (queue, metrics)
+}
+
+fn submit(queue: &Arc<Queue>, name: &str, cost: Cost, work: Work) -> Ticket {
+    queue.reserve(&client(name), None).unwrap().submit(cost, None, work).unwrap()
 }
 
 /// Occupies the engine until the sender is used or dropped.
@@ -25,47 +35,83 @@ fn block(queue: &Arc<Queue>) -> (mpsc::Sender<()>, Ticket) {
         let _ = receiver.recv();
         Ok(tensor(-1.0))
     });
-    let ticket = queue.reserve().unwrap().submit(Control::new(), work);
+    let ticket = submit(queue, "blocker", COST, work);
     begun.recv().unwrap();
     (sender, ticket)
 }
 
-fn note(queue: &Arc<Queue>, log: &Arc<Mutex<Vec<usize>>>, number: usize) -> Ticket {
+fn note(queue: &Arc<Queue>, name: &str, log: &Arc<Mutex<Vec<usize>>>, number: usize) -> Ticket {
     let log = Arc::clone(log);
     let work: Work = Box::new(move |_| {
         log.lock().unwrap().push(number);
         Ok(tensor(number as f32))
     });
-    queue.reserve().unwrap().submit(Control::new(), work)
+    submit(queue, name, COST, work)
+}
+
+fn has(metrics: &Metrics, queue: &Queue, line: &str) -> bool {
+    metrics.render(queue.occupancy(), 0).lines().any(|found| found == line)
 }
 
 #[tokio::test]
 async fn jobs_run_in_order_and_who_leaves_frees_the_place() {
-    let (queue, metrics) = started(4);
+    let (queue, metrics) = started(5);
     let (release, first) = block(&queue);
     let log = Arc::default();
-    let mut tickets: Vec<Ticket> = (0..4).map(|number| note(&queue, &log, number)).collect();
-    assert!(matches!(queue.reserve(), Err(NoPlace::Full { .. })));
+    let mut tickets: Vec<Ticket> = (0..4).map(|number| note(&queue, "a", &log, number)).collect();
     drop(tickets.remove(2));
-    assert_eq!(queue.occupancy(), Occupancy { waiting: 3, running: 1, capacity: 4 });
-    tickets.push(note(&queue, &log, 4));
+    let occupancy = queue.occupancy();
+    assert_eq!((occupancy.waiting, occupancy.running, occupancy.answer_bytes), (3, 1, 16));
+    tickets.push(note(&queue, "a", &log, 4));
     release.send(()).unwrap();
     assert_eq!(first.wait().await.result.unwrap(), tensor(-1.0));
     for ticket in tickets {
         assert!(ticket.wait().await.result.is_ok());
     }
     assert_eq!(*log.lock().unwrap(), [0, 1, 3, 4]);
-    assert!(metrics.render(queue.occupancy(), 0).contains("rvae_cancelled_total{stage=\"queued\"} 1"));
+    assert!(has(&metrics, &queue, "rvae_cancelled_total{stage=\"queued\"} 1"));
+    assert_eq!(queue.occupancy().answer_bytes, 0);
     queue.close();
 }
 
 #[tokio::test]
-async fn a_reserved_place_counts_and_comes_back() {
-    let (queue, _) = started(1);
-    let place = queue.reserve().unwrap();
-    assert!(matches!(queue.reserve(), Err(NoPlace::Full { .. })));
-    drop(place);
-    assert!(queue.reserve().is_ok() && queue.is_idle());
+async fn places_are_bounded_and_the_last_are_for_those_who_have_none() {
+    let (queue, _) = started(4);
+    let (release, running) = block(&queue);
+    let (a, b, c) = (client("a"), client("b"), client("c"));
+    let places: Vec<Place> = (0..3).map(|_| queue.reserve(&a, None).unwrap()).collect();
+    assert!(matches!(queue.reserve(&a, None), Err(NoPlace::Kept { .. })));
+    let last = queue.reserve(&b, None).unwrap();
+    assert!(matches!(queue.reserve(&c, None), Err(NoPlace::Full { .. })));
+    drop(last);
+    drop(places);
+    let place = queue.reserve(&a, Some(1)).unwrap();
+    assert!(matches!(queue.reserve(&a, Some(1)), Err(NoPlace::OwnLimit { limit: 1, .. })));
+    drop((place, release));
+    assert!(running.wait().await.result.is_ok() && queue.is_idle());
+    queue.close();
+}
+
+#[tokio::test]
+async fn answers_are_bounded_until_they_are_sent() {
+    let (queue, _) = started(8);
+    let cost = |answer_bytes| Cost { answer_bytes, ..COST };
+    let work = || -> Work { Box::new(|_| Ok(tensor(0.0))) };
+    let refused = |answer_bytes| {
+        let place = queue.reserve(&client("a"), None).unwrap();
+        matches!(place.submit(cost(answer_bytes), None, work()), Err(NoPlace::Answers { .. }))
+    };
+    // Larger than the bound, but alone.
+    let first = submit(&queue, "a", cost(5000), work());
+    let charge = first.charge();
+    assert!(first.wait().await.result.is_ok() && refused(1));
+    charge.shrink_to(700);
+    assert!(refused(301));
+    let second = submit(&queue, "a", cost(300), work());
+    drop(charge);
+    assert_eq!(queue.occupancy().answer_bytes, 300);
+    drop(second);
+    assert_eq!(queue.occupancy().answer_bytes, 0);
     queue.close();
 }
 
@@ -73,32 +119,67 @@ async fn a_reserved_place_counts_and_comes_back() {
 async fn a_running_job_is_told_to_stop() {
     let (queue, metrics) = started(1);
     let (begun_sender, begun) = mpsc::channel();
+    let (flag_sender, flag) = mpsc::channel::<Arc<AtomicBool>>();
     let (ended_sender, ended) = mpsc::channel();
-    let control = Control::new();
-    let flag = control.cancel_handle();
-    let work: Work = Box::new(move |_| {
+    let work: Work = Box::new(move |control| {
+        flag_sender.send(control.cancel_handle()).unwrap();
         begun_sender.send(()).unwrap();
-        while !flag.load(Ordering::Relaxed) {
+        while !control.cancel_handle().load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
         ended_sender.send(()).unwrap();
         Err(EngineError::Cancelled)
     });
-    let ticket = queue.reserve().unwrap().submit(control, work);
+    let ticket = submit(&queue, "a", COST, work);
     begun.recv().unwrap();
     drop(ticket);
     ended.recv_timeout(Duration::from_secs(5)).unwrap();
-    assert!(metrics.render(queue.occupancy(), 0).contains("rvae_cancelled_total{stage=\"running\"} 1"));
+    assert!(flag.recv().unwrap().load(Ordering::Relaxed));
+    assert!(has(&metrics, &queue, "rvae_cancelled_total{stage=\"running\"} 1"));
+    while !queue.is_idle() {
+        std::thread::yield_now();
+    }
+    assert!(has(&metrics, &queue, "rvae_cancel_seconds_count 1"));
     queue.close();
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_answer() {
+async fn expired_work_never_starts() {
     let (queue, _) = started(4);
-    let ticket = queue.reserve().unwrap().submit(Control::new(), Box::new(|_| panic!("on purpose")));
+    let (release, _running) = block(&queue);
+    let ran = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ran);
+    let work: Work = Box::new(move |_| {
+        flag.store(true, Ordering::Relaxed);
+        Ok(tensor(0.0))
+    });
+    let soon = Instant::now() + Duration::from_millis(20);
+    let expired = queue.reserve(&client("a"), None).unwrap().submit(COST, Some(soon), work).unwrap();
+    let after = note(&queue, "a", &Arc::default(), 1);
+    std::thread::sleep(Duration::from_millis(25));
+    drop(release);
+    assert!(matches!(expired.wait().await.result, Err(JobError::Expired)));
+    assert!(after.wait().await.result.is_ok() && !ran.load(Ordering::Relaxed));
+    queue.close();
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_answer_and_the_engine_gets_a_new_thread() {
+    let (queue, metrics) = started(4);
+    let (sender, threads) = mpsc::channel();
+    let named = || -> Work {
+        let sender = sender.clone();
+        Box::new(move |_| {
+            sender.send(std::thread::current().id()).unwrap();
+            Ok(tensor(0.0))
+        })
+    };
+    assert!(submit(&queue, "a", COST, named()).wait().await.result.is_ok());
+    let ticket = submit(&queue, "a", COST, Box::new(|_| panic!("on purpose")));
     assert!(matches!(ticket.wait().await.result, Err(JobError::Panicked)));
-    let log = Arc::default();
-    assert!(note(&queue, &log, 1).wait().await.result.is_ok());
+    assert!(submit(&queue, "a", COST, named()).wait().await.result.is_ok());
+    assert_ne!(threads.recv().unwrap(), threads.recv().unwrap());
+    assert!(has(&metrics, &queue, "rvae_worker_restarts_total 1"));
     queue.close();
 }
 
@@ -106,20 +187,46 @@ async fn a_panic_costs_one_answer() {
 async fn closing_answers_those_who_wait() {
     let (queue, _) = started(4);
     let (release, running) = block(&queue);
-    let waiting = note(&queue, &Arc::default(), 1);
+    let waiting = note(&queue, "a", &Arc::default(), 1);
     queue.close();
     assert!(matches!(waiting.wait().await.result, Err(JobError::Stopped)));
-    assert_eq!(queue.reserve().err(), Some(NoPlace::Closed));
+    assert_eq!(queue.reserve(&client("a"), None).err(), Some(NoPlace::Closed));
     drop(release);
     assert!(running.wait().await.result.is_ok());
 }
 
 #[test]
-fn the_wait_told_is_the_rest_of_the_running_job() {
-    let mut state = State { mean_seconds: Some(8.0), ..State::default() };
-    assert_eq!(state.expected_wait(), Duration::from_secs(8));
-    let since = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
-    state.running = Some(Running { id: 0, since, cancel: Arc::default() });
-    let wait = state.expected_wait().as_secs_f64();
-    assert!((2.0..=3.0).contains(&wait), "{wait}");
+fn the_wait_told_comes_from_the_work_ahead_and_the_rate_measured() {
+    let bounds = Bounds { jobs: 4, answer_bytes: 1000, peak_bytes: None };
+    let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+    queue.expect(1000, Duration::from_secs(10));
+    let place = |name: &str, flops| {
+        let place = queue.reserve(&client(name), None).unwrap();
+        place.submit(Cost { flops, ..COST }, None, Box::new(|_| Ok(tensor(0.0)))).unwrap()
+    };
+    let tickets = [place("a", 400), place("b", 300), place("a", 500), place("c", 100)];
+    // The engine takes c's; 100 operations at 100 a second.
+    let job = queue.next().unwrap();
+    let wait = |result: Result<Place, NoPlace>| match result.err().unwrap() {
+        NoPlace::Full { retry_after } | NoPlace::Kept { retry_after } => retry_after.as_secs_f64(),
+        NoPlace::OwnLimit { retry_after, .. } => retry_after.as_secs_f64(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wait(queue.reserve(&client("a"), None)), 1.0);
+    queue.lock().line.advance(job.id, 50);
+    let fourth = place("d", 200);
+    assert_eq!(wait(queue.reserve(&client("e"), None)), 0.5);
+    // Until two have started the rest of the running one and d's have to be done.
+    assert_eq!(wait(queue.reserve(&client("a"), None)), 2.5);
+    assert_eq!(queue.occupancy().work_seconds, 14.5);
+    drop((tickets, fourth, job));
+}
+
+#[test]
+fn addresses_of_one_network_are_one_client() {
+    let at = |text: &str| Client::at(text.parse().unwrap());
+    assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:1:2:3"));
+    assert_ne!(at("2001:db8::1"), at("2001:db8:0:1::1"));
+    assert_eq!(at("::ffff:10.0.0.1"), at("10.0.0.1"));
+    assert_ne!(at("10.0.0.2"), at("10.0.0.1"));
 }

@@ -2,25 +2,30 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
-use remote_vae_engine::{Autoencoder, Control, EngineError, PlanSummary, Precision};
+use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision};
 use remote_vae_model::ModelError;
-use remote_vae_wire::{BodyKind, Operation, Parameters, WireError, classify, shortened, unwrap_json_body};
+use remote_vae_wire::{
+    BodyKind, Operation, OutputType, Parameters, WireError, classify, content_type, shortened,
+    unwrap_json_body,
+};
 
+use crate::auth::Caller;
 use crate::body::{Lease, Leftover, Reader, discard};
 use crate::clip_answer::{self, Account};
 use crate::error::Refusal;
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
-use crate::queue::{Done, JobError, Place, Work};
+use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
-use crate::{answer, decode, encode, preview};
+use crate::watched::Holding;
+use crate::{answer, decode, encode, jobs, preview, tensor_file};
 
 /// How long a request may take, in milliseconds; only ever shortens what the operator allows.
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -37,6 +42,7 @@ pub(crate) struct Job<'a> {
     /// The body's share of the budget; goes where the bytes go.
     pub(crate) lease: Lease,
     pub(crate) accept: Option<String>,
+    pub(crate) caller: Caller,
 }
 
 /// A job that can only fail for reasons of our own, and its place in the queue.
@@ -44,17 +50,45 @@ pub(crate) struct Prepared {
     pub(crate) place: Place,
     pub(crate) work: Work,
     pub(crate) answer: answer::Form,
+    pub(crate) cost: Cost,
     /// Pixels of the whole batch.
     pub(crate) pixels: u64,
     pub(crate) batch: usize,
 }
 
+/// Whether a request waits for its work or comes back for the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Answer,
+    Job,
+}
+
+/// A request that was read, checked and put in line.
+pub(crate) struct Accepted {
+    pub(crate) ticket: Ticket,
+    pub(crate) operation: Operation,
+    pub(crate) model: String,
+    engine: String,
+    form: answer::Form,
+    pixels: u64,
+    batch: usize,
+    /// When the answer is due, and the time that was given for it.
+    deadline: Option<(Instant, Duration)>,
+    /// Whether the tensor of the answer goes into a safetensors file.
+    in_file: bool,
+}
+
 /// Serves a request that was posted to a model.
-pub(crate) async fn serve(shared: &Arc<Shared>, target: Target<'_>, request: Request) -> Response {
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    target: Target<'_>,
+    purpose: Purpose,
+    request: Request,
+) -> Response {
     let _active = shared.enter();
     let (head, mut body) = request.into_parts();
     let trace = head.extensions.get::<SharedTrace>().cloned().unwrap_or_default();
-    match handle(shared, target, &head, &mut body, &trace).await {
+    match handle(shared, target, purpose, &head, &mut body, &trace).await {
         Ok(response) => response,
         Err(refusal) => {
             let leftover = discard(&head.headers, body).await;
@@ -68,70 +102,112 @@ pub(crate) async fn serve(shared: &Arc<Shared>, target: Target<'_>, request: Req
 async fn handle(
     shared: &Arc<Shared>,
     target: Target<'_>,
+    purpose: Purpose,
     head: &Parts,
     body: &mut Body,
     trace: &SharedTrace,
 ) -> Result<Response, Refusal> {
-    let entry = target.model;
     trace.update(|trace| {
-        trace.model = Some(entry.name.clone());
+        trace.model = Some(target.model.name.clone());
         trace.operation = Some(target.operation.map_or("unknown", Operation::name));
     });
-    check_key(shared, &head.headers)?;
+    let caller = admit(shared, head, trace)?;
     shared.check_ready()?;
-    let (job, operation) = read(shared, target, head, body, trace).await?;
+    if purpose == Purpose::Job {
+        shared.jobs.check_room()?;
+    }
+    let owner = caller.client.clone();
+    let (job, operation) = read(shared, target, head, body, caller, trace).await?;
     trace.update(|trace| trace.operation = Some(operation.name()));
-
     if job.parameters.preview {
+        if purpose == Purpose::Job {
+            return Err(Refusal::bad_request(
+                "A preview takes no job: ask `/v1/decode` for `output=preview`.",
+            ));
+        }
         return preview::serve(shared, job, operation, trace).await;
     }
-    let deadline = deadline(shared, &head.headers)?;
-    let precision = job.precision;
+    let accepted = accept(shared, target.model.name.clone(), head, job, operation).await?;
+    if purpose == Purpose::Job {
+        let status = jobs::start(shared, accepted, owner)?;
+        return Ok(jobs::describe(&status, StatusCode::ACCEPTED));
+    }
+    let (response, charge) = complete(shared, accepted, trace).await?;
+    Ok(response.map(|body| Body::new(Holding::new(body, charge))))
+}
+
+/// Checks what was asked for and puts the job in line.
+async fn accept(
+    shared: &Arc<Shared>,
+    model: String,
+    head: &Parts,
+    mut job: Job<'_>,
+    operation: Operation,
+) -> Result<Accepted, Refusal> {
+    let in_file = tensor_file::is_named(text(&head.headers, header::ACCEPT).as_deref());
+    if in_file {
+        job.accept = Some(content_type::TENSOR_BINARY.to_owned());
+        job.parameters.output_type.get_or_insert(OutputType::Pt);
+    }
+    let limit = deadline(shared, &head.headers)?;
+    let engine = job.autoencoder.engine().name(job.precision);
     let prepared = match operation {
         Operation::Decode => decode::prepare(shared, job)?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
-    let Prepared { place, work, answer: form, pixels, batch } = prepared;
-    let engine_name = entry.autoencoder.engine().name(precision);
-    let (ticket, form_name) = (place.submit(Control::new(), work), form.name());
+    let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
+    let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
+    let end = deadline.map(|(end, _)| end);
+    let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
+    Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
+}
+
+/// Waits for the job's end and makes the answer, or its beginning where the rest is sent while the engine is at work. The
+/// charge is to be held until the answer is sent.
+pub(crate) async fn complete(
+    shared: &Arc<Shared>,
+    accepted: Accepted,
+    trace: &SharedTrace,
+) -> Result<(Response, Arc<Charge>), Refusal> {
+    let Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file } = accepted;
+    let (charge, form_name) = (ticket.charge(), form.name());
+    let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
     let form = match form {
         answer::Form::Clip(answer) => {
-            let account = Account {
-                shared: Arc::clone(shared),
-                trace: trace.clone(),
-                operation: operation.name(),
-                model: entry.name.clone(),
-                form: form_name,
-                pixels,
-                batch,
-            };
+            let (shared, trace) = (Arc::clone(shared), trace.clone());
+            let operation = operation.name();
+            let account = Account { shared, trace, operation, model, form: form_name, pixels, batch };
             let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
-            return Ok(answer::finish(response, &engine_name));
+            let response = tensor_file::wrap(file_of, response).await?;
+            return Ok((answer::finish(response, &engine), charge));
         }
         form => form,
     };
-    let waiting = ticket.wait();
+    let limit = deadline.map_or(Duration::ZERO, |(_, limit)| limit);
     let done = match deadline {
-        None => waiting.await,
-        Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| too_late(limit))?,
+        None => ticket.wait().await,
+        Some((end, _)) => {
+            tokio::time::timeout_at(end.into(), ticket.wait()).await.map_err(|_| too_late(limit))?
+        }
     };
-    let Done { result, queued, engine } = done;
-    trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine)));
-    let tensor = result.map_err(job_refusal)?;
-    shared.metrics.work(operation.name(), &entry.name, queued, engine);
+    let Done { result, queued, engine: engine_time } = done;
+    trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine_time)));
+    let tensor = result.map_err(|error| job_refusal(error, limit))?;
+    shared.metrics.work(operation.name(), &model, queued, engine_time);
     shared.metrics.pixels(pixels, batch);
 
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let building = move || match form {
         answer::Form::Picture(negotiated) => answer::picture(negotiated, &tensor),
         answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
         answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
     };
-    let response = shared.blocking(building).await??;
+    let response = tensor_file::wrap(file_of, shared.blocking(building).await??).await?;
     let post = start.elapsed();
     shared.metrics.output(form_name, post);
     trace.update(|trace| trace.post = Some(post));
-    Ok(answer::finish(response, &engine_name))
+    charge.shrink_to(response.body().size_hint().exact().unwrap_or(u64::MAX));
+    Ok((answer::finish(response, &engine), charge))
 }
 
 /// 504.
@@ -140,12 +216,23 @@ pub(crate) fn too_late(limit: Duration) -> Refusal {
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
+/// What the queue wants to know of a plan.
+pub(crate) fn cost(plan: &PlanSummary) -> Cost {
+    let values = plan.output.iter().fold(plan.frames[1], |product, &side| product.saturating_mul(side));
+    Cost {
+        flops: plan.flops,
+        peak_bytes: plan.peak_bytes as u64,
+        answer_bytes: values.saturating_mul(size_of::<f32>()) as u64,
+    }
+}
+
 /// Reads and unwraps the body, and finds out what it is for.
 async fn read<'a>(
     shared: &'a Arc<Shared>,
     target: Target<'a>,
     head: &Parts,
     body: &mut Body,
+    caller: Caller,
     trace: &SharedTrace,
 ) -> Result<(Job<'a>, Operation), Refusal> {
     let options = &shared.options;
@@ -161,9 +248,13 @@ async fn read<'a>(
     let mut precision = precision(&parameters, options.precision)?;
     let kind = BodyKind::from_content_type(text(&head.headers, header::CONTENT_TYPE).as_deref());
     let reading = reader.read(announced, body).await;
-    let (mut bytes, mut lease) = reading.inspect_err(|refusal| shared.note_no_room(refusal))?;
+    let (mut bytes, mut lease) = reading.map_err(|refusal| shared.no_room(refusal))?;
     trace.update(|trace| trace.request_bytes = bytes.len() as u64);
-    if kind.is_json() {
+    if tensor_file::is_named(text(&head.headers, header::CONTENT_TYPE).as_deref()) {
+        let inner = tensor_file::unwrap(&bytes, &mut parameters)?;
+        bytes = inner;
+        lease.shrink_to(bytes.capacity() as u64);
+    } else if kind.is_json() {
         let unwrapping = move || {
             let inner = unwrap_json_body(&bytes, &mut parameters)?;
             drop(bytes);
@@ -179,7 +270,7 @@ async fn read<'a>(
     };
     let accept = text(&head.headers, header::ACCEPT);
     let autoencoder = &target.model.autoencoder;
-    Ok((Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept }, operation))
+    Ok((Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept, caller }, operation))
 }
 
 /// All values of a header, joined; bytes that are no text are ignored with their value.
@@ -208,26 +299,6 @@ fn precision(parameters: &Parameters, default: Precision) -> Result<Precision, R
     })
 }
 
-/// Anybody if no key is set; else only who sends one of them.
-fn check_key(shared: &Shared, headers: &HeaderMap) -> Result<(), Refusal> {
-    const SCHEME: &[u8] = b"bearer ";
-    let keys = &shared.options.api_keys;
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let sent = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
-    let candidate = match sent.split_at_checked(SCHEME.len()) {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case(SCHEME) => key,
-        _ => &[],
-    };
-    // Every key is compared, so that time does not tell which one came close.
-    if keys.iter().fold(false, |found, key| found | key.matches(candidate)) {
-        return Ok(());
-    }
-    let message = "Expected a valid key in the header `authorization: Bearer KEY`.";
-    Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
-}
-
 fn deadline(shared: &Shared, headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
     let limit = shared.options.request_timeout;
     let Some(value) = text(headers, REQUEST_TIMEOUT) else { return Ok(limit) };
@@ -239,9 +310,30 @@ fn deadline(shared: &Shared, headers: &HeaderMap) -> Result<Option<Duration>, Re
     Ok(Some(limit.map_or(asked, |limit| limit.min(asked))))
 }
 
+/// Who sends the request; 401 for nobody known, 429 for one who sends too many.
+fn admit(shared: &Shared, head: &Parts, trace: &SharedTrace) -> Result<Caller, Refusal> {
+    let admitted = shared.keys.admit(head).inspect_err(|refusal| {
+        if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+            shared.metrics.rejected(Rejection::Client);
+        }
+    });
+    let caller = admitted?;
+    if let Client::Key(name) = &caller.client {
+        trace.update(|trace| trace.key = Some(Arc::clone(name)));
+    }
+    Ok(caller)
+}
+
+/// Most pixels of one request of this caller.
+pub(crate) fn max_pixels(shared: &Shared, caller: &Caller) -> u64 {
+    let limit = shared.options.limits.max_pixels;
+    caller.max_pixels.map_or(limit, |own| own.min(limit))
+}
+
 /// Checks frames and pixels of a clip `[batch, channels, frames, height, width]` against the limits.
 pub(crate) fn check_clip_size(
     shared: &Shared,
+    caller: &Caller,
     [batch, _, frames, height, width]: [usize; 5],
 ) -> Result<u64, Refusal> {
     let limits = &shared.options.limits;
@@ -249,31 +341,36 @@ pub(crate) fn check_clip_size(
         let message = format!("Expected a clip of at most {} frames. Got {frames}.", limits.max_frames);
         return Err(Refusal::too_large(message));
     }
-    check_size(shared, batch, height.saturating_mul(frames), width).map_err(|refusal| {
+    check_size(shared, caller, batch, height.saturating_mul(frames), width).map_err(|refusal| {
         if batch > limits.max_batch || frames == 1 {
             return refusal;
         }
         Refusal::too_large(format!(
             "Expected at most {} pixels in one request. Got {batch} clip(s) of {frames} frames of {width}x{height} (width x \
              height).",
-            limits.max_pixels
+            max_pixels(shared, caller)
         ))
     })
 }
 
 /// Checks a batch and its pixels against the limits. Sides are of the picture.
-pub(crate) fn check_size(shared: &Shared, batch: usize, height: usize, width: usize) -> Result<u64, Refusal> {
-    let limits = &shared.options.limits;
+pub(crate) fn check_size(
+    shared: &Shared,
+    caller: &Caller,
+    batch: usize,
+    height: usize,
+    width: usize,
+) -> Result<u64, Refusal> {
+    let (limits, max_pixels) = (&shared.options.limits, max_pixels(shared, caller));
     if batch > limits.max_batch {
         let message = format!("Expected a batch of at most {} samples. Got {batch}.", limits.max_batch);
         return Err(Refusal::too_large(message));
     }
     let pixels =
         [batch, height, width].into_iter().try_fold(1_u64, |pixels, side| pixels.checked_mul(side as u64));
-    pixels.filter(|&pixels| pixels <= limits.max_pixels).ok_or_else(|| {
+    pixels.filter(|&pixels| pixels <= max_pixels).ok_or_else(|| {
         Refusal::too_large(format!(
-            "Expected at most {} pixels in one request. Got {batch} picture(s) of {width}x{height} (width x height).",
-            limits.max_pixels
+            "Expected at most {max_pixels} pixels in one request. Got {batch} picture(s) of {width}x{height} (width x height)."
         ))
     })
 }
@@ -283,31 +380,39 @@ pub(crate) fn check_plan(
     shared: &Shared,
     plan: Result<PlanSummary, EngineError>,
 ) -> Result<PlanSummary, Refusal> {
-    let plan = plan.map_err(engine_refusal)?;
-    check_memory(shared, plan.peak_bytes)?;
-    Ok(plan)
-}
-
-/// Checks the bytes that a request's work needs against the limit.
-pub(crate) fn check_memory(shared: &Shared, need: usize) -> Result<(), Refusal> {
+    let plan = plan.map_err(|error| {
+        if matches!(error, EngineError::Budget { .. }) {
+            shared.metrics.rejected(Rejection::Memory);
+        }
+        engine_refusal(error)
+    })?;
+    let need = plan.peak_bytes as u64;
     match shared.options.limits.max_plan_bytes {
-        Some(limit) if need as u64 > limit => {
+        Some(limit) if need > limit => {
             shared.metrics.rejected(Rejection::Memory);
             let message = format!("This request needs {need} bytes of memory; the server allows {limit}.");
             Err(Refusal::too_large(message))
         }
-        _ => Ok(()),
+        _ => Ok(plan),
     }
 }
 
-pub(crate) fn job_refusal(error: JobError) -> Refusal {
+pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {
     match error {
         JobError::Engine(error) => engine_refusal(error),
         JobError::Panicked => {
             Refusal::internal("The engine failed on this request; other requests are not affected.")
         }
+        JobError::Expired => too_late(limit),
         JobError::Stopped => Refusal::unavailable("The server is shutting down. Try again shortly.", RETRY),
     }
+}
+
+/// With a capital and a full stop.
+fn sentence(message: &str) -> String {
+    let mut letters = message.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
 }
 
 /// What does not fit the model is the client's fault; the rest is ours.
@@ -322,6 +427,7 @@ pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
         | EngineError::ImageSides { .. }
         | EngineError::ClipFrames { .. }
         | EngineError::NoVideo { .. } => Refusal::bad_request(error.to_string()),
+        EngineError::Budget { .. } => Refusal::too_large(sentence(&error.to_string())),
         EngineError::Memory { .. } => Refusal::unavailable(error.to_string(), RETRY),
         EngineError::Cancelled => {
             Refusal::unavailable("The work was stopped because the server shuts down.", RETRY)

@@ -1,5 +1,6 @@
 //! Paths and methods. Work is posted to `/`, `/predict`, `/decode`, `/encode`, the operator's own paths, and for models
-//! other than the first to `/NAME`, `/NAME/decode`, `/NAME/encode`; a slash at the end makes no difference.
+//! other than the first to `/NAME`, `/NAME/decode`, `/NAME/encode`; a slash at the end makes no difference. The typed
+//! API is below `/v1`.
 
 use std::sync::Arc;
 
@@ -7,13 +8,14 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use remote_vae_wire::{Operation, shortened};
 
 use crate::body::{Leftover, discard};
 use crate::error::Refusal;
+use crate::request::Purpose;
 use crate::state::{ModelEntry, Shared};
-use crate::{info, page, request, status};
+use crate::{info, page, request, status, typed};
 
 /// All routes. Paths come without a slash at the end.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -27,6 +29,14 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v2/health/live", get(info::live))
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
+        .route("/v1/decode", post(typed::decode))
+        .route("/v1/encode", post(typed::encode))
+        .route("/v1/models", get(typed::models))
+        .route("/v1/openapi.json", get(typed::document))
+        .route("/v1/jobs", post(typed::post_job))
+        .route("/v1/jobs/{id}", get(typed::get_job).delete(typed::delete_job))
+        .route("/v1/jobs/{id}/events", get(typed::get_events))
+        .route("/v1/jobs/{id}/result", get(typed::get_result))
         .route("/status", get(status::status))
         .route("/static/{name}", get(page::asset))
         .method_not_allowed_fallback(wrong_method)
@@ -77,16 +87,22 @@ async fn work(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         let refusal = Refusal::method(request.method(), "POST");
         return refuse(request, refusal).await;
     }
-    request::serve(&shared, target, request).await
+    request::serve(&shared, target, Purpose::Answer, request).await
 }
 
 async fn wrong_method(request: Request) -> Response {
-    let allow = if request.uri().path() == "/" { "GET, HEAD, POST" } else { "GET, HEAD" };
+    let allow = match request.uri().path() {
+        "/" => "GET, HEAD, POST",
+        "/v1/decode" | "/v1/encode" | "/v1/jobs" => "POST",
+        path if path.starts_with("/v1/jobs/") && path.split('/').count() == 4 => "GET, HEAD, DELETE",
+        _ => "GET, HEAD",
+    };
     let refusal = Refusal::method(request.method(), allow);
     refuse(request, refusal).await
 }
 
-async fn refuse(request: Request, refusal: Refusal) -> Response {
+/// Refuses a request whose body was not read.
+pub(crate) async fn refuse(request: Request, refusal: Refusal) -> Response {
     let (head, body) = request.into_parts();
     let leftover = discard(&head.headers, body).await;
     with_leftover(refusal.into_response(), leftover)

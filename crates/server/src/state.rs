@@ -8,11 +8,13 @@ use axum::http::StatusCode;
 use remote_vae_engine::Autoencoder;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::auth::{Caller, Keys};
 use crate::body::ByteBudget;
 use crate::error::{Refusal, ServerError};
+use crate::jobs::Jobs;
 use crate::metrics::{Metrics, Rejection};
-use crate::options::ServerOptions;
-use crate::queue::{NoPlace, Place, Queue};
+use crate::options::{Limits, ServerOptions};
+use crate::queue::{Bounds, NoPlace, Place, Queue};
 
 /// A model and the name it is served under: `POST /NAME`. The first of a server is its default.
 #[derive(Clone)]
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<ByteBudget>,
+    pub(crate) keys: Keys,
+    pub(crate) jobs: Jobs,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) started: Instant,
     /// Requests for work between their head and their answer's head.
@@ -85,21 +89,34 @@ pub(crate) struct Shared {
 /// What a client is told to wait while models load or a replacement starts.
 const PHASE_RETRY: Duration = Duration::from_secs(5);
 
+fn bounds(limits: &Limits) -> Bounds {
+    Bounds {
+        jobs: limits.max_queue,
+        answer_bytes: limits.max_answer_bytes,
+        peak_bytes: limits.max_plan_bytes,
+    }
+}
+
 impl Shared {
-    pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Self {
+    /// # Errors
+    /// The file of keys cannot be used.
+    pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
+        let keys = Keys::new(options.api_keys.clone(), options.api_key_file.as_deref())?;
         let metrics = Arc::new(Metrics::new());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            queue: Queue::new(options.limits.max_queue, Arc::clone(&metrics)),
+        Ok(Self {
+            queue: Queue::new(bounds(&options.limits), Arc::clone(&metrics)),
             budget: ByteBudget::new(options.limits.max_held_bytes),
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
+            jobs: Jobs::new(options.limits.max_jobs, options.job_ttl),
             options,
             models,
             metrics,
-        }
+            keys,
+        })
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -122,28 +139,50 @@ impl Shared {
     }
 
     /// A place in the queue, or 429.
-    pub(crate) fn reserve(&self) -> Result<Place, Refusal> {
-        self.queue.reserve().map_err(|error| match error {
-            NoPlace::Closed => {
-                self.metrics.rejected(Rejection::Draining);
-                Refusal::unavailable("The server is shutting down. Try again shortly.", PHASE_RETRY)
-            }
-            NoPlace::Full { retry_after } => {
-                self.metrics.rejected(Rejection::Overloaded);
-                let waiting = self.options.limits.max_queue;
-                Refusal::overloaded(
-                    format!("The queue is full: {waiting} requests wait. Try again."),
-                    retry_after,
-                )
-            }
-        })
+    pub(crate) fn reserve(&self, caller: &Caller) -> Result<Place, Refusal> {
+        self.queue.reserve(&caller.client, caller.max_queue).map_err(|error| self.no_place(error))
     }
 
-    /// Counts the refusals of requests for whose bytes there is no room.
-    pub(crate) fn note_no_room(&self, refusal: &Refusal) {
-        if refusal.status == StatusCode::TOO_MANY_REQUESTS {
-            self.metrics.rejected(Rejection::Bodies);
+    /// What a client is told that got no place.
+    pub(crate) fn no_place(&self, error: NoPlace) -> Refusal {
+        let limits = &self.options.limits;
+        let (reason, message, retry_after) = match error {
+            NoPlace::Closed => {
+                self.metrics.rejected(Rejection::Draining);
+                return Refusal::unavailable("The server is shutting down. Try again shortly.", PHASE_RETRY);
+            }
+            NoPlace::Full { retry_after } => {
+                let message = format!("The queue is full: {} requests wait. Try again.", limits.max_queue);
+                (Rejection::Overloaded, message, retry_after)
+            }
+            NoPlace::Kept { retry_after } => {
+                let message =
+                    "The queue is nearly full; the places left are for clients that have none. Try again.";
+                (Rejection::Overloaded, message.to_owned(), retry_after)
+            }
+            NoPlace::OwnLimit { limit, retry_after } => {
+                let message = format!("Your key may have {limit} requests in the queue. Try again.");
+                (Rejection::Client, message, retry_after)
+            }
+            NoPlace::Answers { retry_after } => {
+                let limit = limits.max_answer_bytes;
+                let message =
+                    format!("The server holds as many answers as it may ({limit} bytes). Try again shortly.");
+                (Rejection::Answers, message, retry_after)
+            }
+        };
+        self.metrics.rejected(reason);
+        Refusal::overloaded(message, retry_after)
+    }
+
+    /// Counts the refusals of requests for whose bytes there is no room, and says when there should be: when the next
+    /// job starts, which gives its body back.
+    pub(crate) fn no_room(&self, refusal: Refusal) -> Refusal {
+        if refusal.status != StatusCode::TOO_MANY_REQUESTS {
+            return refusal;
         }
+        self.metrics.rejected(Rejection::Bodies);
+        Refusal::overloaded(refusal.message, self.queue.until_next())
     }
 
     /// Runs work on pictures beside the event loop, a few at a time. A request that is dropped meanwhile leaves the
@@ -191,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_goes_on_with_its_permit_when_its_request_is_dropped() {
-        let shared = Shared::new(ServerOptions::default(), Vec::new());
+        let shared = Shared::new(ServerOptions::default(), Vec::new()).unwrap();
         let permits = shared.pictures.available_permits();
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let gate = Arc::new(std::sync::Mutex::new(gate));

@@ -7,13 +7,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use remote_vae_engine::memory;
 use remote_vae_wire::content_type;
 use serde_json::{Value, json};
 
+use crate::error::Refusal;
+use crate::info;
 use crate::queue::Occupancy;
 use crate::state::Shared;
 
@@ -140,7 +142,8 @@ pub(crate) fn sample(shared: &Shared) -> (Occupancy, Option<u64>) {
 }
 
 /// State, queue, memory and history, as JSON.
-pub(crate) async fn status(State(shared): State<Arc<Shared>>) -> Response {
+pub(crate) async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
+    info::check_key(&shared, request)?;
     let (queue, resident) = sample(&shared);
     let status = json!({
         "state": shared.phase().name(),
@@ -149,8 +152,8 @@ pub(crate) async fn status(State(shared): State<Arc<Shared>>) -> Response {
         "memory": { "resident_bytes": resident, "limit_bytes": memory::limit_bytes() },
         "history": shared.metrics.history.to_json(),
     });
-    ([(header::CONTENT_TYPE, content_type::JSON), (header::CACHE_CONTROL, "no-store")], status.to_string())
-        .into_response()
+    let headers = [(header::CONTENT_TYPE, content_type::JSON), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, status.to_string()).into_response())
 }
 
 #[cfg(test)]

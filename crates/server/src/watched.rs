@@ -9,7 +9,7 @@ use axum::body::HttpBody;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::connections::{Entry, Request};
+use crate::connections::Entry;
 
 /// A socket that notes bytes in and out.
 pub(crate) struct Watched<S> {
@@ -79,19 +79,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// A body whose connection is not idle for as long as the body lives.
-pub(crate) struct Busy<B> {
+/// A body that holds something for as long as it lives.
+pub(crate) struct Holding<B, T> {
     inner: B,
-    _request: Arc<Request>,
+    _held: T,
 }
 
-impl<B> Busy<B> {
-    pub(crate) fn new(inner: B, request: Arc<Request>) -> Self {
-        Self { inner, _request: request }
+impl<B, T> Holding<B, T> {
+    pub(crate) fn new(inner: B, held: T) -> Self {
+        Self { inner, _held: held }
     }
 }
 
-impl<B: HttpBody + Unpin> HttpBody for Busy<B> {
+impl<B: HttpBody + Unpin, T: Unpin> HttpBody for Holding<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 

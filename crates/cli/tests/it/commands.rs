@@ -162,14 +162,29 @@ fn models_describes_what_it_is_given() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_and_not_ignored() {
+fn a_memory_budget_is_kept_without_changing_the_result() {
     let folder = tempfile::tempdir().unwrap();
-    let flag = ["--memory-budget", "640MiB"];
-    for command in [["bench", "--size=64x64"], ["serve", "--port=0"]] {
-        let (code, message) = failure(folder.path(), &[&command[..], &flag[..]].concat());
-        assert_eq!(code, 1);
-        assert!(message.contains(flag[0]) && message.contains("not built yet"), "{message}");
-    }
+    let peak = |budget: &[&str]| {
+        let flags = [&["plan", "--size=768x1024", "--json"], budget].concat();
+        let plan: serde_json::Value = serde_json::from_str(&stdout(folder.path(), &flags)).unwrap();
+        let in_strips = plan["steps"].as_array().unwrap().iter().any(|step| step["layers"].is_array());
+        (plan["expected_peak_bytes"].as_u64().unwrap(), in_strips)
+    };
+    let (straight, _) = peak(&[]);
+    let budget = straight * 3 / 4;
+    let (kept, in_strips) = peak(&["--memory-budget", &budget.to_string()]);
+    assert!(kept <= budget + (1 << 20) && in_strips, "{kept} of {budget}");
+
+    let (code, message) = failure(folder.path(), &["bench", "--size=768x1024", "--memory-budget=16MiB"]);
+    assert_eq!(code, 1);
+    assert!(message.contains("16 MiB") && message.contains("largest picture"), "{message}");
+
+    stdout(folder.path(), &["encode", photograph(), "-o", "latents.safetensors"]);
+    let decode = |name: &str, budget: &[&str]| {
+        stdout(folder.path(), &[&["decode", "latents.safetensors", "-o", name], budget].concat());
+        std::fs::read(folder.path().join(name)).unwrap()
+    };
+    assert!(decode("plain.png", &[]) == decode("small.png", &["--memory-budget=80MiB"]));
 }
 
 #[test]

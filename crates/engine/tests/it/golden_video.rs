@@ -1,10 +1,10 @@
 //! diffusers' output on small random video models: `tests/golden_video`, made by the script there.
 
 use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors, values};
-use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Frames, Precision, Windows};
+use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Frames, Plan, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
-use remote_vae_wire::Scaling;
+use remote_vae_wire::{Operation, Scaling};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -168,6 +168,48 @@ fn frames_that_are_handed_on_take_no_memory_with_the_length_of_the_clip() {
     let (short, long) = (plan(5), plan(16));
     assert_eq!((short.frames[1], long.frames[1]), (17, 61));
     assert!(long.peak_bytes < short.peak_bytes * 11 / 10, "{} and {}", short.peak_bytes, long.peak_bytes);
+}
+
+#[test]
+fn a_single_picture_costs_a_third() {
+    let autoencoder = autoencoder();
+    let expected = read_tensors(&folder().join("hunyuan.safetensors"));
+    let model = autoencoder.model();
+    let flops = |plan: &Plan, kind: &str| -> u64 {
+        plan.steps.iter().filter(|step| step.operation.starts_with(kind)).map(|step| step.flops).sum()
+    };
+    for (operation, graph, kind, input) in [
+        (Operation::Decode, model.decoder().unwrap(), "decode", "latents"),
+        (Operation::Encode, model.encoder().unwrap(), "encode", "pixels"),
+    ] {
+        // The program of clips, given one frame.
+        let given = &expected[&format!("{kind}.0.{input}")];
+        let shape: [usize; 5] = given.shape.as_slice().try_into().unwrap();
+        let engine = engine(2, Isa::detect().name());
+        let plan = engine.plan_clip(graph, shape, Precision::Exact).unwrap();
+        let clip = engine.load(graph, model.weights()).unwrap();
+        let clip = clip.run(&plan, &given.values, &Control::new()).unwrap();
+        let (values, control, windows) = (given.values.clone(), Control::new(), Windows::default());
+        let still = match operation {
+            Operation::Decode => {
+                autoencoder.decode_clip(values, shape, &Scaling::None, windows, Precision::Exact, &control)
+            }
+            Operation::Encode => autoencoder.encode_clip(
+                values,
+                shape,
+                &Scaling::None,
+                Draw::Moments,
+                windows,
+                Precision::Exact,
+                &control,
+            ),
+        };
+        assert_close(&still.unwrap().values, &clip, TOLERANCE, kind);
+        let parts = autoencoder.plan_clip_parts(operation, shape, windows, Precision::Exact).unwrap();
+        let single = &parts[0].0;
+        assert_eq!(flops(single, "convolution 3x3x3"), 0);
+        assert_eq!(flops(&plan, "convolution 3x3x3"), 3 * flops(single, "convolution 3x3"));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) fn engine(threads: usize, isa: &str) -> Arc<dyn Engine> {
-    let options = EngineOptions { threads: Some(threads), isa: Some(isa.into()) };
+    let options = EngineOptions { threads: Some(threads), isa: Some(isa.into()), ..EngineOptions::default() };
     Arc::new(CpuEngine::new(options).unwrap())
 }
 

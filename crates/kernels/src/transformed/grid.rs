@@ -1,8 +1,8 @@
 //! How the tiles of an output are cut into batches, and how much memory one batch takes. Nothing here touches numbers.
 
-use super::integers::SPLIT;
 use super::{OUTPUTS, SKEW, Transform};
 use crate::convolution::{Arithmetic, Geometry};
+use crate::integers::SPLIT;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
 use crate::pool::whole_lines;

@@ -1,9 +1,9 @@
 //! From the picture to transformed inputs: a batch's window through the prologue, and the forward transform.
 
 use super::grid::window_side;
-use super::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use super::{Batch, Job, Scratch, Transform};
 use crate::convolution::Arithmetic;
+use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
 use crate::vector::Vector;
@@ -99,8 +99,11 @@ unsafe fn transform_split<T: Tile, W: Transform>(
             let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
             let points = W::SOURCES * W::SOURCES;
             let mut factors = [0.0; MOST_POINTS];
-            let values =
-                integers::Sources { values: scratch.tile_sources, stride: SPLIT * BLOCK, blocks: count };
+            let values = integers::Sources {
+                values: scratch.tile_sources,
+                strides: [SPLIT * BLOCK, BLOCK],
+                blocks: count,
+            };
             let sources = &mut integers::words_mut(scratch.sources)[start..];
             let places = [job.grid.source_stride, T::PIXELS * PAIRS];
             // SAFETY: the caller vouches for the CPU.

@@ -1,9 +1,9 @@
 //! The products of a batch: for each point one matrix product over input channels.
 
 use super::grid::window_side;
-use super::integers::{self, PAIRS, SPLIT};
 use super::{Batch, Job, OUTPUTS, Scratch, Transform};
 use crate::convolution::Arithmetic;
+use crate::integers::{self, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
 

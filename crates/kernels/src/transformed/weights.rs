@@ -1,9 +1,9 @@
 //! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
 
 use super::grid::words_per_block;
-use super::integers::{self, SPLIT};
 use super::{SKEW, TAPS, Transform};
 use crate::convolution::{Arithmetic, Geometry};
+use crate::integers::{self, SPLIT};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;

@@ -358,8 +358,12 @@ fn bell(len: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn integers_err_by_less_than_a_thousandth_in_every_tier() {
-    for (channels, upsample) in [(24, 1), (24, 2), (300, 1), (300, 2)] {
-        let case = Case { upsample, bias: false, ..plain_case(channels, 20, [13, 22]) };
+    for (channels, upsample, is_pointwise) in
+        [(24, 1, false), (24, 2, false), (300, 1, false), (300, 2, false), (24, 1, true), (300, 1, true)]
+    {
+        let plain = plain_case(channels, 20, [13, 22]);
+        let geometry = if is_pointwise { pointwise(plain.geometry) } else { plain.geometry };
+        let case = Case { upsample, bias: false, geometry, ..plain };
         let mut data = case.data();
         data.input = bell(data.input.len(), 7);
         data.weight = bell(data.weight.len(), 8);
@@ -384,7 +388,8 @@ fn vector_neural_network_instructions_change_no_byte() {
     let winograd = Case { norm: true, before: Activation::Silu, ..plain_case(150, 40, [20, 37]) };
     let fold = Case { upsample: 2, ..winograd.clone() };
     let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
-    for case in [winograd, fold, direct] {
+    let one = Case { geometry: pointwise(winograd.geometry), ..winograd.clone() };
+    for case in [winograd, fold, direct, one] {
         let data = case.data();
         for arithmetic in ARITHMETICS {
             let run = |isa| case.run(isa, &pool, arithmetic, &data, false);
@@ -394,10 +399,10 @@ fn vector_neural_network_instructions_change_no_byte() {
 }
 
 #[test]
-fn what_is_not_transformed_ignores_the_arithmetic() {
+fn strided_convolutions_ignore_the_arithmetic() {
     let three = plain_case(40, 20, [9, 9]).geometry;
-    let pointwise = Geometry { kernel: [1, 1], padding: [0; 4], ..three };
-    for geometry in [pointwise, Geometry { stride: 2, ..three }] {
+    let strided_pointwise = Geometry { stride: 2, ..pointwise(three) };
+    for geometry in [strided_pointwise, Geometry { stride: 2, ..three }] {
         assert_eq!(geometry.arithmetic(Arithmetic::Integer16, 1), Arithmetic::Float32);
         let case = Case { geometry, ..plain_case(40, 20, [9, 9]) };
         let data = case.data();
@@ -408,6 +413,28 @@ fn what_is_not_transformed_ignores_the_arithmetic() {
         });
     }
     assert_eq!(three.arithmetic(Arithmetic::Integer16, 2), Arithmetic::Integer16);
+    assert_eq!(pointwise(three).arithmetic(Arithmetic::Integer16, 1), Arithmetic::Integer16);
+}
+
+fn pointwise(geometry: Geometry) -> Geometry {
+    Geometry { kernel: [1, 1], padding: [0; 4], ..geometry }
+}
+
+#[test]
+fn pointwise_convolutions_are_right_in_stretches_of_any_length() {
+    for (channels, size) in [(40, [9, 9]), (20, [1, 97]), (300, [13, 22]), (130, [3, 64])] {
+        let case = Case {
+            geometry: pointwise(plain_case(channels, 50, size).geometry),
+            norm: true,
+            before: Activation::Silu,
+            ..plain_case(channels, 50, size)
+        };
+        let data = case.data();
+        let expected = case.oracle(&data);
+        each_tier_and_arithmetic(|isa, pool, arithmetic| {
+            case.check(isa, pool, arithmetic, &data, &expected);
+        });
+    }
 }
 
 /// Weights and inputs that all pull in one direction make the largest sums that their magnitudes allow; with as many

@@ -1,5 +1,9 @@
 //! Everything that can be wrong with a request: its status, its words, and the connection that goes on.
 
+use std::sync::Arc;
+
+use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
+use remote_vae_model::Model;
 use remote_vae_server::{ApiKey, ServerError, ServerOptions};
 use remote_vae_wire::Dtype;
 use reqwest::Method;
@@ -74,6 +78,22 @@ async fn too_much_is_refused_before_work() {
     let query = format!("output_type=pt&{}", tensor_query(&SHAPE, Dtype::Float16));
     let (status, message) = refusal(server.raw(&query, body).await).await;
     assert!(status == 413 && message.contains("1000"), "{message}");
+    let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("rvae_rejected_total{reason=\"memory\"} 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_plan_makes_fit_names_the_budget() {
+    // Less than the process holds already.
+    let small = EngineOptions { memory_budget: Some(1 << 20), ..EngineOptions::default() };
+    let engine = Arc::new(CpuEngine::new(small).unwrap());
+    let model = Arc::new(Autoencoder::new(Model::embedded().unwrap(), engine));
+    let server = TestServer::with(options(), vec![("default", model)]).await;
+    let (body, _) = latents(&SHAPE, 31);
+    let query = format!("output_type=pt&{}", tensor_query(&SHAPE, Dtype::Float16));
+    let (status, message) = refusal(server.raw(&query, body).await).await;
+    assert!(status == 413 && message.contains("memory budget is"), "{message}");
+    assert!(message.contains("no picture fits"), "{message}");
     let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("rvae_rejected_total{reason=\"memory\"} 1"), "{metrics}");
 }

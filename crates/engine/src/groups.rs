@@ -1,0 +1,261 @@
+//! Which steps run as a whole, and which run together in strips, so that what lies between them is never stored or is
+//! written over what it is made of.
+//!
+//! A tensor that is *streamed* has no place of its own: each step that needs it, and is not streamed itself, makes it
+//! anew, strip by strip. A tensor that is *overwritten* gives its place to the results of the convolutions that read it.
+//! Both change where numbers lie, and how often they are computed, but not one bit of them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use remote_vae_kernels::Storage;
+use remote_vae_kernels::layout::blocks;
+
+use crate::fusion::{Fused, FusedStep, Value};
+use crate::shapes::Shapes;
+use crate::strips::{Over, Schedule, schedule};
+
+/// How memory is saved; nothing by default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Means {
+    /// Nodes whose values are streamed.
+    pub streamed: BTreeSet<usize>,
+    /// Nodes whose values are overwritten.
+    pub overwritten: BTreeSet<usize>,
+    /// Pixels of a strip, about.
+    pub strip_pixels: usize,
+}
+
+/// The least rows of a strip: those of a row of tiles.
+const LEAST_ROWS: usize = 4;
+
+impl Default for Means {
+    fn default() -> Means {
+        Means {
+            streamed: BTreeSet::new(),
+            overwritten: BTreeSet::new(),
+            strip_pixels: crate::budget::STRIP_PIXELS[0],
+        }
+    }
+}
+
+/// Steps that run together.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// In the order in which each strip passes through them.
+    pub members: Vec<FusedStep>,
+    /// Those whose output is stored.
+    pub sinks: Vec<usize>,
+    pub overs: Vec<Over>,
+    /// `None` where the only member runs as a whole.
+    pub strips: Option<Schedule>,
+}
+
+/// What may be streamed and overwritten at all.
+pub(crate) struct Choices {
+    pub streamable: BTreeSet<usize>,
+}
+
+impl Choices {
+    pub(crate) fn new(shapes: &Shapes<'_>, steps: &[FusedStep]) -> Choices {
+        let streamable = steps.iter().filter_map(|step| match (&step.operation, step.output) {
+            (Fused::Convolution { node, .. }, Value::Node(value))
+                if shapes.is_flat(*node) && value != shapes.graph.output.0 =>
+            {
+                Some(value)
+            }
+            _ => None,
+        });
+        let reads_rows = |value: usize, step: &FusedStep| match &step.operation {
+            Fused::Convolution { node, .. } => shapes.is_flat(*node),
+            Fused::NormStatistics { .. } => true,
+            operation => !operation.reads().contains(&Value::Node(value)),
+        };
+        let streamable = streamable.filter(|value| {
+            steps.iter().all(|step| {
+                !step.operation.reads().contains(&Value::Node(*value)) || reads_rows(*value, step)
+            })
+        });
+        Choices { streamable: streamable.collect() }
+    }
+}
+
+/// The groups in which `steps` run, in order.
+pub(crate) fn groups(shapes: &Shapes<'_>, steps: &[FusedStep], means: &Means) -> Vec<Group> {
+    let grouping = Grouping { shapes, steps, means };
+    let makers: HashMap<Value, usize> =
+        steps.iter().enumerate().map(|(index, step)| (step.output, index)).collect();
+    // The steps that write over a tensor run together when the last of them would.
+    let merged: Vec<(usize, Vec<usize>)> =
+        means.overwritten.iter().filter_map(|value| Some((*value, grouping.writers_over(*value)?))).collect();
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        if matches!(step.output, Value::Node(node) if means.streamed.contains(&node)) {
+            continue;
+        }
+        let own = merged.iter().find(|(_, sinks)| sinks.contains(&index));
+        let sinks = match own {
+            Some((_, sinks)) if sinks.last() != Some(&index) => continue,
+            Some((_, sinks)) => sinks.clone(),
+            None => vec![index],
+        };
+        let mut members: BTreeSet<usize> = BTreeSet::new();
+        let mut open = sinks.clone();
+        while let Some(member) = open.pop() {
+            if members.insert(member) {
+                let streamed =
+                    |value: &Value| matches!(value, Value::Node(node) if means.streamed.contains(node));
+                open.extend(
+                    steps[member]
+                        .operation
+                        .reads()
+                        .iter()
+                        .filter(|value| streamed(value))
+                        .map(|value| makers[value]),
+                );
+            }
+        }
+        let position = |sink: &usize| members.iter().position(|member| member == sink).unwrap_or(0);
+        let sinks: Vec<usize> = sinks.iter().map(position).collect();
+        let overs = own.map_or_else(Vec::new, |(value, _)| grouping.places_over(*value, &sinks, &members));
+        let members = members.iter().map(|member| steps[*member].clone()).collect();
+        groups.push(Group { members, sinks, overs, strips: None });
+    }
+    let last_reads = last_reads(shapes, &groups);
+    for (index, group) in groups.iter_mut().enumerate() {
+        if group.members.len() > 1 || !group.overs.is_empty() {
+            grouping.cut(group, |value| last_reads.get(&value) == Some(&index));
+        }
+    }
+    groups
+}
+
+/// The last group that reads each stored tensor; the result is read after all groups.
+pub(crate) fn last_reads(shapes: &Shapes<'_>, groups: &[Group]) -> HashMap<Value, usize> {
+    let mut last = HashMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        for member in &group.members {
+            for value in member.operation.reads() {
+                last.insert(value, index);
+            }
+        }
+    }
+    last.insert(Value::Node(shapes.graph.output.0), groups.len());
+    last
+}
+
+struct Grouping<'a> {
+    shapes: &'a Shapes<'a>,
+    steps: &'a [FusedStep],
+    means: &'a Means,
+}
+
+impl Grouping<'_> {
+    /// The steps whose results can be written over the value of node `over`, all together: the convolutions that read it,
+    /// if nothing else does but statistics before them.
+    fn writers_over(&self, over: usize) -> Option<Vec<usize>> {
+        let (shapes, value) = (self.shapes, Value::Node(over));
+        let outside = over == 0 || over == shapes.graph.output.0;
+        if outside || self.means.streamed.contains(&over) || shapes.sizes[over][0] != 1 {
+            return None;
+        }
+        let mut writers = Vec::new();
+        let mut last_statistics = 0;
+        for (index, step) in self.steps.iter().enumerate() {
+            if !step.operation.reads().contains(&value) {
+                continue;
+            }
+            match (&step.operation, step.output) {
+                (Fused::NormStatistics { .. }, _) => last_statistics = index,
+                (Fused::Convolution { node, source, .. }, Value::Node(output))
+                    if source.base == over
+                        && step.operation.residual() != Some(value)
+                        && shapes.is_flat(*node)
+                        && !self.means.streamed.contains(&output)
+                        && shapes.sizes[output] == shapes.sizes[over]
+                        && shapes.storage(step.output) == shapes.storage(value) =>
+                {
+                    writers.push(index);
+                }
+                _ => return None,
+            }
+        }
+        let last = *writers.last()?;
+        let outputs = || writers.iter().map(|writer| self.steps[*writer].output);
+        let needed_before = outputs()
+            .any(|output| self.steps[..last].iter().any(|step| step.operation.reads().contains(&output)));
+        (last_statistics < last && !needed_before).then_some(writers)
+    }
+
+    /// Channel blocks of a step's output.
+    fn blocks(&self, step: usize) -> usize {
+        match self.steps[step].output {
+            Value::Node(node) | Value::Table(node) | Value::Copy(node) => {
+                blocks(self.shapes.graph.nodes[node].channels)
+            }
+        }
+    }
+
+    /// One after the other in the value of node `over`, as many as there is room for.
+    fn places_over(&self, node: usize, sinks: &[usize], members: &BTreeSet<usize>) -> Vec<Over> {
+        let steps: Vec<usize> = members.iter().copied().collect();
+        let mut first_block = 0;
+        let mut overs = Vec::new();
+        for member in sinks {
+            let end = first_block + self.blocks(steps[*member]);
+            // The exponents of four groups lie in one `f32`.
+            let divisible = self.shapes.storage(Value::Node(node)) == Storage::Float32
+                || (first_block * self.shapes.pixels(node)).is_multiple_of(size_of::<f32>());
+            if end <= self.shapes.blocks(node) && divisible {
+                overs.push(Over { member: *member, node, first_block });
+                first_block = end;
+            }
+        }
+        overs
+    }
+
+    /// Gives the group its schedule; sums take the place of a summand that `ends` here, and what would be written over
+    /// too early is copied.
+    fn cut(&self, group: &mut Group, ends: impl Fn(Value) -> bool) {
+        let shapes = self.shapes;
+        for sink in group.sinks.clone() {
+            let member = &group.members[sink];
+            let Some(value @ Value::Node(node)) = member.operation.residual() else { continue };
+            let stored = !self.means.streamed.contains(&node) && node != 0;
+            let alike = shapes.groups(value) == shapes.groups(member.output)
+                && shapes.storage(value) == shapes.storage(member.output);
+            let reads_itself = matches!(&member.operation,
+                Fused::Convolution { source, .. } if source.base == node);
+            let taken =
+                reads_itself || group.overs.iter().any(|over| over.member == sink || over.node == node);
+            if stored && alike && !taken && ends(value) {
+                group.overs.push(Over { member: sink, node, first_block: 0 });
+            }
+        }
+        let last = group.sinks.last().map_or(0, |sink| *sink);
+        let width = match (&group.members[last].operation, group.members[last].output) {
+            (Fused::NormStatistics { input, .. }, _) => shapes.width(*input),
+            (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.width(node),
+        };
+        let rows = (self.means.strip_pixels / width / LEAST_ROWS * LEAST_ROWS).max(LEAST_ROWS);
+        loop {
+            match schedule(shapes, &group.members, &group.sinks, &group.overs, rows) {
+                Ok(schedule) => {
+                    group.strips = Some(schedule);
+                    return;
+                }
+                Err(node) => {
+                    let copy =
+                        FusedStep { operation: Fused::Copy { input: node }, output: Value::Copy(node) };
+                    if group.members.contains(&copy) {
+                        // A step that adds what it also reads around looks at the original.
+                        group.overs.retain(|over| over.node != node);
+                        continue;
+                    }
+                    group.members.insert(0, copy);
+                    group.sinks.iter_mut().for_each(|sink| *sink += 1);
+                    group.overs.iter_mut().for_each(|over| over.member += 1);
+                }
+            }
+        }
+    }
+}

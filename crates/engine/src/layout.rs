@@ -1,0 +1,266 @@
+//! Places in one arena for all tensors of the groups, by size and lifetime.
+
+use std::collections::HashMap;
+
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
+use remote_vae_kernels::layout::BLOCK;
+use remote_vae_kernels::{Isa, Storage, attention};
+use remote_vae_model::Reach;
+
+use crate::Precision;
+use crate::arena::{Block, Piece, Region, Span, place};
+use crate::fusion::{Fused, FusedStep, Value};
+use crate::groups::{Group, last_reads};
+use crate::shapes::Shapes;
+
+/// Where a step's operands lie.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    pub output: Region,
+    /// Rows of the output that lie in memory.
+    pub output_rows: usize,
+    pub scratch: Region,
+    /// Whether nobody else uses the scratch while the group runs.
+    pub own_scratch: bool,
+    /// Places of [`Fused::reads`], in that order, and rows of each that lie in memory.
+    pub reads: Vec<(Region, usize)>,
+}
+
+/// Places of all tensors.
+pub(crate) struct Layout {
+    /// For each group, of its members.
+    pub places: Vec<Vec<Places>>,
+    pub arena_len: usize,
+    pub input: Region,
+    pub output: Region,
+    /// The nodes whose values are stored during the group in which most memory is in use.
+    pub stored: Vec<usize>,
+}
+
+/// `f32` of transformed weights that the members of a group may keep from strip to strip, all together; beyond, they
+/// are transformed anew for each.
+const KEPT_WEIGHTS: usize = 8 << 20;
+
+/// A tensor in the making: values and exponents, each the piece of a block.
+#[derive(Clone, Copy)]
+struct Held {
+    pieces: [(usize, usize); 2],
+    storage: Storage,
+    groups: usize,
+}
+
+struct Builder<'a> {
+    shapes: Shapes<'a>,
+    blocks: Vec<Block>,
+    stored: HashMap<Value, Held>,
+}
+
+impl Builder<'_> {
+    /// A place of its own from group `first` to group `last`.
+    fn hold(&mut self, storage: Storage, groups: usize, [first, last]: [usize; 2]) -> Held {
+        let pieces = storage.lens(groups).map(|len| {
+            self.blocks.push(vec![Piece { offset: 0, len, first, last }]);
+            (self.blocks.len() - 1, 0)
+        });
+        Held { pieces, storage, groups }
+    }
+
+    /// A place `before` groups behind the beginning of `whole`.
+    fn hold_within(&mut self, whole: Held, before: usize, groups: usize, [first, last]: [usize; 2]) -> Held {
+        let (lens, offsets) = (whole.storage.lens(groups), whole.storage.lens(before));
+        let pieces = [0, 1].map(|part| {
+            let (block, piece) = whole.pieces[part];
+            let offset = self.blocks[block][piece].offset + offsets[part];
+            self.blocks[block].push(Piece { offset, len: lens[part], first, last });
+            (block, self.blocks[block].len() - 1)
+        });
+        Held { pieces, storage: whole.storage, groups }
+    }
+
+    fn plain(&mut self, len: usize, group: usize) -> Held {
+        self.hold(Storage::Float32, len.div_ceil(BLOCK), [group, group])
+    }
+}
+
+impl Layout {
+    pub(crate) fn new(shapes: Shapes<'_>, groups: &[Group], isa: Isa) -> Layout {
+        let last_reads = last_reads(&shapes, groups);
+        let mut builder = Builder { shapes, blocks: Vec::new(), stored: HashMap::new() };
+        let input = Value::Node(0);
+        let until = |value: Value, made: usize| last_reads.get(&value).map_or(made, |last| made.max(*last));
+        let held = builder.hold(Storage::Float32, shapes.groups(input), [0, until(input, 0)]);
+        builder.stored.insert(input, held);
+        let mut rings: Vec<Vec<Option<(Held, usize)>>> = Vec::new();
+        let mut scratches: Vec<Vec<(Option<Held>, bool)>> = Vec::new();
+        for (index, group) in groups.iter().enumerate() {
+            scratches.push(scratch(&mut builder, group, index, isa));
+            let mut own = Vec::new();
+            for (at, member) in group.members.iter().enumerate() {
+                let value = member.output;
+                let life = [index, until(value, index)];
+                own.push(None);
+                if let (Value::Node(node) | Value::Copy(node), false) = (value, group.sinks.contains(&at)) {
+                    let rows = group.strips.as_ref().map_or(0, |strips| strips.kept[at]);
+                    let groups = shapes.blocks(node) * rows * shapes.width(node);
+                    own[at] = Some((builder.hold(shapes.storage(value), groups, [index, index]), rows));
+                    continue;
+                }
+                let over = group.overs.iter().find(|over| over.member == at);
+                let held = match over {
+                    Some(over) => {
+                        let before = over.first_block * shapes.pixels(over.node);
+                        let whole = builder.stored[&Value::Node(over.node)];
+                        builder.hold_within(whole, before, shapes.groups(value), life)
+                    }
+                    None => match overwritten(&shapes, group, member, |value| {
+                        last_reads.get(&value) == Some(&index)
+                    }) {
+                        Some(summand) => {
+                            let whole = builder.stored[&summand];
+                            builder.hold_within(whole, 0, shapes.groups(value), life)
+                        }
+                        None => builder.hold(shapes.storage(value), shapes.groups(value), life),
+                    },
+                };
+                builder.stored.insert(value, held);
+            }
+            rings.push(own);
+        }
+        let (starts, arena_len) = place(&builder.blocks);
+        let stored = stored_when_fullest(&builder, groups.len());
+        let region = |held: &Held| {
+            let [values, exponents] = held.pieces.map(|(block, piece)| {
+                let Piece { offset, len, .. } = builder.blocks[block][piece];
+                Span { offset: starts[block] + offset, len }
+            });
+            Region { values, exponents, storage: held.storage, groups: held.groups }
+        };
+        let places = groups.iter().zip(&rings).zip(&scratches).map(|((group, rings), scratches)| {
+            let of = |at: usize| {
+                let member = &group.members[at];
+                let (output, output_rows) = match &rings[at] {
+                    Some((held, rows)) => (region(held), *rows),
+                    None => (region(&builder.stored[&member.output]), shapes.value_height(member.output)),
+                };
+                let read = |value: Value| {
+                    let ring = group.members[..at].iter().position(|earlier| {
+                        let copied =
+                            earlier.output == copy_of(value) && member.operation.residual() != Some(value);
+                        earlier.output == value || copied
+                    });
+                    match ring.and_then(|maker| rings[maker].as_ref()) {
+                        Some((held, rows)) => (region(held), *rows),
+                        None => (region(&builder.stored[&value]), shapes.value_height(value)),
+                    }
+                };
+                let (scratch, own_scratch) = &scratches[at];
+                Places {
+                    output,
+                    output_rows,
+                    scratch: scratch.as_ref().map(&region).unwrap_or_default(),
+                    own_scratch: *own_scratch,
+                    reads: member.operation.reads().into_iter().map(read).collect(),
+                }
+            };
+            (0..group.members.len()).map(of).collect()
+        });
+        Layout {
+            places: places.collect(),
+            arena_len,
+            input: region(&builder.stored[&input]),
+            output: region(&builder.stored[&Value::Node(shapes.graph.output.0)]),
+            stored,
+        }
+    }
+}
+
+fn copy_of(value: Value) -> Value {
+    match value {
+        Value::Node(node) => Value::Copy(node),
+        other => other,
+    }
+}
+
+/// The operand over which a step that runs as a whole writes its result.
+fn overwritten(
+    shapes: &Shapes<'_>,
+    group: &Group,
+    member: &FusedStep,
+    ends: impl Fn(Value) -> bool,
+) -> Option<Value> {
+    if group.strips.is_some() {
+        return None;
+    }
+    let alike = |value: Value| {
+        shapes.groups(value) == shapes.groups(member.output)
+            && shapes.storage(value) == shapes.storage(member.output)
+    };
+    member.operation.may_overwrite().into_iter().find(|value| ends(*value) && alike(*value))
+}
+
+/// Scratch of each member, and whether it has it for itself while the group runs.
+fn scratch(builder: &mut Builder<'_>, group: &Group, index: usize, isa: Isa) -> Vec<(Option<Held>, bool)> {
+    let lens: Vec<usize> =
+        group.members.iter().map(|member| scratch_len(&builder.shapes, &member.operation, isa)).collect();
+    if lens.iter().sum::<usize>() <= KEPT_WEIGHTS || group.members.len() == 1 {
+        return lens.iter().map(|len| ((*len > 0).then(|| builder.plain(*len, index)), true)).collect();
+    }
+    let shared = builder.plain(lens.iter().copied().max().unwrap_or(0), index);
+    lens.iter().map(|len| ((*len > 0).then_some(shared), false)).collect()
+}
+
+/// The nodes whose values are stored during the group in which most memory is in use.
+fn stored_when_fullest(builder: &Builder<'_>, groups: usize) -> Vec<usize> {
+    let used = |group: usize| -> usize {
+        let alive = |piece: &&Piece| piece.first <= group && group <= piece.last;
+        let extent = |block: &Block| {
+            let ends = block.iter().filter(alive).map(|piece| piece.offset + piece.len).max().unwrap_or(0);
+            ends - block.iter().filter(alive).map(|piece| piece.offset).min().unwrap_or(ends)
+        };
+        builder.blocks.iter().map(extent).sum()
+    };
+    let fullest = (0..groups).max_by_key(|group| used(*group)).unwrap_or(0);
+    let mut stored: Vec<usize> = builder
+        .stored
+        .iter()
+        .filter_map(|(value, held)| {
+            let Value::Node(node) = value else { return None };
+            let (block, piece) = held.pieces[0];
+            let Piece { first, last, .. } = builder.blocks[block][piece];
+            (first <= fullest && fullest <= last).then_some(*node)
+        })
+        .collect();
+    stored.sort_unstable();
+    stored
+}
+
+/// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
+pub(crate) fn most(
+    precision: Precision,
+    geometries: &[Geometry],
+    need: impl Fn(&Geometry, Arithmetic) -> usize,
+) -> usize {
+    let of = |geometry: &Geometry| {
+        precision.arithmetics().iter().map(|arithmetic| need(geometry, *arithmetic)).max().unwrap_or(0)
+    };
+    geometries.iter().map(of).max().unwrap_or(0)
+}
+
+/// `f32` that a step needs beside its tensors while it runs.
+fn scratch_len(shapes: &Shapes<'_>, operation: &Fused, isa: Isa) -> usize {
+    match operation {
+        Fused::Convolution { node, source, .. } => {
+            most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
+                Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
+            })
+        }
+        Fused::Attention { reach, inputs } => {
+            let tokens = match reach {
+                Reach::Frame => shapes.pixels(inputs[0]),
+                Reach::Past => shapes.sizes[inputs[0]].iter().product(),
+            };
+            attention::scratch_len(isa, shapes.graph.nodes[inputs[0]].channels, tokens)
+        }
+        _ => 0,
+    }
+}

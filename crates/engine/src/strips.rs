@@ -1,0 +1,195 @@
+//! In which order the steps of a group make their rows, and how many rows of each tensor must lie in memory meanwhile.
+//!
+//! The group's last steps make some rows more at a time; every step before them makes what that needs, and nothing is
+//! made twice. Rows of a tensor that is not stored are dropped when the last step that reads them has done so.
+
+use std::ops::Range;
+
+use remote_vae_kernels::norm::Sums;
+
+use crate::fusion::{Fused, FusedStep, Value};
+use crate::shapes::Shapes;
+
+/// Some rows of one member's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slice {
+    /// Index in the group's members.
+    pub member: usize,
+    /// Rows of its output; of a norm's statistics, rows of what it reads.
+    pub rows: Range<usize>,
+}
+
+/// A member whose output is written over a tensor that the group reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over {
+    pub member: usize,
+    /// Whose value is written over.
+    pub node: usize,
+    /// The first channel block of it that is.
+    pub first_block: usize,
+}
+
+/// How a group runs in strips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    pub slices: Vec<Slice>,
+    /// Rows of each member's output that must be in memory at the same time.
+    pub kept: Vec<usize>,
+}
+
+/// The schedule of `members`, those of `sinks` making about `rows` rows of the last one's output at a time. An error is
+/// the node of a tensor that would be written over before it was read.
+pub(crate) fn schedule(
+    shapes: &Shapes<'_>,
+    members: &[FusedStep],
+    sinks: &[usize],
+    overs: &[Over],
+    rows: usize,
+) -> Result<Schedule, usize> {
+    let sources = members.iter().enumerate().map(|(at, member)| sources(members, at, member)).collect();
+    let mut state = State { shapes, members, sources, made: vec![0; members.len()] };
+    let heights: Vec<usize> = members.iter().map(|member| height(shapes, member)).collect();
+    let total = sinks.last().map_or(0, |sink| heights[*sink]);
+    let mut schedule = Schedule { slices: Vec::new(), kept: vec![0; members.len()] };
+    let mut target = 0;
+    while target < total {
+        target = (target + rows).min(total);
+        let mut wanted = state.made.clone();
+        for sink in sinks {
+            wanted[*sink] = wanted[*sink].max((target * heights[*sink]).div_ceil(total));
+        }
+        for member in (0..members.len()).rev() {
+            let [step, skip] = grid(shapes, &members[member]);
+            let whole = (wanted[member] + skip).next_multiple_of(step) - skip;
+            let none = wanted[member] <= state.made[member];
+            wanted[member] = if none { state.made[member] } else { whole.min(heights[member]) };
+            for (value, maker) in state.sources[member].clone() {
+                if let Some(maker) = maker {
+                    wanted[maker] = wanted[maker].max(state.needs(member, value, wanted[member]));
+                }
+            }
+        }
+        for (member, end) in wanted.into_iter().enumerate() {
+            if end <= state.made[member] {
+                continue;
+            }
+            for over in overs.iter().filter(|over| over.member == member) {
+                if state.is_unread(over, end) {
+                    return Err(over.node);
+                }
+            }
+            schedule.kept[member] = schedule.kept[member].max(end - state.oldest(member));
+            schedule.slices.push(Slice { member, rows: state.made[member]..end });
+            state.made[member] = end;
+        }
+    }
+    Ok(schedule)
+}
+
+/// The tensors that `member` reads, each with the earlier member that makes it, if one does; tables are left out.
+fn sources(members: &[FusedStep], at: usize, member: &FusedStep) -> Vec<(Value, Option<usize>)> {
+    let maker = |value: Value| {
+        let copied = |earlier: &FusedStep| match (earlier.output, value) {
+            (Value::Copy(of), Value::Node(node)) => of == node,
+            _ => false,
+        };
+        let is_residual = member.operation.residual() == Some(value);
+        members[..at].iter().position(|earlier| earlier.output == value || (copied(earlier) && !is_residual))
+    };
+    let reads = member.operation.reads().into_iter();
+    reads.filter(|value| matches!(value, Value::Node(_))).map(|value| (value, maker(value))).collect()
+}
+
+struct State<'a> {
+    shapes: &'a Shapes<'a>,
+    members: &'a [FusedStep],
+    /// What each member reads, and who makes it.
+    sources: Vec<Vec<(Value, Option<usize>)>>,
+    /// Rows that each member has made.
+    made: Vec<usize>,
+}
+
+impl State<'_> {
+    /// Rows of `value` that `member` needs before it can have made `rows`.
+    fn needs(&self, member: usize, value: Value, rows: usize) -> usize {
+        self.rows_read(member, value, 0..rows).end
+    }
+
+    /// The first row of `value` that `member` has not finished with.
+    fn unread(&self, member: usize, value: Value) -> usize {
+        let (made, height) = (self.made[member], height(self.shapes, &self.members[member]));
+        match (&self.members[member].operation, value) {
+            (_, Value::Node(node)) if made >= height => self.shapes.height(node),
+            (Fused::NormStatistics { input, .. }, _) => {
+                let [_, height, width] = self.shapes.sizes[*input];
+                pixels_taken(made, height, width) / width
+            }
+            _ => self.rows_read(member, value, made..made + 1).start,
+        }
+    }
+
+    fn rows_read(&self, member: usize, value: Value, rows: Range<usize>) -> Range<usize> {
+        match (&self.members[member].operation, value) {
+            (Fused::Convolution { node, source, .. }, Value::Node(read))
+                if read == source.base && !rows.is_empty() =>
+            {
+                let height = self.shapes.height(read);
+                let range = self.shapes.geometry(*node).rows_read(&rows, source.upsample, height);
+                // A tensor may be source and residual at once.
+                if self.members[member].operation.residual() == Some(value) {
+                    range.start.min(rows.start)..range.end.max(rows.end)
+                } else {
+                    range
+                }
+            }
+            _ => rows,
+        }
+    }
+
+    /// The oldest row of `member`'s output that somebody still reads.
+    fn oldest(&self, member: usize) -> usize {
+        let readers = self.sources.iter().enumerate().flat_map(|(reader, sources)| {
+            sources
+                .iter()
+                .filter(move |(_, maker)| *maker == Some(member))
+                .map(move |(value, _)| (reader, *value))
+        });
+        readers.map(|(reader, value)| self.unread(reader, value)).min().unwrap_or(self.made[member])
+    }
+
+    /// Whether somebody still has to read rows before `end` of what `over` is about to write over up to there.
+    fn is_unread(&self, over: &Over, end: usize) -> bool {
+        self.sources.iter().enumerate().any(|(reader, sources)| {
+            let value = Value::Node(over.node);
+            let directly = sources.contains(&(value, None));
+            let only_adds = self.members[reader].operation.residual() == Some(value)
+                && !matches!(&self.members[reader].operation,
+                    Fused::Convolution { source, .. } if source.base == over.node);
+            // Who adds to a tensor in place reads a row as it writes it.
+            let in_place = reader == over.member && only_adds;
+            directly && !in_place && (reader == over.member || self.unread(reader, value) < end)
+        })
+    }
+}
+
+/// Rows of a member's output; of statistics, of what they are taken of.
+fn height(shapes: &Shapes<'_>, member: &FusedStep) -> usize {
+    match (&member.operation, member.output) {
+        (Fused::NormStatistics { input, .. } | Fused::Copy { input }, _) => shapes.height(*input),
+        (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.height(node),
+    }
+}
+
+/// Where a member's slices may end: `[step, skip]`, as [`remote_vae_kernels::convolution::Geometry::strip_grid`].
+fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
+    match &member.operation {
+        Fused::Convolution { node, source, .. } => shapes.geometry(*node).strip_grid(source.upsample),
+        _ => [1, 0],
+    }
+}
+
+/// Pixels that statistics take of the first `rows` rows of a picture.
+pub(crate) fn pixels_taken(rows: usize, height: usize, width: usize) -> usize {
+    let pixels = rows * width;
+    if rows == height { pixels } else { pixels / Sums::GRAIN * Sums::GRAIN }
+}

@@ -1,0 +1,105 @@
+//! Tensors as safetensors files, in and out: bodies that say themselves what shape and type they have.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use remote_vae_wire::{Dtype, HEADER_DTYPE, HEADER_SHAPE, Parameters, TensorHeader, shortened};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use crate::error::Refusal;
+
+/// The media type.
+pub(crate) const SAFETENSORS: &str = "application/x-safetensors";
+
+/// Whether one of the types in a header's value is safetensors.
+pub(crate) fn is_named(value: Option<&str>) -> bool {
+    let is_ours = |part: &str| {
+        part.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case(SAFETENSORS))
+    };
+    value.is_some_and(|value| value.split(',').any(is_ours))
+}
+
+/// Takes the tensor `latents`, `pixels`, or the only one, out of a file; its shape and type go into the parameters.
+pub(crate) fn unwrap(file: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>, Refusal> {
+    let wrong =
+        |message: String| Refusal::bad_request(format!("The body is no usable safetensors file: {message}."));
+    let tensors = SafeTensors::deserialize(file).map_err(|error| wrong(shortened(&error.to_string())))?;
+    let names = tensors.names();
+    let name = ["latents", "pixels"].into_iter().find(|name| names.contains(name));
+    let name = match (name, &names[..]) {
+        (Some(name), _) => name,
+        (None, [only]) => only,
+        (None, _) => {
+            return Err(wrong(format!("expected a tensor `latents` or `pixels` among {}", names.len())));
+        }
+    };
+    let tensor = tensors.tensor(name).map_err(|error| wrong(shortened(&error.to_string())))?;
+    let dtype = match tensor.dtype() {
+        safetensors::Dtype::F16 => Dtype::Float16,
+        safetensors::Dtype::F32 => Dtype::Float32,
+        safetensors::Dtype::BF16 => Dtype::BFloat16,
+        safetensors::Dtype::U8 => Dtype::Uint8,
+        other => return Err(wrong(format!("expected F16, F32, BF16 or U8, got {other:?}"))),
+    };
+    parameters.shape = Some(tensor.shape().to_vec());
+    parameters.dtype = Some(dtype);
+    Ok(tensor.data().to_vec())
+}
+
+/// What a tensor's headers say; none of other answers.
+fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    TensorHeader::parse(text(HEADER_SHAPE)?, text(HEADER_DTYPE)?).ok()
+}
+
+/// Makes a file with the tensor `name` of an answer that is a tensor; other answers stay as they are, and all do without a
+/// name.
+pub(crate) async fn wrap(name: Option<&str>, response: Response) -> Result<Response, Refusal> {
+    let Some(name) = name else { return Ok(response) };
+    let Some(TensorHeader { shape, dtype }) = header_of(response.headers()) else { return Ok(response) };
+    let (mut head, body) = response.into_parts();
+    let failed = || Refusal::internal("The answer could not be written as a safetensors file.");
+    let bytes = body.collect().await.map_err(|_| failed())?.to_bytes();
+    let dtype = match dtype {
+        Dtype::Float16 => safetensors::Dtype::F16,
+        Dtype::Float32 => safetensors::Dtype::F32,
+        Dtype::BFloat16 => safetensors::Dtype::BF16,
+        Dtype::Uint8 => safetensors::Dtype::U8,
+    };
+    let view = TensorView::new(dtype, shape, &bytes).map_err(|_| failed())?;
+    let file = safetensors::serialize(HashMap::from([(name, view)]), None).map_err(|_| failed())?;
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SAFETENSORS));
+    Ok(Response::from_parts(head, Body::from(file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_files_are_refused_in_words() {
+        let bytes = [0_u8; 16];
+        let view = TensorView::new(safetensors::Dtype::F32, vec![1, 4, 1, 1], &bytes).unwrap();
+        let file = safetensors::serialize(HashMap::from([("x", view)]), None).unwrap();
+        let mut parameters = Parameters::default();
+        assert_eq!(unwrap(&file, &mut parameters).unwrap(), bytes);
+        assert_eq!((parameters.shape, parameters.dtype), (Some(vec![1, 4, 1, 1]), Some(Dtype::Float32)));
+        for length in 0..file.len() {
+            assert_eq!(unwrap(&file[..length], &mut Parameters::default()).unwrap_err().status, 400);
+        }
+        let view = TensorView::new(safetensors::Dtype::I64, vec![2], &bytes).unwrap();
+        let file = safetensors::serialize(HashMap::from([("latents", view)]), None).unwrap();
+        assert!(unwrap(&file, &mut Parameters::default()).unwrap_err().message.contains("I64"));
+        assert!(unwrap(&[255; 64], &mut Parameters::default()).is_err());
+    }
+
+    #[test]
+    fn media_types_are_compared_without_case_and_parameters() {
+        assert!(is_named(Some("text/plain, Application/X-Safetensors;q=1")));
+        assert!(!is_named(Some("application/x-safetensors-no")) && !is_named(None));
+    }
+}
