@@ -235,6 +235,17 @@ def test_the_distribution_is_that_of_the_local_autoencoder(pipelines, models, na
         assert torch.equal(found.mode(), found.mean)
 
 
+def test_clips_are_encoded_as_the_local_autoencoder_does(pipelines, models):
+    local = diffusers.AutoencoderKLHunyuanVideo.from_pretrained(pipelines["hunyuan"].folder / "vae")
+    clip = torch.rand(1, 3, 9, 16, 24, generator=torch.Generator().manual_seed(8)) * 2 - 1
+    with torch.no_grad():
+        expected = local.encode(clip).latent_dist
+    found = RemoteVAE(models, model="hunyuan").encode(clip).latent_dist
+    assert found.mean.shape == (1, 4, 3, 2, 3)
+    assert torch.allclose(found.mean, expected.mean, rtol=2e-3, atol=2e-3)
+    assert torch.allclose(found.std, expected.std, rtol=2e-3, atol=2e-3)
+
+
 def test_the_module_behaves_as_an_autoencoder(pipelines, models):
     vae = RemoteVAE(models, model="sd")
     assert vae.config.scaling_factor == 0.18215 and vae.config.latent_channels == 4

@@ -150,12 +150,13 @@ def test_windows_and_tiles(url, vae):
         assert_half_of(out, expected)
 
 
-def test_webp(url, latents):
-    request = {"shape": list(SHAPE), "dtype": "float16", "scaling_factor": FACTOR, "output_type": "pil"}
-    answer = requests.post(url, params=request | {"fps": 20}, data=latents.numpy().tobytes(), headers={"Accept": "image/webp"})
+def test_webp(url):
+    latents = torch.randn((1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(18)).half()
+    request = {"shape": list(latents.shape), "dtype": "float16", "scaling_factor": FACTOR, "output_type": "pil", "fps": 20}
+    answer = requests.post(url, params=request, data=latents.numpy().tobytes(), headers={"Accept": "image/webp"})
     answer.raise_for_status()
     animation = Image.open(io.BytesIO(answer.content))
-    assert (animation.format, animation.n_frames, animation.size) == ("WEBP", FRAMES, (WIDTH, HEIGHT))
+    assert (animation.format, animation.n_frames, animation.size) == ("WEBP", FRAMES, (48, 32))
 
 
 def test_encode(url, vae):

@@ -225,6 +225,20 @@ def test_the_status_follows_the_server(open_page):
             assert not page.locator("#stale").is_visible()
 
 
+def test_the_running_job_has_a_bar(server, open_page):
+    page = open_page(server.url)
+    assert page.locator("#now div").first.inner_text() == "Now\nidle"
+
+    def at_work(route):
+        status = route.fetch().json()
+        assert status["running"] == []
+        route.fulfill(json=status | {"running": [{"elapsed_seconds": 1.5, "progress": 0.43}]})
+
+    page.route("**/status", at_work)
+    page.locator("#now", has_text="43 % after 1.50 s").wait_for()
+    assert page.evaluate("document.querySelector('#now progress').value") == 0.43
+
+
 def test_nothing_but_its_own_files_runs(server, open_page):
     page = open_page(server.url, expected=["Executing inline script violates", "Applying inline style violates"])
     page.evaluate(

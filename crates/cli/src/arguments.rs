@@ -18,10 +18,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Serve models over HTTP.
     Serve(ServeOptions),
-    /// Decode a file of latents to pictures.
-    Decode(DecodeOptions),
-    /// Encode a picture to a file of latents.
-    Encode(EncodeOptions),
+    /// Decode files of latents to pictures.
+    Decode(DecodeFiles),
+    /// Encode pictures to files of latents.
+    Encode(EncodeFiles),
     /// Show the whole way once: serve a model, encode a photograph and decode it again through HTTP.
     Demo(DemoOptions),
     /// Describe models: architecture, latent channels, scaling, size.
@@ -32,6 +32,24 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Check this machine and a model, or compare a model with the numbers that diffusers publishes.
     Doctor(DoctorOptions),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(CompletionsOptions),
+    /// Print the manual page, or write the pages of all commands to a folder.
+    Man(ManOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsOptions {
+    /// The shell, e.g. `remote-vae completions bash > ~/.local/share/bash-completion/completions/remote-vae`.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManOptions {
+    /// Where `remote-vae.1`, `remote-vae-serve.1`, … are written, e.g. `~/.local/share/man/man1`.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }
 
 const MODEL_HELP: &str = "A diffusers directory, a .safetensors file, `embedded`, an alias such as `sdxl` (`remote-vae models` \
@@ -277,7 +295,7 @@ fn parse_named_source(text: &str) -> Result<NamedSource, String> {
 }
 
 /// Where the work is done.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct PlaceArguments {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
@@ -297,16 +315,72 @@ pub(crate) struct PlaceArguments {
     pub engine: EngineArguments,
 }
 
+/// What is told of the work on files.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct FilesArguments {
+    /// Print a JSON object for each file on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Requests that travel to the server at one time.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub parallel: u8,
+}
+
+/// Formats of what a decode writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PictureFormat {
+    Png,
+    Jpg,
+    Webp,
+    /// For clips.
+    Mp4,
+    /// The f32 tensor `pixels`.
+    Safetensors,
+}
+
 #[derive(Debug, Args)]
-pub(crate) struct DecodeOptions {
-    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in a safetensors
-    /// file of F32, F16 or BF16.
-    #[arg(value_name = "IN.safetensors")]
-    pub input: PathBuf,
-    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`. A
-    /// clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name without extension), or
-    /// .safetensors.
+pub(crate) struct DecodeFiles {
+    /// Latents `[batch, channels, height, width]`, or of clips `[batch, channels, frames, height, width]`, in safetensors
+    /// files of F32, F16 or BF16; `-` is standard input.
+    #[arg(value_name = "IN.safetensors", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// A .png, .jpg or .webp file (numbered if there are several pictures), or .safetensors for the f32 tensor `pixels`; `-`
+    /// is standard output. A clip goes to a .mp4 file, a .webp animation, a folder for a PNG file of each frame (a name
+    /// without extension), or .safetensors. With several inputs, or a slash at its end (`out/`), it is a folder that takes a
+    /// file for each input.
     #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The format in a folder or on standard output.
+    #[arg(long, value_enum, default_value_t = PictureFormat::Png)]
+    pub format: PictureFormat,
+    #[command(flatten)]
+    pub files: FilesArguments,
+    #[command(flatten)]
+    pub each: DecodeOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncodeFiles {
+    /// PNG, JPEG or WebP pictures, or clips in MP4 files (H.264); sides are cut to multiples of the model's factor (8) by
+    /// resizing. An orientation noted in the file is not applied. `-` is standard input.
+    #[arg(value_name = "IN.png", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// A .safetensors file for the f32 tensor `latents`; `-` is standard output. A folder, written with a slash at its
+    /// end (`out/`), takes a file for each input.
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub files: FilesArguments,
+    #[command(flatten)]
+    pub each: EncodeOptions,
+}
+
+/// What a decode of one file needs to know.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DecodeOptions {
+    #[arg(skip)]
+    pub input: PathBuf,
+    #[arg(skip)]
     pub output: PathBuf,
     #[command(flatten)]
     pub video: VideoArguments,
@@ -326,17 +400,15 @@ pub(crate) struct DecodeOptions {
     pub place: PlaceArguments,
 }
 
-#[derive(Debug, Args)]
+/// What an encode of one file needs to know.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct EncodeOptions {
-    /// A PNG, JPEG or WebP picture, or a clip in an MP4 file (H.264); sides are cut to multiples of the model's factor (8)
-    /// by resizing. An orientation noted in the file is not applied.
-    #[arg(value_name = "IN.png")]
+    #[arg(skip)]
     pub input: PathBuf,
     /// Of a video file, take the first N frames: 1 more than a multiple of 4 [default: all]
     #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..))]
     pub frames: Option<u32>,
-    /// A .safetensors file for the f32 tensor `latents`.
-    #[arg(short, long, value_name = "OUT.safetensors")]
+    #[arg(skip)]
     pub output: PathBuf,
     /// Draw a sample of the encoder's distribution with this seed, 0 or more [default: its mode]
     #[arg(long, value_name = "SEED", allow_hyphen_values = true)]
@@ -423,9 +495,79 @@ pub(crate) struct BenchOptions {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub load: LoadArguments,
+    #[command(flatten)]
     pub clips: ClipArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
+}
+
+/// Load on a server.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArguments {
+    /// Put load on this server instead, and tell how it answered; `.../NAME` chooses one of several models.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "op", "runs", "steps"])]
+    pub url: Option<String>,
+    /// Clients that each ask again when they have their answer.
+    #[arg(long, value_name = "N", requires = "url", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Requests a second, however long the answers take [default: as --clients says]
+    #[arg(long, value_name = "R", requires = "url", conflicts_with = "clients", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// How long requests are sent.
+    #[arg(long, value_name = "S", requires = "url", default_value_t = 10.0, value_parser = parse_rate)]
+    pub seconds: f64,
+    /// Kinds of requests in turn, e.g. `512x512:raw,256x256:png`; raw, uint8, png or jpg [default: --size, raw]
+    #[arg(long, value_name = "WxH:FORMAT", requires = "url", value_delimiter = ',', value_parser = parse_kind)]
+    pub mix: Vec<Kind>,
+    /// Percent of the requests that are left within half a second, wherever they are by then.
+    #[arg(long, value_name = "PERCENT", requires = "url", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub abandon: u32,
+    /// A bearer key; with several, clients use them in turn.
+    #[arg(
+        long = "api-key",
+        value_name = "KEY",
+        requires = "url",
+        env = "REMOTE_VAE_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_keys: Vec<String>,
+    /// Compare each answer with the first one to the same request, byte for byte; fail if any differs.
+    #[arg(long, requires = "url")]
+    pub check: bool,
+}
+
+/// A kind of request that load is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub size: Size,
+    pub format: Format,
+}
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Raw,
+    Uint8,
+    Png,
+    Jpg,
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let (size, format) = text.split_once(':').unwrap_or((text, "raw"));
+    let format = match format {
+        "raw" => Format::Raw,
+        "uint8" => Format::Uint8,
+        "png" => Format::Png,
+        "jpg" => Format::Jpg,
+        _ => return Err(format!("{format:?} is not raw, uint8, png or jpg")),
+    };
+    Ok(Kind { size: parse_size(size)?, format })
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.001..=1e6).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a number from 0.001 to 1000000"))
 }
 
 #[derive(Debug, Args)]
@@ -439,6 +581,12 @@ pub(crate) struct DoctorOptions {
     /// The class to compare with: SDv1, SDXL, Flux, FluxPacked [default: all that fit the model]
     #[arg(long, value_name = "NAME", requires = "golden")]
     pub class: Option<String>,
+    /// The port that `serve` is to listen on.
+    #[arg(long, value_name = "P", env = "PORT", default_value_t = 8080, conflicts_with = "golden")]
+    pub port: u16,
+    /// Print one JSON object.
+    #[arg(long, conflicts_with = "golden")]
+    pub json: bool,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -509,6 +657,14 @@ mod tests {
         );
         assert!(parse_named_source("my model=x").is_err());
         assert!(parse_named_source("sd=").is_err());
+    }
+
+    #[test]
+    fn kinds_are_sizes_with_formats() {
+        let size = Size { width: 64, height: 32 };
+        assert_eq!(parse_kind("64x32:png"), Ok(Kind { size, format: Format::Png }));
+        assert_eq!(parse_kind("64x32"), Ok(Kind { size, format: Format::Raw }));
+        assert!(parse_kind("64x32:bmp").is_err() && parse_kind("png").is_err());
     }
 
     #[test]

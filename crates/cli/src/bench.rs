@@ -10,7 +10,7 @@ use remote_vae_wire::{Operation, Scaling};
 use serde::Serialize;
 
 use crate::arguments::{BenchOperation, BenchOptions};
-use crate::{clips, local, plan};
+use crate::{clips, load, local, plan};
 
 #[derive(Serialize)]
 struct Report {
@@ -53,6 +53,9 @@ struct Kernel {
 }
 
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
+    if let Some(url) = &options.load.url {
+        return load::run(options, url);
+    }
     let autoencoder = local::autoencoder(&options.model, &options.engine)?;
     let report = measure(&autoencoder, options)?;
     let mut output = std::io::stdout().lock();
@@ -205,7 +208,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     {
         bail!("--size {} needs {} MiB; the memory budget is {} MiB", options.size, need >> 20, budget >> 20);
     }
-    let input = input(task.shape);
+    let input = input(task.shape, 1);
     let once = |control: &Control| -> Result<f64> {
         let start = Instant::now();
         task.run(autoencoder, &input, control)?;
@@ -314,8 +317,8 @@ fn kernels(plan: &Plan, runs: &[Vec<f64>], peak: f64) -> Vec<Kernel> {
 }
 
 /// Repeatable values in about -1..1 (a linear congruential generator's high bits).
-fn input(shape: [usize; 5]) -> Vec<f32> {
-    let mut state = 1u64;
+pub(crate) fn input(shape: [usize; 5], seed: u64) -> Vec<f32> {
+    let mut state = seed;
     (0..shape.iter().product())
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

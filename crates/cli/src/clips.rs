@@ -9,8 +9,9 @@ use remote_vae_media::{
 };
 
 use crate::arguments::{ClipArguments, VideoArguments};
-use crate::convert::numbered;
+use crate::convert::{Written, numbered};
 use crate::local;
+use crate::place::{self, write};
 
 /// How clips are cut; a model of pictures refuses what it cannot do.
 pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &ClipArguments) -> Result<Windows> {
@@ -50,7 +51,7 @@ pub(crate) fn read(file: &[u8], count: Option<usize>, factor: usize) -> Result<V
 }
 
 /// A kind of file that holds frames.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Mp4,
     Webp,
@@ -70,6 +71,8 @@ pub(crate) struct Writer<'a> {
     sink: Option<Sink>,
     /// Frames of the clip that are written.
     written: usize,
+    /// Clips that are whole.
+    pub files: Vec<Written>,
 }
 
 enum Sink {
@@ -87,7 +90,8 @@ impl<'a> Writer<'a> {
         arguments: &VideoArguments,
         shape: [usize; 5],
     ) -> Result<Self> {
-        let [_, channels, frames, height, width] = shape;
+        let [batch, channels, frames, height, width] = shape;
+        place::one_result(output, batch)?;
         if channels != 3 {
             bail!(
                 "the model gives {channels} channels, which are no picture; write a .safetensors file instead"
@@ -104,7 +108,7 @@ impl<'a> Writer<'a> {
             Format::Webp => drop(WebpAnimation::new(width, height, video.fps)?),
             Format::Folder | Format::Png | Format::Jpeg => {}
         }
-        Ok(Self { output, format, video, shape, sink: None, written: 0 })
+        Ok(Self { output, format, video, shape, sink: None, written: 0, files: Vec::new() })
     }
 
     /// Adds frames, all of one clip.
@@ -145,7 +149,7 @@ impl<'a> Writer<'a> {
             Sink::Webp(animation) => write(&path, &animation.finish()?)?,
             Sink::Folder(_) | Sink::Picture => {}
         }
-        eprintln!("wrote {} {width}x{height}, {} frames", path.display(), self.shape[2]);
+        self.files.push(Written { path, shape: vec![self.shape[2], height, width] });
         Ok(())
     }
 
@@ -169,8 +173,4 @@ impl<'a> Writer<'a> {
             _ => numbered(self.output, sample),
         }
     }
-}
-
-fn write(path: &Path, file: &[u8]) -> Result<()> {
-    std::fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))
 }

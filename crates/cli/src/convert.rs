@@ -1,4 +1,5 @@
-//! `remote-vae decode` and `encode`: one file in, one out, here or on a server. Files of clips are in [`crate::clips`].
+//! The work of `remote-vae decode` and `encode` on one file, here or on a server. Many files are in [`crate::batch`], files
+//! of clips in [`crate::clips`].
 
 use std::path::{Path, PathBuf};
 
@@ -11,16 +12,19 @@ use remote_vae_wire::{Dtype, Scaling};
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::clips::{self, Writer};
 use crate::local;
+use crate::place::{self, Place};
 use crate::tensors::{self, Tensor};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+/// What a decode writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
     Frames(clips::Format),
     Tensor,
 }
 
 impl Format {
-    fn of(path: &Path) -> Result<Format> {
+    /// By the extension.
+    pub(crate) fn of(path: &Path) -> Result<Format> {
         let extension = path.extension().map(|text| text.to_string_lossy().to_ascii_lowercase());
         Ok(Format::Frames(match extension.as_deref() {
             Some("png") => clips::Format::Png,
@@ -38,31 +42,47 @@ impl Format {
     }
 }
 
-pub(crate) fn decode(options: &DecodeOptions) -> Result<()> {
-    let format = Format::of(&options.output)?;
-    check_output(&options.input, &options.output)?;
+/// A file or folder that was made.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub path: PathBuf,
+    /// Of the tensor, `[height, width]` of a picture or `[frames, height, width]` of a clip.
+    pub shape: Vec<usize>,
+}
+
+/// Decodes `options.input` to `options.output`, which has `format`.
+pub(crate) fn decode(options: &DecodeOptions, format: Format, place: &Place) -> Result<Vec<Written>> {
     let latents = tensors::read(&options.input, options.key.as_deref())?;
-    if let Some(url) = &options.place.url {
-        let (values, shape) = decode_remotely(url, options, latents)?;
-        warn_of_bad_values(&values);
-        return match shape[..] {
-            [batch, channels, height, width] => {
-                let shape = [batch, channels, height, width];
-                write_image(&Image { pixels: values, shape }, format, &options.output)
-            }
-            [batch, channels, frames, height, width] => {
-                write_clips(&values, [batch, channels, frames, height, width], format, options)
-            }
-            _ => bail!("the server answered with shape {shape:?}; expected four or five sides"),
-        };
-    }
-    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
+    let autoencoder = match place {
+        Place::There(server) => return decode_there(server, options, format, latents),
+        Place::Here(autoencoder) => autoencoder,
+    };
     if autoencoder.model().temporal_factor().is_some() {
-        return decode_clips_here(&autoencoder, options, format, &latents);
+        return decode_clips_here(autoencoder, options, format, &latents);
     }
-    let image = decode_here(&autoencoder, options, &latents)?;
+    let image = decode_here(autoencoder, options, &latents)?;
     warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
+}
+
+fn decode_there(
+    server: &client::blocking::Client,
+    options: &DecodeOptions,
+    format: Format,
+    latents: Tensor,
+) -> Result<Vec<Written>> {
+    let (values, shape) = decode_remotely(server, options, latents)?;
+    warn_of_bad_values(&values);
+    match shape[..] {
+        [batch, channels, height, width] => {
+            let shape = [batch, channels, height, width];
+            write_image(&Image { pixels: values, shape }, format, &options.output)
+        }
+        [batch, channels, frames, height, width] => {
+            write_clips(&values, [batch, channels, frames, height, width], format, options)
+        }
+        _ => bail!("the server answered with shape {shape:?}; expected four or five sides"),
+    }
 }
 
 /// Clips, written as their frames are decoded.
@@ -71,7 +91,7 @@ fn decode_clips_here(
     options: &DecodeOptions,
     format: Format,
     latents: &Tensor,
-) -> Result<()> {
+) -> Result<Vec<Written>> {
     let DecodeOptions { place, .. } = options;
     let shape = clips::five_dimensional(&latents.shape, autoencoder.model().latent_channels())
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
@@ -102,11 +122,17 @@ fn decode_clips_here(
     };
     let done =
         autoencoder.decode_frames(latents.values(), shape, &scaling, windows, precision, &control, &mut emit);
-    failure.map_or(done.map_err(Into::into), Err)
+    failure.map_or(done.map_err(Into::into), Err)?;
+    Ok(writer.files)
 }
 
 /// Clips that are there as a whole.
-fn write_clips(values: &[f32], shape: [usize; 5], format: Format, options: &DecodeOptions) -> Result<()> {
+fn write_clips(
+    values: &[f32],
+    shape: [usize; 5],
+    format: Format,
+    options: &DecodeOptions,
+) -> Result<Vec<Written>> {
     let Format::Frames(format) = format else { return write_tensor(&options.output, &shape, values) };
     let mut writer = Writer::new(&options.output, format, &options.video, shape)?;
     let [_, channels, frames, height, width] = shape;
@@ -115,36 +141,21 @@ fn write_clips(values: &[f32], shape: [usize; 5], format: Format, options: &Deco
         let shape = [channels, frames, height, width];
         writer.add(&Frames { sample, first: 0, values: values.to_vec(), shape })?;
     }
-    Ok(())
+    Ok(writer.files)
 }
 
-fn write_tensor(output: &Path, shape: &[usize], pixels: &[f32]) -> Result<()> {
+fn write_tensor(output: &Path, shape: &[usize], pixels: &[f32]) -> Result<Vec<Written>> {
     tensors::write(output, "pixels", shape, pixels)?;
-    eprintln!("wrote {} {shape:?}", output.display());
-    Ok(())
-}
-
-/// Finds out before the work, not after it, that the result could not be written.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
-    let folder = match output.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        bail!("the folder {} of the output does not exist", folder.display());
-    }
-    if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
-        && input == output
-    {
-        bail!("the output {} is the input; choose another name", output.display());
-    }
-    Ok(())
+    Ok(vec![Written { path: output.to_owned(), shape: shape.to_vec() }])
 }
 
 fn warn_of_bad_values(values: &[f32]) {
     let bad = values.iter().filter(|value| !value.is_finite()).count();
     if bad > 0 {
-        eprintln!("warning: {bad} of {} values are not finite; are the latents damaged?", values.len());
+        local::say(&format!(
+            "warning: {bad} of {} values are not finite; are the latents damaged?",
+            values.len()
+        ));
     }
 }
 
@@ -182,24 +193,18 @@ fn four_dimensional(
 }
 
 /// The pixels and their shape.
-fn decode_remotely(url: &str, options: &DecodeOptions, latents: Tensor) -> Result<(Vec<f32>, Vec<usize>)> {
-    refuse_local_arguments(&options.place.engine)?;
+fn decode_remotely(
+    server: &client::blocking::Client,
+    options: &DecodeOptions,
+    latents: Tensor,
+) -> Result<(Vec<f32>, Vec<usize>)> {
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let (output, cuts) = (client::Output::Float16, options.place.clips.cuts());
     let request = client::DecodeOptions { output, scaling, size, precision, cuts, preview: options.preview };
-    let pixels = server(url, &options.place)?.decode(&latents, &request)?.tensor()?;
+    let pixels = server.decode(&latents, &request)?.tensor()?;
     Ok((pixels.to_f32(), pixels.shape))
-}
-
-fn server(url: &str, place: &PlaceArguments) -> Result<client::blocking::Client> {
-    let builder = client::Client::builder(url);
-    let builder = match &place.api_key {
-        Some(key) => builder.bearer_key(key),
-        None => builder,
-    };
-    Ok(client::blocking::Client::from_builder(builder)?)
 }
 
 /// The name to ask a server for; none leaves it to the server.
@@ -207,26 +212,15 @@ fn remote_precision(engine: &EngineArguments) -> Option<String> {
     engine.precision.map(|precision| remote_vae_engine::Precision::from(precision).name().to_owned())
 }
 
-/// With `--url` the server's engine does the work, so flags for ours would be ignored.
-fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
-    let given = [
-        ("--threads", engine.threads.is_some()),
-        ("--isa", engine.isa.is_some()),
-        ("--memory-budget", engine.memory_budget.is_some()),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => bail!("{flag} has no effect with --url, where the server computes"),
-        None => Ok(()),
-    }
-}
-
-fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
+fn write_image(image: &Image, format: Format, output: &Path) -> Result<Vec<Written>> {
     let Format::Frames(format) = format else { return write_tensor(output, &image.shape, &image.pixels) };
     let [batch, channels, height, width] = image.shape;
     if channels != 3 {
         bail!("the model gives {channels} channels, which are no picture; write a .safetensors file instead");
     }
     let bytes = remote_vae_media::to_uint8_channel_last(&image.pixels, image.shape);
+    place::one_result(output, batch)?;
+    let mut written = Vec::with_capacity(batch);
     for (index, rgb) in bytes.chunks_exact(3 * height * width).enumerate() {
         let path = if batch == 1 { output.to_owned() } else { numbered(output, index) };
         let file = match format {
@@ -237,10 +231,10 @@ fn write_image(image: &Image, format: Format, output: &Path) -> Result<()> {
                 bail!("{} is for clips; these are pictures: write .png, .jpg or .webp", output.display())
             }
         };
-        std::fs::write(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
-        eprintln!("wrote {} {width}x{height}", path.display());
+        place::write(&path, &file)?;
+        written.push(Written { path, shape: vec![height, width] });
     }
-    Ok(())
+    Ok(written)
 }
 
 /// `out.png` → `out-0.png`, `out-1.png`, …
@@ -250,25 +244,23 @@ pub(crate) fn numbered(path: &Path, index: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{index}.{extension}"))
 }
 
-pub(crate) fn encode(options: &EncodeOptions) -> Result<()> {
-    if Format::of(&options.output)? != Format::Tensor {
-        bail!("latents are written as .safetensors, not as {}", options.output.display());
-    }
-    check_output(&options.input, &options.output)?;
-    let file =
-        std::fs::read(&options.input).with_context(|| format!("cannot read {}", options.input.display()))?;
-    let (values, shape) = match &options.place.url {
-        Some(url) => encode_remotely(url, options, file)?,
-        None => encode_here(options, &file)?,
+/// Encodes `options.input` to `options.output`.
+pub(crate) fn encode(options: &EncodeOptions, place: &Place) -> Result<Vec<Written>> {
+    let file = place::read(&options.input)?;
+    let (values, shape) = match place {
+        Place::There(server) => encode_remotely(server, options, file)?,
+        Place::Here(autoencoder) => encode_here(autoencoder, options, &file)?,
     };
     tensors::write(&options.output, "latents", &shape, &values)?;
-    eprintln!("wrote {} {shape:?}", options.output.display());
-    Ok(())
+    Ok(vec![Written { path: options.output.clone(), shape }])
 }
 
-fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<usize>)> {
-    let autoencoder = local::autoencoder(&options.place.model, &options.place.engine)?;
-    let windows = clips::windows(&autoencoder, &options.place.clips)?;
+fn encode_here(
+    autoencoder: &Autoencoder,
+    options: &EncodeOptions,
+    file: &[u8],
+) -> Result<(Vec<f32>, Vec<usize>)> {
+    let windows = clips::windows(autoencoder, &options.place.clips)?;
     let (factor, takes_clips) =
         (autoencoder.model().spatial_factor(), autoencoder.model().temporal_factor().is_some());
     let is_video = remote_vae_media::is_mp4(file);
@@ -301,12 +293,15 @@ fn encode_here(options: &EncodeOptions, file: &[u8]) -> Result<(Vec<f32>, Vec<us
     Ok((latents.values, latents.shape.to_vec()))
 }
 
-fn encode_remotely(url: &str, options: &EncodeOptions, file: Vec<u8>) -> Result<(Vec<f32>, Vec<usize>)> {
-    refuse_local_arguments(&options.place.engine)?;
+fn encode_remotely(
+    server: &client::blocking::Client,
+    options: &EncodeOptions,
+    file: Vec<u8>,
+) -> Result<(Vec<f32>, Vec<usize>)> {
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let cuts = options.place.clips.cuts();
     let request = client::EncodeOptions { scaling, seed: options.seed, precision, cuts };
-    let latents = server(url, &options.place)?.encode(client::Source::file(file), &request)?.tensor()?;
+    let latents = server.encode(client::Source::file(file), &request)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))
 }

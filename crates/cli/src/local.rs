@@ -1,8 +1,9 @@
 //! Models and engines of this process.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
 use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
@@ -34,12 +35,34 @@ pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<A
     Ok(Autoencoder::new(model(source)?, engine))
 }
 
-/// A control that draws a progress bar on a terminal's standard error.
+/// All bars of this process, one below the other on a terminal's standard error.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Writes a line to standard error, above the bars.
+pub(crate) fn say(line: &str) {
+    BARS.suspend(|| eprintln!("{line}"));
+}
+
+/// A bar that counts files, with their rate and the time left.
+pub(crate) fn files_bar(what: &str, files: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} files, {rate}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // A line on a terminal: nothing is to be done where it cannot be written.
+            let _ = write!(out, "{:.2} files/s", state.per_sec());
+        });
+    BARS.add(ProgressBar::new(files as u64).with_style(style).with_prefix(what.to_owned()))
+}
+
+/// A control that draws a progress bar.
 pub(crate) fn control(what: &str) -> Control {
     let style =
-        indicatif::ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {elapsed}, {eta} left")
-            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
-    let bar = indicatif::ProgressBar::new(0).with_style(style).with_prefix(what.to_owned());
+        ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {rate}, {elapsed} gone, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let _ = write!(out, "{:.0} GFLOP/s", state.per_sec() / 1e9);
+            });
+    let bar = BARS.add(ProgressBar::new(0).with_style(style).with_prefix(what.to_owned()));
     Control::with_progress(move |progress| {
         bar.set_length(progress.total_flops);
         bar.set_position(progress.done_flops);
@@ -50,8 +73,8 @@ pub(crate) fn control(what: &str) -> Control {
 }
 
 /// A sign of life on a terminal's standard error, for work whose progress is not known.
-pub(crate) fn spinner(what: &str) -> indicatif::ProgressBar {
-    let spinner = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
+pub(crate) fn spinner(what: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     spinner
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod batch;
 mod bench;
 mod clips;
 mod config;
@@ -9,8 +10,11 @@ mod convert;
 mod demo;
 mod doctor;
 mod golden;
+mod load;
 mod local;
+mod manual;
 mod models;
+mod place;
 mod plan;
 mod serve;
 mod tensors;
@@ -36,18 +40,20 @@ fn run(parsed: &config::Parsed) -> anyhow::Result<()> {
     match &parsed.arguments.command {
         Command::Serve(options) if options.print_config => parsed.print(&mut std::io::stdout().lock()),
         Command::Serve(options) => serve::run(options),
-        Command::Decode(options) => convert::decode(options),
-        Command::Encode(options) => convert::encode(options),
+        Command::Decode(files) => batch::decode(files),
+        Command::Encode(files) => batch::encode(files),
         Command::Demo(options) => demo::run(options),
         Command::Models(options) => models::run(options),
         Command::Plan(options) => plan::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Doctor(options) => doctor::run(options),
+        Command::Completions(options) => manual::completions(options),
+        Command::Man(options) => manual::pages(options),
     }
 }
 
 /// The error and its causes, less those that the text before them already tells.
-fn message(error: &anyhow::Error) -> String {
+pub(crate) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
         true => cause,
         false if text.contains(&cause) => text,

@@ -187,7 +187,11 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn start_logging(format: LogFormat) -> Result<()> {
     let filter = EnvFilter::try_from_env("REMOTE_VAE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost; to complain about it on the same stream would be a panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -8,6 +8,8 @@ use remote_vae_wire::{Dtype, bytes_from_elements, elements_from_bytes};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use crate::place;
+
 /// A plain tensor.
 #[derive(Debug)]
 pub(crate) struct Tensor {
@@ -24,7 +26,7 @@ impl Tensor {
 
 /// The tensor called `key`, else `latents` or `latent`, else the first of the file.
 pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<Tensor> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = place::read(path)?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes)
         .with_context(|| format!("{} is not a whole safetensors file", path.display()))?;
     let file = SafeTensors::deserialize(&bytes)?;
@@ -55,7 +57,7 @@ pub(crate) fn write(path: &Path, name: &str, shape: &[usize], values: &[f32]) ->
     let bytes = bytes_from_elements(Dtype::Float32, values);
     let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes)?;
     let file = safetensors::serialize(HashMap::from([(name, view)]), None)?;
-    std::fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))
+    place::write(path, &file)
 }
 
 #[cfg(test)]

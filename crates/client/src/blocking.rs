@@ -7,6 +7,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use crate::client::ClientBuilder;
 use crate::error::ClientError;
 use crate::options::{DecodeOptions, EncodeOptions, Source};
+use crate::queue::DecodeQueue;
 use crate::reply::Reply;
 use crate::tensor::Tensor;
 
@@ -51,6 +52,35 @@ impl Client {
     /// The same, and [`ClientError::InsideRuntime`].
     pub fn decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Reply, ClientError> {
         self.wait(self.inner.decode(latents, options))
+    }
+
+    /// Decodes what `latents` gives, up to `parallel` requests at one time, and yields the replies in their order: while one
+    /// is looked at, the next are under way. `latents` is asked for the next only when there is room.
+    ///
+    /// # Errors
+    /// Each item is what [`Client::decode`] gives.
+    pub fn decode_each<'a>(
+        &'a self,
+        latents: impl IntoIterator<Item = Tensor> + 'a,
+        options: &DecodeOptions,
+        parallel: usize,
+    ) -> impl Iterator<Item = Result<Reply, ClientError>> + 'a {
+        let mut queue = DecodeQueue::new(self.inner.clone(), options.clone(), parallel, parallel);
+        let mut latents = latents.into_iter();
+        let mut waiting = 0;
+        std::iter::from_fn(move || {
+            if let Err(error) = outside_runtime() {
+                return Some(Err(error));
+            }
+            while waiting < parallel.max(1)
+                && let Some(next) = latents.next()
+            {
+                self.runtime.block_on(queue.put(next));
+                waiting += 1;
+            }
+            waiting = waiting.saturating_sub(1);
+            self.runtime.block_on(queue.next())
+        })
     }
 
     /// As [`crate::Client::encode`].

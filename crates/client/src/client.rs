@@ -1,6 +1,7 @@
 //! The async client.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use reqwest::{Response, Url};
 use crate::connect::{connect, parse_address, shown};
 use crate::error::ClientError;
 use crate::options::{DecodeOptions, EncodeOptions, Source};
+use crate::progress::{self, Progress, ProgressCallback, Stage};
 use crate::reply::Reply;
 use crate::retry;
 use crate::tensor::Tensor;
@@ -22,6 +24,7 @@ pub struct Client {
     url: Url,
     retries: u32,
     timeout: Option<Duration>,
+    progress: Option<ProgressCallback>,
 }
 
 /// Settings of a [`Client`].
@@ -32,6 +35,7 @@ pub struct ClientBuilder {
     timeout: Option<Duration>,
     connect_timeout: Duration,
     retries: u32,
+    progress: Option<ProgressCallback>,
 }
 
 impl fmt::Debug for Client {
@@ -69,10 +73,18 @@ impl ClientBuilder {
         self
     }
 
-    /// How often to try again after 429 or 503; 5 unless set.
+    /// How often to try again after 408, 429, 502, 503 or 504, or when a connection breaks; 5 unless set. The waits are
+    /// those that the server names in `Retry-After`, or half a second that doubles, at most a minute.
     #[must_use]
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
+        self
+    }
+
+    /// Called while the bytes of a decode or an encode travel, from the task that awaits it.
+    #[must_use]
+    pub fn on_progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
         self
     }
 
@@ -83,7 +95,8 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ClientError> {
         let url = parse_address(&self.url)?;
         let http = connect(&url, self.key.as_deref(), self.timeout, self.connect_timeout)?;
-        Ok(Client { http, url, retries: self.retries, timeout: self.timeout })
+        let Self { retries, timeout, progress, .. } = self;
+        Ok(Client { http, url, retries, timeout, progress })
     }
 }
 
@@ -112,6 +125,7 @@ impl Client {
             timeout: Some(Duration::from_secs(600)),
             connect_timeout: Duration::from_secs(10),
             retries: 5,
+            progress: None,
         }
     }
 
@@ -164,6 +178,15 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
     }
 
+    /// The server's measurements at `/metrics`, in Prometheus' text form.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let (_, body) = self.finish(self.get("/metrics").await?).await?;
+        String::from_utf8(body).map_err(|error| ClientError::Answer { reason: error.to_string() })
+    }
+
     fn with_query(&self, query: &str) -> Url {
         let mut url = self.url.clone();
         let own = url.query().unwrap_or("").to_owned();
@@ -187,23 +210,49 @@ impl Client {
             if let Some(content_type) = attempt.content_type {
                 request = request.header(CONTENT_TYPE, content_type);
             }
-            let sent = request.body(attempt.body.clone()).send().await;
-            let response = sent.map_err(|error| self.failure(&error))?;
-            if number < self.retries && retry::is_temporary(response.status()) {
-                tokio::time::sleep(retry::wait(number, retry::retry_after(response.headers()))).await;
-                number += 1;
-                continue;
+            let outcome = match request.body(self.body(attempt.body)).send().await {
+                Ok(response) if retry::is_temporary(response.status()) && number < self.retries => {
+                    Err(retry::retry_after(response.headers()))
+                }
+                Ok(response) => match self.finish(response).await {
+                    Err(ClientError::Connection { .. }) if number < self.retries => Err(None),
+                    finished => Ok(finished),
+                },
+                Err(error) => match self.failure(&error) {
+                    ClientError::Connection { .. } if number < self.retries => Err(None),
+                    failure => Ok(Err(failure)),
+                },
+            };
+            match outcome {
+                Ok(finished) => return finished,
+                Err(asked) => tokio::time::sleep(retry::wait(number, asked)).await,
             }
-            return self.finish(response).await;
+            number += 1;
+        }
+    }
+
+    /// The body of a request; with a callback in pieces, of which it is told.
+    fn body(&self, bytes: &Bytes) -> reqwest::Body {
+        match &self.progress {
+            None => bytes.clone().into(),
+            Some(callback) => progress::counted(bytes.clone(), Arc::clone(callback)),
         }
     }
 
     /// Reads a success whole; anything else becomes an error with the server's words.
-    async fn finish(&self, response: Response) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+    async fn finish(&self, mut response: Response) -> Result<(HeaderMap, Vec<u8>), ClientError> {
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = response.bytes().await.map_err(|error| self.failure(&error))?;
+        let total = response.content_length().unwrap_or(0);
+        // A length that is stated may be wrong: memory is taken as bytes come.
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.failure(&error))? {
+            body.extend_from_slice(&piece);
+            if let Some(callback) = &self.progress {
+                callback(Progress { stage: Stage::Receiving, done: body.len() as u64, total });
+            }
+        }
         if status.is_success() {
-            return Ok((headers, Vec::from(body)));
+            return Ok((headers, body));
         }
         let message = error_message(&body).unwrap_or_else(|| foreign_message(status, &body));
         Err(ClientError::Refused {

@@ -88,6 +88,92 @@ async fn busy_servers_are_asked_again() {
 }
 
 #[tokio::test]
+async fn a_broken_connection_is_tried_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        // The first connection is closed without an answer.
+        drop(listener.accept().await.unwrap());
+        axum::serve(listener, Router::new().fallback(echo)).await.unwrap();
+    });
+    let client = Client::new(&url).unwrap();
+    assert!(client.decode(&latents(), &DecodeOptions::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn progress_counts_the_bytes_of_both_ways() {
+    let url = serve(Router::new().fallback(echo)).await;
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Arc::clone(&told);
+    let builder = Client::builder(url).on_progress(move |progress| sink.lock().unwrap().push(progress));
+    let large = Tensor::new(vec![1, 4, 400, 400], Dtype::Uint8, vec![7; 640_000]).unwrap();
+    let reply = builder.build().unwrap().decode(&large, &DecodeOptions::default()).await.unwrap();
+    assert_eq!(reply.tensor().unwrap().bytes, large.bytes);
+    let told = told.lock().unwrap();
+    let last = |stage| *told.iter().rfind(|progress| progress.stage == stage).unwrap();
+    for stage in [Stage::Sending, Stage::Receiving] {
+        assert_eq!(last(stage), Progress { stage, done: 640_000, total: 640_000 });
+    }
+    assert_eq!(told.iter().filter(|progress| progress.stage == Stage::Sending).count(), 3);
+}
+
+/// Answers after a while, and counts how many requests are there at one time.
+async fn crowded(
+    most: Arc<AtomicUsize>,
+    now: Arc<AtomicUsize>,
+    request: Request,
+) -> axum::response::Response {
+    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    now.fetch_sub(1, Ordering::SeqCst);
+    let wrong = request.uri().query().unwrap_or("").contains("dtype=float16");
+    if wrong {
+        (StatusCode::BAD_REQUEST, r#"{"error":"wrong"}"#).into_response()
+    } else {
+        echo(request).await.into_response()
+    }
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_keeps_the_order() {
+    let (most, now) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (seen, current) = (Arc::clone(&most), Arc::clone(&now));
+    let router = Router::new()
+        .fallback(move |request: Request| crowded(Arc::clone(&seen), Arc::clone(&current), request));
+    let client = Client::new(serve(router).await).unwrap();
+    let mut queue = crate::DecodeQueue::new(client, DecodeOptions::default(), 3, 2);
+    let begun = std::time::Instant::now();
+    for number in 0..7_u8 {
+        let dtype = if number == 4 { Dtype::Float16 } else { Dtype::Uint8 };
+        queue.put(Tensor::new(vec![1], dtype, vec![number; dtype.size()]).unwrap()).await;
+    }
+    // The last put had to wait for four answers, two of which come at one time.
+    assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
+    assert_eq!(queue.len(), 7);
+    for number in 0..7_u8 {
+        let reply = queue.next().await.unwrap();
+        match number {
+            4 => assert_eq!(reply.unwrap_err().status(), Some(400)),
+            _ => assert_eq!(reply.unwrap().tensor().unwrap().bytes, [number]),
+        }
+    }
+    assert!(queue.next().await.is_none() && queue.is_empty());
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn the_blocking_face_decodes_many_in_order() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let url = runtime.block_on(serve(Router::new().fallback(echo)));
+    let client = crate::blocking::Client::new(&url).unwrap();
+    let many = (0..5_u8).map(|number| Tensor::new(vec![1], Dtype::Uint8, vec![number]).unwrap());
+    let options = DecodeOptions::default();
+    let replies =
+        client.decode_each(many, &options, 2).map(|reply| reply.unwrap().tensor().unwrap().bytes[0]);
+    assert_eq!(replies.collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
 async fn refusals_carry_the_servers_words() {
     let router = Router::new()
         .fallback(async || (StatusCode::BAD_REQUEST, r#"{"error":"Expected `dtype` in query params."}"#));

@@ -59,6 +59,12 @@ pub enum ClientError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A decode of a queue ended without an answer.
+    #[error("The decode was stopped: {reason}.")]
+    Stopped {
+        /// What the runtime said.
+        reason: String,
+    },
     /// A tensor whose bytes, shape and element type do not belong together.
     #[error(transparent)]
     Tensor(#[from] WireError),

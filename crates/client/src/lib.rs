@@ -1,7 +1,8 @@
 //! The Rust client of a Remote VAE endpoint: latents out, pictures back, and the other way round.
 //!
 //! It speaks the protocol of Hugging Face's "Remote VAE" endpoints and works with any server of it. What the Python
-//! client lacks is here: timeouts, retries that honour `Retry-After`, keys, and errors that carry the server's words.
+//! client lacks is here: timeouts, retries that honour `Retry-After`, keys, whole batches, progress, a bounded queue, and
+//! errors that carry the server's words. Examples that run: `examples/` of the crate.
 //!
 //! ```no_run
 //! use remote_vae_client::{Client, DecodeOptions, Output, Tensor};
@@ -34,6 +35,8 @@
 //! |---|---|
 //! | [`tensor`] | what travels: [`Tensor`] |
 //! | [`options`] | what a decode or an encode is asked for |
+//! | [`progress`] | how far a request is |
+//! | [`queue`] | several decodes under way while the next latents are made |
 //! | [`reply`] | what came back, with the server's timings |
 //! | [`blocking`] | the same client without an async runtime |
 #![forbid(unsafe_code)]
@@ -43,6 +46,8 @@ mod client;
 mod connect;
 mod error;
 pub mod options;
+pub mod progress;
+pub mod queue;
 pub mod reply;
 mod retry;
 pub mod tensor;
@@ -50,5 +55,7 @@ pub mod tensor;
 pub use client::{Client, ClientBuilder};
 pub use error::ClientError;
 pub use options::{Cuts, DecodeOptions, EncodeOptions, Output, Source};
+pub use progress::{Progress, Stage};
+pub use queue::DecodeQueue;
 pub use reply::{Content, Reply, Timing};
 pub use tensor::Tensor;

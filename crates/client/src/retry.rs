@@ -1,6 +1,6 @@
 //! When to try again: only after an answer that says so, after the time it names, a bounded number of times.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -10,15 +10,20 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Whether an answer invites another attempt: too many requests, or not yet or no longer serving.
+/// Whether an answer invites another attempt: too slow, too many requests, or not yet or no longer serving.
 pub(crate) fn is_temporary(status: StatusCode) -> bool {
-    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+    matches!(status.as_u16(), 408 | 429 | 502 | 503 | 504)
 }
 
-/// Seconds of the header; its other form, a date, is not used by servers of the protocol.
+/// What the header says: seconds, or a date.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse::<u64>().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let moment = httpdate::parse_http_date(text).ok()?;
+    // A moment that has passed means at once.
+    Some(moment.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// Wait after attempt `attempt` (from 0).
@@ -30,6 +35,21 @@ pub(crate) fn wait(attempt: u32, asked: Option<Duration>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_forms_of_the_header_are_read() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        assert_eq!(read("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(30));
+        let wait = read(&soon).unwrap().as_secs();
+        assert!((25..=30).contains(&wait), "{wait}");
+        assert_eq!((read("soon"), read("-1")), (None, None));
+    }
 
     #[test]
     fn waits_grow_and_are_bounded() {

@@ -5,7 +5,7 @@
 //! | space | factors from |
 //! |---|---|
 //! | Stable Diffusion 1 and 2, XL, FLUX.1, the embedded model | `preview/fit.py`: least squares over encoded photographs |
-//! | Stable Diffusion 3, FLUX.2, HunyuanVideo | the numbers of ComfyUI's `comfy/latent_formats.py` |
+//! | Stable Diffusion 3, FLUX.2, HunyuanVideo, Wan 2.1 (and Qwen-Image), Wan 2.2 5B | the numbers of ComfyUI's `comfy/latent_formats.py` |
 //! | Playground v2.5 | those of Stable Diffusion XL, whose autoencoder it has |
 
 // A factor may come near some constant by chance.
@@ -49,7 +49,12 @@ const SCALAR_SPACES: [(usize, Factors, &PreviewFactors); 6] = [
 
 /// Channels of FLUX.2's latents, which no other space of pictures has.
 const FLUX2_CHANNELS: usize = 32;
-/// The mean of the first channel of Playground v2.5.
+/// Spaces with a mean for each channel, by channels and the mean of the first.
+const CHANNEL_SPACES: [(usize, f64, &PreviewFactors, Basis); 3] = [
+    (4, PLAYGROUND_MEAN, &fitted::SDXL, Basis::Scaled(SDXL.scaling_factor as f32)),
+    (16, -0.7571, &published::WAN21, Basis::Own),
+    (48, -0.2289, &published::WAN22, Basis::Own),
+];
 const PLAYGROUND_MEAN: f64 = -1.6574;
 
 /// Which latents the factors take.
@@ -103,10 +108,11 @@ impl LatentSpace {
                 scaling_factor: *scaling_factor,
                 shift_factor: shift_factor.filter(|&x| x != 0.0),
             }),
-            Normalisation::PerChannel { mean, .. }
-                if mean.first() == Some(&PLAYGROUND_MEAN) && self.channels == 4 =>
-            {
-                Some((&fitted::SDXL, Basis::Scaled(SDXL.scaling_factor as f32)))
+            Normalisation::PerChannel { mean, .. } => {
+                let known = CHANNEL_SPACES
+                    .iter()
+                    .find(|(channels, first, ..)| *channels == self.channels && mean.first() == Some(first));
+                known.map(|(_, _, factors, basis)| (*factors, *basis))
             }
             Normalisation::PerPatchElement { .. } | Normalisation::Identity { family: None }
                 if self.channels == FLUX2_CHANNELS =>
@@ -174,6 +180,9 @@ mod tests {
     fn tables_have_a_row_for_each_channel() {
         for (channels, factors, table) in SCALAR_SPACES {
             assert_eq!(table.factors.len(), channels, "{factors:?}");
+        }
+        for (channels, mean, table, _) in CHANNEL_SPACES {
+            assert_eq!(table.factors.len(), channels, "{mean}");
         }
         assert_eq!(published::FLUX2.factors.len(), FLUX2_CHANNELS);
     }
@@ -243,6 +252,13 @@ mod tests {
     fn unknown_spaces_say_so() {
         let message = |space: LatentSpace| space.check_preview().unwrap_err().to_string();
         assert!(message(scalar(4, FLUX)).ends_with("latent space of 4 channels"));
+        let wan = |mean: f64| Normalisation::PerChannel {
+            mean: vec![mean; 16],
+            std: vec![2.0; 16],
+            scaling_factor: 1.0,
+        };
+        assert!(space(16, wan(-0.7571)).check_preview().is_ok());
+        assert!(space(16, wan(0.5)).check_preview().is_err());
         assert!(message(tiny(4, None)).contains("space=SPACE"));
         let mean = vec![0.0; 4];
         let own = Normalisation::PerChannel { mean: mean.clone(), std: mean, scaling_factor: 1.0 };

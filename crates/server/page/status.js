@@ -90,11 +90,10 @@ export class StatusView {
 
 // The running jobs as text and bars.
 function running(status) {
-  const jobs = status.running ?? [];
-  if (!jobs.length) return [status.queue.running ? "at work" : "idle"];
-  return jobs.flatMap((job) => {
-    const text = `${job.operation} with ${job.model}, ${seconds(job.elapsed_seconds)}`;
-    const bar = element("progress", { max: 1, value: job.progress, "aria-label": `Progress: ${text}` });
+  if (!status.running.length) return ["idle"];
+  return status.running.flatMap((job) => {
+    const text = `${Math.round(job.progress * 100)} % after ${seconds(job.elapsed_seconds)}`;
+    const bar = element("progress", { max: 1, value: job.progress, "aria-label": "Progress of the running job" });
     return [element("span", { textContent: text }), bar];
   });
 }

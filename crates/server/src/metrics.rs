@@ -195,9 +195,12 @@ impl Metrics {
             self.gauge("process_resident_memory_bytes", Vec::new(), bytes as f64);
         }
         let mut text = self.recorder.handle().render();
+        // The recorder's counters hold whole numbers only.
         text.push_str(&format!(
-            "inf_batch_current_size {}\ninf_queue_size {}\n",
-            queue.running, queue.waiting
+            "# HELP rvae_engine_busy_seconds_total Time in which the engine had a job.\n\
+             # TYPE rvae_engine_busy_seconds_total counter\nrvae_engine_busy_seconds_total {}\n\n\
+             inf_batch_current_size {}\ninf_queue_size {}\n",
+            queue.busy_seconds, queue.running, queue.waiting
         ));
         text
     }
@@ -249,7 +252,14 @@ mod tests {
         a.sizes(512, 2048);
         a.rejected(Rejection::Overloaded);
         a.build_info("cpu", "generic");
-        let occupancy = Occupancy { waiting: 2, running: 1, capacity: 8, answer_bytes: 5, work_seconds: 0.5 };
+        let occupancy = Occupancy {
+            waiting: 2,
+            running: 1,
+            capacity: 8,
+            answer_bytes: 5,
+            work_seconds: 0.5,
+            busy_seconds: 1.5,
+        };
         let text = a.render(occupancy, 77);
         for line in [
             "rvae_requests_total{op=\"decode\",model=\"default\",code=\"200\"} 1",
@@ -260,6 +270,7 @@ mod tests {
             "rvae_inflight_bytes 77",
             "rvae_answer_bytes 5",
             "rvae_queue_work_seconds 0.5",
+            "rvae_engine_busy_seconds_total 1.5",
             "inf_batch_current_size 1",
             "inf_queue_size 2",
         ] {

@@ -134,6 +134,9 @@ pub(crate) struct Ended {
 /// A job that the engine works on.
 struct Running {
     id: u64,
+    since: Instant,
+    meter: Arc<Meter>,
+    flops: u64,
     peak_bytes: u64,
     cancel: Arc<AtomicBool>,
     cancelled: Option<Instant>,
@@ -174,6 +177,8 @@ struct State {
     closed: bool,
     next_id: u64,
     rate: Rate,
+    /// Time in which the engine had a job, without the present one.
+    busy: Duration,
 }
 
 /// How much may wait.
@@ -204,6 +209,8 @@ pub(crate) struct Occupancy {
     pub(crate) answer_bytes: u64,
     /// Until the engine has done all of it.
     pub(crate) work_seconds: f64,
+    /// Time in which the engine had a job, since the start.
+    pub(crate) busy_seconds: f64,
 }
 
 /// Why no place could be had. `retry_after` is when there should be one.
@@ -257,6 +264,12 @@ impl Queue {
         Ok(Place { queue: Arc::clone(self), client: client.clone() })
     }
 
+    /// Of each running job, the time since its beginning and the share of its operations that is done.
+    pub(crate) fn running(&self) -> Vec<(Duration, f64)> {
+        let share = |job: &Running| job.meter.done_flops() as f64 / job.flops.max(1) as f64;
+        self.lock().running.iter().map(|job| (job.since.elapsed(), share(job).min(1.0))).collect()
+    }
+
     pub(crate) fn occupancy(&self) -> Occupancy {
         let state = self.lock();
         let flops = state.line.total().saturating_add(state.line.left());
@@ -266,6 +279,9 @@ impl Queue {
             capacity: self.bounds.jobs,
             answer_bytes: state.answer_bytes,
             work_seconds: state.rate.time(flops).unwrap_or_default().as_secs_f64(),
+            busy_seconds: (state.busy
+                + state.running.first().map_or(Duration::ZERO, |job| job.since.elapsed()))
+            .as_secs_f64(),
         }
     }
 
@@ -333,8 +349,9 @@ impl Queue {
         let mut state = self.lock();
         let Some(index) = state.running.iter().position(|running| running.id == id) else { return elapsed };
         let running = state.running.remove(index);
-        if let Some(below) = state.running.last_mut() {
-            below.paused += elapsed;
+        match state.running.last_mut() {
+            Some(below) => below.paused += elapsed,
+            None => state.busy += running.since.elapsed(),
         }
         let own = elapsed.saturating_sub(running.paused);
         state.line.advance(id, done);
@@ -407,6 +424,9 @@ impl State {
         job.meter.started.store(true, Ordering::Relaxed);
         self.running.push(Running {
             id: job.id,
+            since: Instant::now(),
+            meter: Arc::clone(&job.meter),
+            flops: job.cost.flops,
             peak_bytes: job.cost.peak_bytes,
             cancel: job.control.cancel_handle(),
             cancelled: None,

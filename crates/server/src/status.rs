@@ -145,10 +145,15 @@ pub(crate) fn sample(shared: &Shared) -> (Occupancy, Option<u64>) {
 pub(crate) async fn status(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     info::check_key(&shared, request)?;
     let (queue, resident) = sample(&shared);
+    let running = shared.queue.running().into_iter();
+    let running: Vec<Value> = running
+        .map(|(elapsed, progress)| json!({ "elapsed_seconds": elapsed.as_secs_f64(), "progress": progress }))
+        .collect();
     let status = json!({
         "state": shared.phase().name(),
         "uptime_seconds": shared.started.elapsed().as_secs_f64(),
         "queue": { "waiting": queue.waiting, "running": queue.running, "capacity": queue.capacity },
+        "running": running,
         "memory": { "resident_bytes": resident, "limit_bytes": memory::limit_bytes() },
         "history": shared.metrics.history.to_json(),
     });

@@ -18,7 +18,7 @@ def remote_decode(
     endpoint: str,
     tensor: Any,
     processor: Any = None,
-    do_scaling: bool = True,
+    do_scaling: bool | None = True,
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     output_type: Literal["mp4", "pil", "pt"] = "pil",
@@ -41,7 +41,8 @@ def remote_decode(
 
     `tensor` holds latents `[batch, channels, height, width]`, those of a clip `[batch, channels, frames, height, width]`,
     or packed ones `[batch, tokens, channels]` with `height` and `width` of the picture in pixels. The latents are divided
-    by `scaling_factor`, then `shift_factor` is added; with neither, and `do_scaling`, the server uses the model's own.
+    by `scaling_factor`, then `shift_factor` is added; with neither, and `do_scaling`, the server uses the model's own. False
+    says that they are divided already, None nothing.
 
     - `output_type="pil"`: a PIL picture. A batch of several, or a clip, is asked for as bytes and comes back as a list.
     - `output_type="pt"`: with `return_type="pt"` a tensor of the kind that was given: float16 `[batch, 3, height, width]`
@@ -82,6 +83,8 @@ def remote_decode(
         query += factors(scaling_factor, shift_factor)
         if scaling_factor is None:
             query.append(("do_scaling", "True"))
+    elif do_scaling is not None:
+        query.append(("do_scaling", "False"))
     if height is not None and width is not None:
         query += [("height", str(height)), ("width", str(width))]
     if precision is not None:
@@ -126,6 +129,7 @@ def remote_encode(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     *,
+    do_scaling: bool | None = None,
     seed: int | None = None,
     precision: Literal["exact", "fast"] | None = None,
     timeout: float | None = 600.0,
@@ -138,7 +142,8 @@ def remote_encode(
 
     `image` is a PIL picture, a list of them of one size, or a torch tensor or numpy array `[batch, 3, height, width]`: in
     -1 to 1 where it has negative values, otherwise in 0 to 1 (bytes: 0 to 255). `shift_factor` is taken off the latents,
-    which are then multiplied by `scaling_factor`; with neither they stay as the model gives them. They are the mode of the
+    which are then multiplied by `scaling_factor`; with neither they stay as the model gives them, or with `do_scaling` get
+    the model's own factors (False: those of a full autoencoder, also from a tiny one). They are the mode of the
     encoder's distribution, or with `seed` a sample. A picture gives a torch tensor where torch can be imported, otherwise a
     numpy array; a tensor gives one of its kind. The other arguments are those of `remote_decode`.
 
@@ -153,6 +158,8 @@ def remote_encode(
         shape, dtype, body = tensor_bytes(_stacked(pictures) if is_pictures else image)
         query += [*(("shape", str(side)) for side in shape), ("dtype", dtype)]
         content = "tensor/binary"
+    if do_scaling is not None:
+        query.append(("do_scaling", str(bool(do_scaling))))
     if precision is not None:
         query.append(("precision", precision))
     if seed is not None:

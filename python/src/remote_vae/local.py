@@ -64,10 +64,10 @@ class LocalServer:
         for flag, value in [("--model", model), ("--precision", precision), ("--threads", threads)]:
             if value is not None:
                 command += [flag, str(value)]
-        environment = {"REMOTE_VAE_LOG": "warn", **os.environ}
-        # Settings of another server on this machine.
-        for variable in ("REMOTE_VAE_API_KEY", "MODEL_ID"):
-            environment.pop(variable, None)
+        # Every flag of `serve` has a variable; those that are set are meant for another server on this machine.
+        others = {name for name in os.environ if name.startswith("REMOTE_VAE_") or name in ("MODEL_ID", "PORT")}
+        environment = {name: value for name, value in os.environ.items() if name not in others}
+        environment["REMOTE_VAE_LOG"] = os.environ.get("REMOTE_VAE_LOG", "warn")
         self._said: deque[str] = deque(maxlen=20)
         try:
             self._process = subprocess.Popen(

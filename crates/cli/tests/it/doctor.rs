@@ -14,7 +14,7 @@ use crate::support::{failure, run, stdout};
 #[test]
 fn a_machine_that_is_well() {
     let folder = tempfile::tempdir().unwrap();
-    let text = stdout(folder.path(), &["doctor"]);
+    let text = stdout(folder.path(), &["doctor", "--port", "0"]);
     for part in [
         "cpu/",
         "threads",
@@ -27,6 +27,29 @@ fn a_machine_that_is_well() {
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+}
+
+#[test]
+fn what_is_not_as_it_should_be_comes_with_advice() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let text = stdout(folder.path(), &["doctor", "--port", &port]);
+    assert!(text.contains(&format!("fix        port {port} cannot be used")), "{text}");
+    assert!(!text.contains("as it should be"), "{text}");
+    let found: Value =
+        serde_json::from_str(&stdout(folder.path(), &["doctor", "--json", "--port", &port])).unwrap();
+    assert_eq!(
+        (found["port"]["free"].as_bool(), found["model"]["latent_channels"].as_u64()),
+        (Some(false), Some(4))
+    );
+    assert!(found["probe"]["gflop_per_s"].as_f64().unwrap() > 0.0);
+    assert!(found["model"]["decode_1024_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(found["advice"][0].as_str().unwrap().contains(&port), "{found}");
+    drop(listener);
+    let found: Value =
+        serde_json::from_str(&stdout(folder.path(), &["doctor", "--json", "--port", &port])).unwrap();
+    assert_eq!((&found["port"]["free"], &found["advice"]), (&json!(true), &json!([])));
 }
 
 /// The embedded model's own factor.

@@ -1,8 +1,11 @@
 //! The program as a person or a script uses it.
 
+mod batch;
 mod clips;
 mod commands;
 mod doctor;
 mod embedded;
+mod privacy;
+mod reliability;
 mod serving;
 mod support;

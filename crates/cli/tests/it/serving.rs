@@ -1,5 +1,7 @@
 //! `serve` as a process of its own, and commands that let it do the work.
 
+use std::process::Stdio;
+
 use crate::support::{Serving, photograph, program, stdout};
 
 #[test]
@@ -39,6 +41,66 @@ fn environment_variables_alone_are_enough() {
         !refused.status.success() && message.contains("401") && !message.contains("guessed"),
         "{message}"
     );
+}
+
+#[test]
+fn options_come_from_a_file_too_and_are_printed_without_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(folder.path().join("serve.toml"), text).unwrap();
+    write("port = 0\nmodel = [\"one=embedded\", \"two=embedded\"]\napi-key = [\"secret\"]\nmax-queue = 3\n");
+    let printed = |arguments: &[&str]| {
+        let all = [&["serve", "--config", "serve.toml", "--print-config"], arguments].concat();
+        program().current_dir(folder.path()).args(all).env("REMOTE_VAE_MAX_BATCH", "5").output().unwrap()
+    };
+    let text = String::from_utf8(printed(&["--max-queue=4"]).stdout).unwrap();
+    for line in ["port = 0  # file", "max-queue = 4  # command line", "max-batch = 5  # environment"] {
+        assert!(text.lines().any(|found| found == line), "no `{line}` in\n{text}");
+    }
+    assert!(text.contains("api-key: 1 set") && !text.contains("secret"), "{text}");
+    let server =
+        Serving::spawn(program().current_dir(folder.path()).args(["serve", "--config", "serve.toml"]));
+    let two = format!("{}/two", server.url);
+    let arguments =
+        ["encode", photograph(), "-o", "latents.safetensors", "--url", &two, "--api-key", "secret"];
+    stdout(folder.path(), &arguments);
+    write("max-quue = 3\n");
+    let refused = printed(&[]);
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && message.contains("max-quue") && message.contains("max-queue"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_end_of_its_input_ends_it_if_it_is_told_so() {
+    let mut command = program();
+    command.args(["serve", "--port", "0", "--stop-with-stdin"]).stdin(Stdio::piped());
+    let mut server = Serving::spawn(&mut command);
+    assert!(server.process.try_wait().unwrap().is_none());
+    drop(server.process.stdin.take());
+    assert!(server.process.wait().unwrap().success());
+}
+
+#[test]
+fn many_files_travel_several_at_one_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(&[]);
+    let names = crate::batch::latents(folder.path(), 4);
+    let decode = |output: &str, flags: &[&str]| {
+        let mut arguments = vec!["decode"];
+        arguments.extend(names.iter().map(String::as_str));
+        arguments.extend(["-o", output, "--json"]);
+        arguments.extend(flags);
+        stdout(folder.path(), &arguments).lines().count()
+    };
+    assert_eq!(decode("here", &[]), 4);
+    assert_eq!(decode("there", &["--url", &server.url, "--parallel", "3"]), 4);
+    for number in 0..4 {
+        let read =
+            |place: &str| std::fs::read(folder.path().join(place).join(format!("{number}.png"))).unwrap();
+        assert_eq!(read("here"), read("there"));
+    }
 }
 
 #[cfg(unix)]

@@ -50,11 +50,33 @@ impl Serving {
     }
 
     pub(crate) fn spawn(command: &mut Command) -> Serving {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        Self::spawn_as_it_is(command.stdout(Stdio::piped()).stderr(Stdio::null()))
+    }
+
+    /// Leaves standard error as the command has it; standard output must be a pipe.
+    pub(crate) fn spawn_as_it_is(command: &mut Command) -> Serving {
+        let mut process = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
         Serving { process, url }
+    }
+}
+
+/// A client of servers on this machine.
+pub(crate) fn http() -> reqwest::blocking::Client {
+    // An error means that there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::blocking::Client::builder().no_proxy().tls_certs_only([]);
+    client.timeout(std::time::Duration::from_secs(60)).build().unwrap()
+}
+
+/// Waits until the server takes work.
+pub(crate) fn until_ready(url: &str) {
+    let start = std::time::Instant::now();
+    while http().get(format!("{url}/health")).send().unwrap().status() != 200 {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{url} is not ready");
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 

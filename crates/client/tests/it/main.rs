@@ -116,6 +116,24 @@ async fn keys_open_the_server() {
     }
 }
 
+#[allow(dead_code)] // `main` is for those who run it as a program
+#[path = "../../examples/round_trip.rs"]
+mod round_trip;
+
+#[test]
+fn the_example_makes_a_picture() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (url, handle) = runtime.block_on(serve(vec![]));
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("photo.png"), folder.path().join("out.png"));
+    let image = photo();
+    std::fs::write(&input, media::encode_png(&image.pixels, image.width, image.height).unwrap()).unwrap();
+    round_trip::run(&url, &input, &output).unwrap();
+    let made = media::decode_image(&std::fs::read(&output).unwrap(), &limits()).unwrap();
+    assert!(media::psnr(&made.pixels, &image.pixels) > 20.0);
+    handle.shutdown();
+}
+
 #[test]
 fn the_blocking_client_does_the_same() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -10,9 +10,11 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use remote_vae_media::{Mp4Encoder, Mp4Options};
 use remote_vae_wire::{Dtype, TensorHeader};
 use tokio::runtime::Runtime;
 
+use crate::clip::hunyuan;
 use crate::http::{Answer, Connection};
 use crate::support::*;
 
@@ -33,7 +35,10 @@ fn address() -> SocketAddr {
         options.limits.max_pixels = 64 * 64;
         options.limits.max_body_bytes = 1 << 16;
         options.body_timeout = Duration::from_millis(400);
-        RUNTIME.block_on(TestServer::with(options, vec![("default", kl()), ("tiny", tiny())]))
+        RUNTIME.block_on(TestServer::with(
+            options,
+            vec![("default", kl()), ("tiny", tiny()), ("video", hunyuan())],
+        ))
     });
     SERVER.address
 }
@@ -140,11 +145,16 @@ fn pair() -> impl Strategy<Value = String> {
         "precision",
         "seed",
         "sample",
+        "moments",
+        "fps",
+        "crf",
+        "windows",
+        "tiling",
         "other",
     ]);
     let words = text(&[
-        "float16", "float32", "bfloat16", "uint8", "float64", "pil", "pt", "mp4", "jpg", "png", "True",
-        "False", "true", "1", "exact", "fast",
+        "float16", "float32", "bfloat16", "uint8", "float64", "pil", "pt", "mp4", "jpg", "png", "webp", "on",
+        "off", "True", "False", "true", "1", "exact", "fast",
     ]);
     let value = prop_oneof![2 => words, 3 => number(), 1 => junk()];
     (keys, value).prop_map(|(key, value)| format!("{key}={}", value.replace(' ', "+")))
@@ -156,6 +166,7 @@ fn query() -> impl Strategy<Value = String> {
         2 => vec(0_usize..6, 0..6),
         3 => (1_usize..3, 1_usize..5, 1_usize..5).prop_map(|(batch, height, width)| vec![batch, 4, height, width]),
         1 => (1_usize..3, 1_usize..5).prop_map(|(batch, tokens)| vec![batch, tokens, 16]),
+        1 => (3_usize..5, 1_usize..7, 1_usize..4).prop_map(|(channels, frames, side)| vec![1, channels, frames, side, side]),
     ];
     let dtype = select(&[Dtype::Float16, Dtype::Float32, Dtype::BFloat16, Dtype::Uint8][..]);
     let nearly = (shape, dtype, vec(pair(), 0..4))
@@ -165,7 +176,7 @@ fn query() -> impl Strategy<Value = String> {
 
 fn path() -> impl Strategy<Value = String> {
     prop_oneof![
-        8 => text(&["/", "/decode", "/encode", "/tiny", "/tiny/encode", "/default/decode/", "/predict"]),
+        8 => text(&["/", "/decode", "/encode", "/tiny", "/tiny/encode", "/video", "/video/encode", "/default/decode/", "/predict"]),
         1 => junk().prop_map(|junk| format!("/{}", junk.replace('?', ""))),
     ]
 }
@@ -177,6 +188,8 @@ fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
         "application/json",
         "image/png",
         "image/*",
+        "image/webp",
+        "video/mp4",
         "text/plain",
         "*/*",
         "",
@@ -241,9 +254,12 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A picture file with some bytes changed, or cut, or with something after its end.
+/// A picture or video file with some bytes changed, or cut, or with something after its end.
 fn damaged_picture() -> impl Strategy<Value = Vec<u8>> {
     static PICTURES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+        let mut video = Mp4Encoder::new(16, 16, &Mp4Options::default()).unwrap();
+        (0..5).for_each(|_| drop(video.push_rgb(&[90; 16 * 16 * 3]).unwrap()));
+        let video = video.finish().unwrap();
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../media/tests/golden/");
         [
             "jpeg_17x9.jpg",
@@ -252,9 +268,12 @@ fn damaged_picture() -> impl Strategy<Value = Vec<u8>> {
             "mode_lossless.webp",
             "mode_progressive.jpg",
             "mode_sixteen_rgb.png",
+            "bidirectional.mp4",
         ]
+        .into_iter()
         .map(|name| std::fs::read(format!("{golden}{name}")).unwrap())
-        .to_vec()
+        .chain([video])
+        .collect()
     });
     let changes = vec((any::<Index>(), any::<u8>()), 0..6);
     (0..PICTURES.len(), changes, proptest::option::of(any::<Index>())).prop_map(|(picture, changes, cut)| {
@@ -280,7 +299,7 @@ proptest! {
     }
 
     #[test]
-    fn pictures(operation in text(&["/", "/encode", "/tiny"]), picture in damaged_picture(), query in vec(pair(), 0..2)) {
+    fn pictures(operation in text(&["/", "/encode", "/tiny", "/video"]), picture in damaged_picture(), query in vec(pair(), 0..2)) {
         let status = ask(&post(&format!("{operation}?{}", query.join("&")), &[], &picture));
         prop_assert!(status == 200 || status == 400 || status == 413, "{}", status);
     }

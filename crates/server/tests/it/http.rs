@@ -14,6 +14,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Answer {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
+    /// Of an answer in chunks these, as they came.
     pub(crate) body: Vec<u8>,
 }
 
@@ -84,6 +85,13 @@ impl Connection {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         let mut answer = Answer { status, headers, body: Vec::new() };
+        if answer.header("transfer-encoding") == Some("chunked") {
+            while !answer.body.ends_with(b"\r\n0\r\n\r\n") {
+                self.receive().await?;
+                answer.body.append(&mut self.rest);
+            }
+            return Some(answer);
+        }
         let length: usize =
             answer.header("content-length").unwrap_or_else(|| panic!("{head}")).parse().unwrap();
         while self.rest.len() < length {

@@ -1,5 +1,6 @@
 //! Real servers on free ports, spoken to over real sockets, with small random models.
 
+mod attacks;
 mod clip;
 mod decode;
 mod encode;

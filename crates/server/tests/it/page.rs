@@ -47,6 +47,7 @@ async fn the_status_counts_what_happened() {
     };
     let before = status().await;
     assert_eq!((before["state"].as_str(), before["queue"]["waiting"].as_u64()), (Some("ready"), Some(0)));
+    assert_eq!(before["running"].as_array().map(Vec::len), Some(0));
     assert_eq!((sum(&before, "answered"), sum(&before, "failed"), sum(&before, "pixels")), (0, 0, 0));
 
     let (body, _) = latents(&[1, 4, 8, 8], 1);
@@ -58,5 +59,22 @@ async fn the_status_counts_what_happened() {
     let longest = after["history"]["longest_seconds"].as_array().unwrap();
     assert!(longest.iter().filter_map(Value::as_f64).any(|seconds| seconds > 0.0));
     assert!(longest.len() as u64 <= after["history"]["steps"].as_u64().unwrap());
-    assert!(after["memory"]["resident_bytes"].as_u64().is_none_or(|bytes| bytes > 0));
+
+    // Large enough to be seen at work.
+    let shape = [4, 4, 64, 64];
+    let (body, _) = latents(&shape, 2);
+    let path = format!("/?output_type=pt&{}", tensor_query(&shape, Dtype::Float16));
+    let request = tokio::spawn(server.post(&path, body).send());
+    let mut seen = Vec::new();
+    while !request.is_finished() {
+        let now = status().await;
+        seen.extend(now["running"].as_array().unwrap().iter().filter_map(|job| job["progress"].as_f64()));
+    }
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    assert!(
+        !seen.is_empty() && seen.is_sorted() && seen.iter().all(|share| (0.0..=1.0).contains(share)),
+        "{seen:?}"
+    );
+    let end = status().await;
+    assert_eq!(end["running"].as_array().map(Vec::len), Some(0));
 }

@@ -1,0 +1,88 @@
+//! Decoding beside other work: latents go in, replies come out in the same order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::options::DecodeOptions;
+use crate::reply::Reply;
+use crate::tensor::Tensor;
+
+/// A bounded queue of decodes. Dropping it gives up what is under way.
+///
+/// ```no_run
+/// use remote_vae_client::{Client, DecodeOptions, DecodeQueue, Output, Tensor};
+///
+/// # async fn example(made: Vec<Tensor>) -> Result<(), Box<dyn std::error::Error>> {
+/// let options = DecodeOptions::new(Output::Png).scaled_by_model();
+/// let mut queue = DecodeQueue::new(Client::new("http://127.0.0.1:8080")?, options, 8, 2);
+/// for latents in made {
+///     queue.put(latents).await; // waits while 8 decodes are under way
+/// }
+/// while let Some(reply) = queue.next().await {
+///     println!("{} bytes", reply?.file()?.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct DecodeQueue {
+    client: Client,
+    options: DecodeOptions,
+    room: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    order: VecDeque<JoinHandle<Result<Reply, ClientError>>>,
+}
+
+impl DecodeQueue {
+    /// At most `size` decodes are under way or wait, `parallel` of them as requests at one time; both at least 1.
+    pub fn new(client: Client, options: DecodeOptions, size: usize, parallel: usize) -> Self {
+        let semaphore = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
+        let (room, requests) = (semaphore(size), semaphore(parallel));
+        Self { client, options, room, requests, order: VecDeque::new() }
+    }
+
+    /// Begins to decode `latents`; waits until there is room. Runs on the Tokio runtime that polls it.
+    pub async fn put(&mut self, latents: Tensor) {
+        // Nobody closes the semaphores, so a missing permit cannot occur and would only mean less waiting.
+        let place = Arc::clone(&self.room).acquire_owned().await.ok();
+        let (client, options) = (self.client.clone(), self.options.clone());
+        let requests = Arc::clone(&self.requests);
+        self.order.push_back(tokio::spawn(async move {
+            let _place: Option<OwnedSemaphorePermit> = place;
+            let _request = requests.acquire().await;
+            client.decode(&latents, &options).await
+        }));
+    }
+
+    /// The next reply in the order of [`DecodeQueue::put`]; `None` when all have been taken.
+    ///
+    /// # Errors
+    /// What [`Client::decode`] gives for these latents; the next ones are not touched by it.
+    pub async fn next(&mut self) -> Option<Result<Reply, ClientError>> {
+        // Awaited in place, so that a call that is given up loses no reply.
+        let outcome = self.order.front_mut()?.await;
+        self.order.pop_front();
+        Some(outcome.unwrap_or_else(|stopped| Err(ClientError::Stopped { reason: stopped.to_string() })))
+    }
+
+    /// Decodes whose replies have not been taken.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether all replies have been taken.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl Drop for DecodeQueue {
+    fn drop(&mut self) {
+        self.order.iter().for_each(JoinHandle::abort);
+    }
+}
