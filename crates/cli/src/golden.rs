@@ -112,7 +112,7 @@ fn explanation(autoencoder: &Autoencoder, classes: &[&Class]) -> String {
             "This is a tiny autoencoder. It imitates {models} and is expected to differ; only that\n\
              model itself gives these numbers."
         ),
-        Family::AutoencoderKl | Family::AutoencoderKlFlux2 | Family::AutoencoderKlHunyuanVideo => format!(
+        _ => format!(
             "The numbers are those of {models}. Any other model differs, also one that was\n\
              trained further from it. If this is that model, it is damaged or computed wrongly here."
         ),

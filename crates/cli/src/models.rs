@@ -26,12 +26,16 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
         };
         writeln!(output, "{}", model.source)?;
         writeln!(output, "  architecture   {}", model.family.name())?;
+        let time = model
+            .temporal_factor
+            .map_or_else(String::new, |factor| format!(", T for {factor}*(T-1) + 1 frames"));
+        let packed = model
+            .packed_token_size
+            .map_or_else(String::new, |size| format!("; packed [batch, tokens, {size}]"));
         writeln!(
             output,
-            "  latents        {} channels, 1/{f} of the picture's sides; packed [batch, tokens, {}]",
-            model.latent_channels,
-            model.packed_token_size,
-            f = model.spatial_factor,
+            "  latents        {} channels, 1/{} of the picture's sides{time}{packed}",
+            model.latent_channels, model.spatial_factor,
         )?;
         writeln!(output, "  latent space   {}", space(&model.scaling))?;
         writeln!(
@@ -48,7 +52,9 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
     }
     writeln!(
         output,
-        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground), AutoencoderKLFlux2 (FLUX.2) and AutoencoderTiny (TAESD family)."
+        "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground), AutoencoderKLFlux2 (FLUX.2), AutoencoderTiny \
+         (TAESD family); of videos AutoencoderKLHunyuanVideo, AutoencoderKLWan (Wan 2.1, Wan 2.2) and \
+         AutoencoderKLQwenImage."
     )?;
     writeln!(output, "Use any of them with: remote-vae serve --model NAME=SOURCE")?;
     aliases(&mut output)?;

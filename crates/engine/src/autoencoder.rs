@@ -130,7 +130,8 @@ impl Autoencoder {
         let plan = self.plan(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
-        let pixels = self.program(Operation::Decode, 1)?.run(&plan, &latents, control)?;
+        let mut pixels = self.program(Operation::Decode, 1)?.run(&plan, &latents, control)?;
+        self.limit_pixels(Operation::Decode, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
     }
 
@@ -198,6 +199,13 @@ impl Autoencoder {
             }
         }
         self.engine.plan(self.graph(operation, 1)?, shape, precision)
+    }
+
+    /// Clamps decoded pixels where the model says so; what is not a number stays so.
+    pub(crate) fn limit_pixels(&self, operation: Operation, values: &mut [f32]) {
+        if let (Operation::Decode, Some(limit)) = (operation, self.model.pixel_limit()) {
+            values.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
+        }
     }
 
     /// The graph that runs clips of `frames`.

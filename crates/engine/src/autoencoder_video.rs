@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 
+use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
 
-use crate::windows::{self, Part, Scale};
-use crate::{Autoencoder, Control, Draw, EngineError, Plan, PlanSummary, Precision, Progress, Windows};
+use crate::windows::{self, Cut, Part, Scale};
+use crate::{
+    Autoencoder, Control, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress, Windows,
+};
 
 /// Pixels or latents of clips.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
-    /// `[batch, channels, frames, height, width]`; pixels are about -1 to 1, not clamped.
+    /// `[batch, channels, frames, height, width]`; pixels are about -1 to 1, clamped only where diffusers clamps them.
     pub values: Vec<f32>,
     /// The five sides.
     pub shape: [usize; 5],
@@ -24,7 +27,7 @@ pub struct Frames {
     pub sample: usize,
     /// Index of the first of them in the clip.
     pub first: usize,
-    /// `[channels, frames, height, width]`; pixels are about -1 to 1, not clamped.
+    /// `[channels, frames, height, width]`; pixels are about -1 to 1, clamped only where diffusers clamps them.
     pub values: Vec<f32>,
     /// The four sides.
     pub shape: [usize; 4],
@@ -84,8 +87,8 @@ impl Autoencoder {
         self.plan_part(operation, shape, precision)?;
         windows::parts(shape, windows, self.scale(operation))
             .into_iter()
-            .map(|(part, count)| {
-                Ok((self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?, count))
+            .map(|((part, start), count)| {
+                Ok((self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?, count))
             })
             .collect()
     }
@@ -197,32 +200,42 @@ impl Autoencoder {
         let (program, scale) = (self.program(operation, frames)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
-        let mut plans: HashMap<[usize; 5], Plan> = HashMap::new();
+        let mut plans: HashMap<Cut, Plan> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
-        for (part, count) in windows::parts(shape, windows, scale) {
-            let plan = self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?;
+        for (cut, count) in windows::parts(shape, windows, scale) {
+            let plan = self.engine.plan_part(self.graph(operation, frames)?, cut.0, cut.1, precision)?;
             let flops = plan.summary().flops.saturating_mul((count * batch) as u64);
             progress.total_flops = progress.total_flops.saturating_add(flops);
             progress.steps += plan.steps.len() * count * batch;
-            plans.insert(part, plan);
+            plans.insert(cut, plan);
         }
+        let mut history = History::new();
         for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
             let mut first = 0;
             windows::run(
                 &Part { values: values.to_vec(), shape },
                 windows,
                 scale,
-                &mut |part| {
-                    let Some(plan) = plans.get(&part.shape) else {
+                &mut |part, start| {
+                    let Some(plan) = plans.get(&(part.shape, start)) else {
                         unreachable!("a clip is cut into the parts that were planned")
                     };
-                    let values = program.run(plan, &part.values, &control.of_part(progress))?;
+                    let control = control.of_part(progress);
+                    let values = if scale.streams && windows.frames {
+                        if start == Start::Clip {
+                            history = History::new();
+                        }
+                        program.run_part(plan, &part.values, &mut history, &control)?
+                    } else {
+                        program.run(plan, &part.values, &control)?
+                    };
                     progress.done_flops += plan.summary().flops;
                     progress.step += plan.steps.len();
                     let [batch, channels, height, width] = plan.output;
                     Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
                 },
-                &mut |Part { values, shape: [_, channels, frames, height, width] }| {
+                &mut |Part { mut values, shape: [_, channels, frames, height, width] }| {
+                    self.limit_pixels(operation, &mut values);
                     let shape = [channels, frames, height, width];
                     emit(Frames { sample, first, values, shape })?;
                     first += frames;
@@ -263,20 +276,20 @@ impl Autoencoder {
             largest_output: 0,
         };
         let [batch, channels, frames, height, width] = shape;
-        for (part, count) in
-            windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
-        {
-            let plan = self.engine.plan_clip(self.graph(operation, frames)?, part, precision)?.summary();
+        let scale = self.scale(operation);
+        for ((part, start), count) in windows::parts([1, channels, frames, height, width], windows, scale) {
+            let plan =
+                self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
             parts.whole.flops = parts.whole.flops.saturating_add(flops);
             parts.whole.steps += plan.steps * count;
             let [input, output] = tensor_bytes(&plan);
-            // The part's own input comes and goes with it.
-            let bytes = plan.activation_bytes + input;
+            // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
+            let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
+            let bytes = plan.activation_bytes + input + left;
             parts.whole.activation_bytes = parts.whole.activation_bytes.max(bytes);
             parts.largest_output = parts.largest_output.max(output);
         }
-        let scale = self.scale(operation);
         if windows.cut_pictures(shape, scale) {
             // Tiles, bands of them, and the pictures put together.
             let frames = windows::window_frames(shape, windows, scale);
@@ -309,10 +322,14 @@ impl Autoencoder {
     }
 
     fn scale(&self, operation: Operation) -> Scale {
-        let (space, time) = (self.model.spatial_factor(), self.model.temporal_factor().unwrap_or(1));
-        match operation {
-            Operation::Decode => Scale::Decode { space, time },
-            Operation::Encode => Scale::Encode { space, time },
+        // Of single frames there are no parts.
+        let graph = self.graph(operation, 2);
+        Scale {
+            operation,
+            space: self.model.spatial_factor(),
+            time: self.model.temporal_factor().unwrap_or(1),
+            streams: graph.is_ok_and(Graph::is_causal),
+            patch: self.model.patch_size(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use remote_vae_kernels::Isa;
-use remote_vae_model::{Graph, Model, random};
+use remote_vae_model::{Graph, Model, Start, random};
 
 use super::{Search, Shortage, plan};
 use crate::groups::Means;
@@ -35,7 +35,7 @@ impl Half {
 
     fn task(&self, [height, width]: [usize; 2], precision: Precision, threads: usize) -> Task<'_> {
         let input = [1, self.graph.input_channels(), 1, height, width];
-        Task::new(&self.graph, input, precision, Isa::detect(), self.threads[threads]).unwrap()
+        Task::new(&self.graph, input, Start::Clip, precision, Isa::detect(), self.threads[threads]).unwrap()
     }
 
     fn run(&self, plan: &Plan, threads: usize) -> Vec<u32> {

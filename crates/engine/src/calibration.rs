@@ -3,8 +3,8 @@
 
 use remote_vae_kernels::Buffer;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue};
-use remote_vae_kernels::layout::{blocked_len, to_blocked};
-use remote_vae_model::random;
+use remote_vae_kernels::layout::blocked_len;
+use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
 use crate::cpu::{CpuProgram, place};
@@ -12,15 +12,18 @@ use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{PlacedOperation, Plan, Task};
 use crate::shapes::geometry;
-use crate::{Control, EngineError, Precision};
+use crate::{Control, EngineError, Precision, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
 /// `f32`. Rounding to halves, which `fast` does between layers, differs by 2⁻¹² and is not counted.
 const LARGEST_LAYER_ERROR: f64 = 1.0 / 512.0;
 /// Below this many dB no layer uses integers.
 const LEAST_PSNR: f64 = 54.0;
-/// Sides of the probe, a single frame: as latents, and as a picture where the graph makes it smaller.
+/// Sides of the probe: as latents, and as a picture where the graph makes it smaller.
 const SIDES: [usize; 2] = [8, 64];
+/// Frames of the probe of a graph that knows time: as latents, and as a clip where the graph makes it smaller. They
+/// differ, so that what a convolution reads of the frames before does too.
+const FRAMES: [usize; 2] = [3, 9];
 
 /// How `fast` compares with `exact` on the probe.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,17 +45,19 @@ impl Calibration {
     pub(crate) fn new(program: &CpuProgram) -> Result<Calibration, EngineError> {
         let graph = &program.graph;
         let plan = |precision| {
-            let plan = |side| {
-                let shape = [1, graph.input_channels(), 1, side, side];
-                let task = Task::new(graph, shape, precision, program.isa, program.pool.threads())?;
+            let plan = |size: usize| {
+                let frames = if graph.has_time() { FRAMES[size] } else { 1 };
+                let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
+                let (isa, threads) = (program.isa, program.pool.threads());
+                let task = Task::new(graph, shape, Start::Clip, precision, isa, threads)?;
                 Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
             };
-            let small = plan(SIDES[0])?;
-            if small.output[2] < small.input[2] { plan(SIDES[1]) } else { Ok(small) }
+            let small = plan(0)?;
+            if small.output[2] < small.input[2] { plan(1) } else { Ok(small) }
         };
         let (exact, fast) = (plan(Precision::Exact)?, plan(Precision::Fast)?);
-        let input = random::normal(0, exact.input.iter().product());
-        let expected = program.run_calibrated(&exact, None, &input, &Control::new())?;
+        let input = random::normal(0, exact.input.iter().product::<usize>() * exact.frames[0]);
+        let expected = program.run_calibrated(&exact, None, &input, None, &Control::new())?;
         let errors = layer_errors(program, &exact, &input)?;
         let mut calibration = Calibration {
             psnr: 0.0,
@@ -101,7 +106,7 @@ impl Calibration {
         input: &[f32],
         expected: &[f32],
     ) -> Result<(), EngineError> {
-        let found = program.run_calibrated(fast, Some(self), input, &Control::new())?;
+        let found = program.run_calibrated(fast, Some(self), input, None, &Control::new())?;
         (self.psnr, self.largest_error) = difference(&found, expected);
         Ok(())
     }
@@ -131,7 +136,8 @@ fn difference(found: &[f32], expected: &[f32]) -> (f64, f32) {
 fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<(usize, f64)>, EngineError> {
     let [_, channels, height, width] = plan.input;
     let mut arena = buffer(plan.arena_len)?;
-    to_blocked(input, channels, height * width, place(&mut arena, plan.input_place));
+    let shape = [channels, plan.frames[0], height * width];
+    frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
     let mut errors = Vec::new();
     for step in &plan.steps {
         for operation in &step.operations {
@@ -141,7 +147,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
                 errors.push((*node, error));
             }
         }
-        program.step(plan, step, None, &mut arena, &Control::new())?;
+        program.step(plan, step, None, None, &mut arena, &Control::new())?;
     }
     Ok(errors)
 }
@@ -160,7 +166,7 @@ fn layer_error(
     }
     let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
     let views = Views::new(arena, &reads);
-    let operands = program.operands(plan, operation, &views);
+    let operands = program.operands(plan, operation, &views, &[]);
     let [frames, height, width] = plan.sizes[*node];
     let sums = |arithmetic| -> Result<Buffer, EngineError> {
         let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;

@@ -1,13 +1,16 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
 use remote_vae_kernels::attention::clip_attention;
-use remote_vae_kernels::clip::Clip;
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{
+    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+};
 use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{self, GroupNorm, Sums};
+use remote_vae_kernels::rearrange;
+use remote_vae_kernels::rms_norm::rms_norm;
 use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
-use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Reach, Start, Time, WeightId, WeightSource};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +21,9 @@ use crate::fusion::Fused;
 use crate::plan::{PlacedOperation, Plan, Step, Task};
 use crate::shapes::geometry;
 use crate::strips::Slice;
-use crate::{Control, Engine, EngineError, Precision, Program, Progress, budget, frames, memory, strips};
+use crate::{
+    Control, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory, strips,
+};
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -70,8 +75,14 @@ impl Engine for CpuEngine {
         remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
     }
 
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
-        let task = |input| Task::new(graph, input, precision, self.isa, self.pool.threads());
+    fn plan_part(
+        &self,
+        graph: &Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
         let available = self
             .memory_budget
             .map(|budget| usize::try_from(budget.saturating_sub(self.process_bytes)).unwrap_or(usize::MAX));
@@ -133,6 +144,7 @@ impl CpuEngine {
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
             }
+            Operation::RmsNorm { weight } => Layer::RmsNorm { gamma: read(*weight)? },
             _ => Layer::Weightless,
         })
     }
@@ -142,6 +154,7 @@ impl CpuEngine {
 enum Layer {
     Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
+    RmsNorm { gamma: Vec<f32> },
     Weightless,
 }
 
@@ -157,12 +170,25 @@ pub(crate) struct CpuProgram {
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        let calibration = match plan.precision {
-            Precision::Exact => None,
-            Precision::Fast => Some(self.calibrated()?),
-        };
-        let result = self.run_calibrated(plan, calibration.as_deref(), input, control);
+        let calibration = self.calibration_for(plan.precision)?;
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, None, control);
         // What the scratch holds is this request's own.
+        self.pool.release();
+        result
+    }
+
+    fn run_part(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: &mut History,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
+        if plan.input[0] != 1 {
+            return Err(EngineError::OneClip { found: plan.input[0] });
+        }
+        let calibration = self.calibration_for(plan.precision)?;
+        let result = self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control);
         self.pool.release();
         result
     }
@@ -181,6 +207,13 @@ impl Program for CpuProgram {
 }
 
 impl CpuProgram {
+    fn calibration_for(&self, precision: Precision) -> Result<Option<Arc<Calibration>>, EngineError> {
+        match precision {
+            Precision::Exact => Ok(None),
+            Precision::Fast => self.calibrated().map(Some),
+        }
+    }
+
     fn calibrated(&self) -> Result<Arc<Calibration>, EngineError> {
         let mut calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*calibration {
@@ -191,12 +224,14 @@ impl CpuProgram {
         Ok(made)
     }
 
-    /// As [`Program::run`]; without a calibration every layer computes in `f32`.
+    /// As [`Program::run`], or with a history as [`Program::run_part`]; without a calibration every layer computes in
+    /// `f32`.
     pub(crate) fn run_calibrated(
         &self,
         plan: &Plan,
         calibration: Option<&Calibration>,
         input: &[f32],
+        mut history: Option<&mut History>,
         control: &Control,
     ) -> Result<Vec<f32>, EngineError> {
         let [batch, channels, height, width] = plan.input;
@@ -221,7 +256,7 @@ impl CpuProgram {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
-                self.step(plan, step, calibration, &mut arena, control)?;
+                self.step(plan, step, calibration, history.as_deref_mut(), &mut arena, control)?;
                 progress.step += 1;
                 progress.done_flops += step.flops;
                 control.report(progress);
@@ -248,12 +283,13 @@ pub(crate) fn zeroed(len: usize) -> Result<Vec<f32>, EngineError> {
 }
 
 impl CpuProgram {
-    /// What the convolution of `operation` reads.
+    /// What the convolution of `operation` reads, with the frames `history` before its input.
     pub(crate) fn operands<'a>(
         &'a self,
         plan: &Plan,
         operation: &PlacedOperation,
         views: &'a Views<'_>,
+        history: &'a [Tensor<'a>],
     ) -> Operands<'a> {
         let (Fused::Convolution { node, source, .. }, reads) = (&operation.fused, &operation.places.reads)
         else {
@@ -268,9 +304,9 @@ impl CpuProgram {
         let affine = source.norm.map(|_| halves(views.read(reads[1].0)));
         let prologue = Prologue { affine, activation: source.activation, upsample: source.upsample };
         let [frames, height, width] = plan.sizes[source.base];
-        let clip = frames::clip(frames, source.doubles_frames, time);
-        let (input, size) = (views.tensor(reads[0].0), [height, width]);
-        Operands { isa: self.isa, geometry, convolution, input, clip, size, prologue }
+        let clip = frames::clip(frames, source.doubles_frames, time, plan.start, history.len());
+        let frames = Frames { clip, input: views.tensor(reads[0].0), history };
+        Operands { isa: self.isa, geometry, convolution, frames, size: [height, width], prologue }
     }
 
     pub(crate) fn step(
@@ -278,19 +314,19 @@ impl CpuProgram {
         plan: &Plan,
         step: &Step,
         calibration: Option<&Calibration>,
+        history: Option<&mut History>,
         arena: &mut [f32],
         control: &Control,
     ) -> Result<(), EngineError> {
         let Some(slices) = &step.slices else {
             control.check()?;
-            self.operation(plan, &step.operations[0], None, calibration, arena);
-            return Ok(());
+            return self.operation(plan, &step.operations[0], None, calibration, history, arena);
         };
         let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
         for Slice { member, rows } in slices {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
-            self.operation(plan, &step.operations[*member], Some(strip), calibration, arena);
+            self.operation(plan, &step.operations[*member], Some(strip), calibration, None, arena)?;
         }
         Ok(())
     }
@@ -302,8 +338,9 @@ impl CpuProgram {
         operation: &PlacedOperation,
         strip: Option<(&Range<usize>, &mut Option<Sums>)>,
         calibration: Option<&Calibration>,
+        history: Option<&mut History>,
         arena: &mut [f32],
-    ) {
+    ) -> Result<(), EngineError> {
         let (pool, isa) = (&*self.pool, self.isa);
         let places = &operation.places;
         let reads: Vec<Region> = places.reads.iter().map(|(region, _)| *region).collect();
@@ -317,7 +354,8 @@ impl CpuProgram {
             Fused::Convolution { node, residual, activation, .. } => {
                 let scratch = views.take(places.scratch);
                 let output = views.take_tensor(places.output);
-                let operands = self.operands(plan, operation, &views);
+                let before = history.as_deref().map(|history| history.of(*node)).unwrap_or_default();
+                let operands = self.operands(plan, operation, &views, &before);
                 let (residual, residual_rows) = match residual.and_then(|_| places.reads.last().copied()) {
                     None => (Residual::None, places.output_rows),
                     Some((region, rows)) if in_place(region) => (Residual::InPlace, rows),
@@ -338,6 +376,10 @@ impl CpuProgram {
                         operands.run_strip(pool, arithmetic, epilogue, &strip, scratch, output);
                     }
                 }
+                let clip = operands.frames.clip;
+                if let Some(history) = history {
+                    history.keep(*node, &clip, views.tensor(reads[0]))?;
+                }
             }
             Fused::NormStatistics { node, input } => {
                 let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
@@ -348,7 +390,8 @@ impl CpuProgram {
                 let values = views.tensor(reads[0]);
                 let Some((rows, sums)) = strip else {
                     let shape = [frames(*input), pixels(*input)];
-                    return norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
+                    norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
+                    return Ok(());
                 };
                 let sums = sums.get_or_insert_with(|| Sums::new(plan.channels[*input], pixels(*input)));
                 let [_, height, width] = plan.sizes[*input];
@@ -374,12 +417,32 @@ impl CpuProgram {
                     norm::apply(isa, pool, values, pixels(*input), table, Activation::None, output);
                 }
             }
-            Fused::Attention { inputs } => {
+            Fused::RmsNorm { node, input, activation } => {
+                let Layer::RmsNorm { gamma } = &self.layers[*node] else {
+                    unreachable!("the plan belongs to another graph")
+                };
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(reads[0]);
+                let len = frame_groups(*input);
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    rms_norm(isa, pool, values, pixels(*input), gamma, *activation, output);
+                }
+            }
+            Fused::Attention { reach, inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
-                let [query, key, value] = [0, 1, 2].map(|index| views.tensor(reads[index]));
-                let channels = plan.channels[inputs[0]];
-                let shape = [frames(inputs[0]), pixels(inputs[0])];
-                clip_attention(isa, pool, [query, key, value], channels, shape, scratch, output);
+                let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
+                let (channels, pixels) = (plan.channels[inputs[0]], pixels(inputs[0]));
+                // Frames that attend to themselves are clips of their own.
+                let [clips, frames] = match reach {
+                    Reach::Frame => [frames(inputs[0]), 1],
+                    Reach::Past => [1, frames(inputs[0])],
+                };
+                let len = operands[0].groups() / clips;
+                for (clip, output) in output.parts(len).into_iter().enumerate() {
+                    let operands = operands.map(|operand| operand.part(clip * len, len));
+                    clip_attention(isa, pool, operands, channels, [frames, pixels], scratch, output);
+                }
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);
@@ -400,6 +463,65 @@ impl CpuProgram {
                     elementwise::upsample_nearest(isa, pool, values, [height, width], *factor, output);
                 }
             }
+            Fused::FirstFrame { inputs } => {
+                let output = views.take_tensor(places.output);
+                let [first, others] = [reads[0], reads[1]];
+                let len = frame_groups(inputs[0]);
+                for (frame, mut output) in output.parts(len).into_iter().enumerate() {
+                    if frame == 0 && plan.start == Start::Clip {
+                        output.copy_from(views.tensor(first).part(0, len));
+                    } else if let Some(others) = elsewhere(others) {
+                        output.copy_from(views.tensor(others).part(frame * len, len));
+                    }
+                }
+            }
+            Fused::DoubleFrames { inputs } => {
+                let output = views.take_tensor(places.output);
+                let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
+                let len = frame_groups(inputs[0]);
+                for (frame, mut output) in output.parts(len).into_iter().enumerate() {
+                    let [from, half] = frames::origin(frame, 2, plan.start);
+                    let is_first = frame == 0 && plan.start == Start::Clip;
+                    let operand = operands[if is_first { 0 } else { half + 1 }];
+                    output.copy_from(operand.part(from * len, len));
+                }
+            }
+            Fused::Expand { cell, repeats, input } => {
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                let channels = plan.channels[*input] * repeats / cell.elements();
+                let made = blocks(channels) * height * width * cell.space * cell.space;
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let [from, part] = frames::origin(frame, cell.time, plan.start);
+                    let values = values.part(from * len, len);
+                    let (cell, size) = (frames::cell(*cell), [height, width]);
+                    rearrange::expand(isa, pool, cell, part, *repeats, values, channels, size, output);
+                }
+            }
+            Fused::Collect { cell, mean, input } => {
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                let (channels, size) = (plan.channels[*input], [height / cell.space, width / cell.space]);
+                let made = blocks(channels * cell.elements() / mean) * size[0] * size[1];
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let source = |part| frames::source(frame, part, cell.time, plan.start);
+                    let frames: Vec<_> = (0..cell.time)
+                        .map(|part| source(part).map(|from| values.part(from * len, len)))
+                        .collect();
+                    rearrange::collect(
+                        isa,
+                        pool,
+                        frames::cell(*cell),
+                        *mean,
+                        &frames,
+                        channels,
+                        size,
+                        output,
+                    );
+                }
+            }
             Fused::Add { .. } => {
                 let output = views.take_tensor(places.output);
                 let (first, second) =
@@ -408,6 +530,7 @@ impl CpuProgram {
                 elementwise::add(isa, pool, first, views.tensor(second), output);
             }
         }
+        Ok(())
     }
 }
 
@@ -416,8 +539,7 @@ pub(crate) struct Operands<'a> {
     isa: Isa,
     pub(crate) geometry: Geometry,
     convolution: &'a Convolution,
-    input: Tensor<'a>,
-    clip: Clip,
+    frames: Frames<'a>,
     size: [usize; 2],
     prologue: Prologue<'a>,
 }
@@ -432,10 +554,10 @@ impl Operands<'_> {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
-        let Operands { convolution, input, clip, size, prologue, .. } = *self;
+        let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_clip(pool, arithmetic, input, clip, size, prologue, epilogue, scratch, output);
+        convolution.run_clip(pool, arithmetic, frames, size, prologue, epilogue, scratch, output);
     }
 
     /// As [`Operands::run`], for some rows.
@@ -448,10 +570,20 @@ impl Operands<'_> {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
-        let Operands { convolution, input, size, prologue, .. } = *self;
+        let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_strip(pool, arithmetic, input, size, prologue, epilogue, strip, scratch, output);
+        convolution.run_strip(
+            pool,
+            arithmetic,
+            frames.input,
+            size,
+            prologue,
+            epilogue,
+            strip,
+            scratch,
+            output,
+        );
     }
 }
 

@@ -90,6 +90,12 @@ pub enum EngineError {
         /// Frames of a latent.
         factor: usize,
     },
+    /// Several clips where one is continued.
+    #[error("one clip is run in parts at a time; expected a batch of 1, got {found}")]
+    OneClip {
+        /// Clips that were given.
+        found: usize,
+    },
     /// No plan fits the memory budget.
     #[error("{}", budget_message(*need, *budget, *smallest, *largest))]
     Budget {

@@ -1,19 +1,51 @@
 //! Frames of clips between the graph's words and the kernels': order in memory, time taps, weights.
 
-use remote_vae_kernels::clip::{Clip, Edge};
+use remote_vae_kernels::clip::{self, Clip};
 use remote_vae_kernels::layout::{self, BLOCK, blocks};
-use remote_vae_model::Time;
+use remote_vae_kernels::rearrange;
+use remote_vae_model::{Cell, Edge, First, Start, Time};
 
 use crate::EngineError;
 use crate::cpu::zeroed;
 
-/// How a convolution moves through a clip of `frames`.
-pub(crate) fn clip(frames: usize, doubled: bool, time: &Time) -> Clip {
+/// How a convolution moves through `frames` of a clip, `before` of whose earlier frames are at hand.
+pub(crate) fn clip(frames: usize, doubled: bool, time: &Time, start: Start, before: usize) -> Clip {
     let edge = match time.edge {
-        remote_vae_model::Edge::Zero => Edge::Zero,
-        remote_vae_model::Edge::Replicate => Edge::Replicate,
+        Edge::Zero => clip::Edge::Zero,
+        Edge::Replicate => clip::Edge::Replicate,
     };
-    Clip { frames, taps: time.taps, stride: time.stride, doubled, edge }
+    let first = match time.first {
+        First::Ordinary => clip::First::Ordinary,
+        First::Unmade => clip::First::Unmade,
+        First::Unseen => clip::First::Unseen,
+    };
+    let continues = start == Start::Later;
+    Clip { frames, taps: time.taps, stride: time.stride, doubled, edge, first, continues, before }
+}
+
+/// The kernels' word for a cell.
+pub(crate) fn cell(cell: Cell) -> rearrange::Cell {
+    rearrange::Cell { time: cell.time, space: cell.space, by_columns: cell.by_columns }
+}
+
+/// Which frame of the input, and which of its frames, frame `frame` is where each but the clip's first became `factor`:
+/// the first became one, the last of its own.
+pub(crate) fn origin(frame: usize, factor: usize, start: Start) -> [usize; 2] {
+    let frame = match start {
+        Start::Clip => frame + factor - 1,
+        Start::Later => frame,
+    };
+    [frame / factor, frame % factor]
+}
+
+/// The frame of the input that is number `part` of those that frame `frame` is made of, where each but the clip's first
+/// is made of `factor`; `None` before the clip.
+pub(crate) fn source(frame: usize, part: usize, factor: usize, start: Start) -> Option<usize> {
+    let place = frame * factor + part;
+    match start {
+        Start::Clip => place.checked_sub(factor - 1),
+        Start::Later => Some(place),
+    }
 }
 
 /// Weights `[out, in, taps, rows, columns]` as those of a 2-D convolution over the frames' channels,
@@ -73,4 +105,20 @@ pub(crate) fn from_blocked(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_multiplied_and_merged_but_for_the_first() {
+        let origins: Vec<_> = (0..5).map(|frame| origin(frame, 2, Start::Clip)).collect();
+        assert_eq!(origins, [[0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]);
+        assert_eq!([0, 1, 2].map(|frame| origin(frame, 2, Start::Later)), [[0, 0], [0, 1], [1, 0]]);
+        let sources =
+            |start| [[0, 0], [0, 1], [1, 0], [1, 1]].map(|[frame, part]| source(frame, part, 2, start));
+        assert_eq!(sources(Start::Clip), [None, Some(0), Some(1), Some(2)]);
+        assert_eq!(sources(Start::Later), [Some(0), Some(1), Some(2), Some(3)]);
+    }
 }

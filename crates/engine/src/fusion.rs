@@ -5,7 +5,7 @@
 
 use remote_vae_kernels::Activation;
 use remote_vae_kernels::elementwise::Map;
-use remote_vae_model::{Graph, Node, Operation};
+use remote_vae_model::{Cell, Graph, Node, Operation, Reach};
 
 /// A tensor that exists in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,13 @@ pub(crate) enum Fused {
         node: usize,
         input: usize,
     },
+    RmsNorm {
+        node: usize,
+        input: usize,
+        activation: Activation,
+    },
     Attention {
+        reach: Reach,
         inputs: [usize; 3],
     },
     Map {
@@ -57,6 +63,22 @@ pub(crate) enum Fused {
     Upsample {
         factor: usize,
         doubles_frames: bool,
+        input: usize,
+    },
+    FirstFrame {
+        inputs: [usize; 2],
+    },
+    DoubleFrames {
+        inputs: [usize; 3],
+    },
+    Expand {
+        cell: Cell,
+        repeats: usize,
+        input: usize,
+    },
+    Collect {
+        cell: Cell,
+        mean: usize,
         input: usize,
     },
     Add {
@@ -79,11 +101,18 @@ impl Fused {
                 .collect(),
             Fused::NormApply { node, input } => vec![Value::Node(*input), Value::Table(*node)],
             Fused::NormStatistics { input, .. }
+            | Fused::RmsNorm { input, .. }
             | Fused::Map { input, .. }
+            | Fused::Expand { input, .. }
+            | Fused::Collect { input, .. }
             | Fused::Upsample { input, .. }
             | Fused::Copy { input } => vec![Value::Node(*input)],
-            Fused::Attention { inputs } => inputs.iter().copied().map(Value::Node).collect(),
-            Fused::Add { inputs } => inputs.iter().copied().map(Value::Node).collect(),
+            Fused::Attention { inputs, .. } | Fused::DoubleFrames { inputs } => {
+                inputs.iter().copied().map(Value::Node).collect()
+            }
+            Fused::Add { inputs } | Fused::FirstFrame { inputs } => {
+                inputs.iter().copied().map(Value::Node).collect()
+            }
         }
     }
 
@@ -103,6 +132,7 @@ impl Fused {
                 vec![Value::Node(*residual)]
             }
             Fused::Map { input, .. } => vec![Value::Node(*input)],
+            Fused::FirstFrame { inputs } if inputs[0] != inputs[1] => vec![Value::Node(inputs[1])],
             Fused::Add { inputs } if inputs[0] != inputs[1] => inputs.map(Value::Node).to_vec(),
             _ => Vec::new(),
         }
@@ -144,6 +174,11 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                     push(Fused::NormApply { node: index, input: input(0) }, Value::Node(index));
                 }
             }
+            Operation::RmsNorm { .. } => {
+                let tail = tails.of[index];
+                let operation = Fused::RmsNorm { node: index, input: input(0), activation: tail.activation };
+                push(operation, Value::Node(tail.last));
+            }
             _ if lazy[index] || tails.absorbed[index] => {}
             Operation::Activation(kind) => {
                 let map = Map::Activation(activation(*kind));
@@ -163,8 +198,22 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 let (factor, doubles_frames) = (*factor, *doubles_frames);
                 push(Fused::Upsample { factor, doubles_frames, input: input(0) }, Value::Node(index));
             }
-            Operation::Attention => {
-                push(Fused::Attention { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
+            Operation::Attention(reach) => {
+                let inputs = [input(0), input(1), input(2)];
+                push(Fused::Attention { reach: *reach, inputs }, Value::Node(index));
+            }
+            Operation::FirstFrame => {
+                push(Fused::FirstFrame { inputs: [input(0), input(1)] }, Value::Node(index));
+            }
+            Operation::DoubleFrames => {
+                push(Fused::DoubleFrames { inputs: [input(0), input(1), input(2)] }, Value::Node(index));
+            }
+            Operation::Expand { cell, repeats } => {
+                let (cell, repeats) = (*cell, *repeats);
+                push(Fused::Expand { cell, repeats, input: input(0) }, Value::Node(index));
+            }
+            Operation::Collect { cell, mean } => {
+                push(Fused::Collect { cell: *cell, mean: *mean, input: input(0) }, Value::Node(index));
             }
             Operation::Add => push(Fused::Add { inputs: [input(0), input(1)] }, Value::Node(index)),
         }
@@ -191,7 +240,7 @@ fn consumers(graph: &Graph) -> Vec<Vec<usize>> {
     consumers
 }
 
-/// What follows a convolution and is done on its way out.
+/// What follows a convolution or an RMS norm and is done on its way out.
 #[derive(Clone, Copy, Default)]
 struct Tail {
     residual: Option<usize>,
@@ -213,23 +262,24 @@ fn tails(graph: &Graph, consumers: &[Vec<usize>]) -> Tails {
     let mut tails = Tails { of: Vec::new(), absorbed: vec![false; graph.nodes.len()] };
     for (index, node) in graph.nodes.iter().enumerate() {
         let mut tail = Tail { last: index, ..Tail::default() };
-        if matches!(node.operation, Operation::Convolution { .. }) {
-            if let Some((sum, Node { operation: Operation::Add, inputs, .. })) = only_consumer(index) {
-                let other = if inputs[0].0 == index { inputs[1].0 } else { inputs[0].0 };
-                // The other summand must exist already, and only the later of two convolutions takes the sum.
-                if other < index && !tails.absorbed[sum] {
-                    tails.absorbed[sum] = true;
-                    tail.residual = Some(other);
-                    tail.last = sum;
-                }
+        if matches!(node.operation, Operation::Convolution { .. })
+            && let Some((sum, Node { operation: Operation::Add, inputs, .. })) = only_consumer(index)
+        {
+            let other = if inputs[0].0 == index { inputs[1].0 } else { inputs[0].0 };
+            // The other summand must exist already, and only the later of two convolutions takes the sum.
+            if other < index && !tails.absorbed[sum] {
+                tails.absorbed[sum] = true;
+                tail.residual = Some(other);
+                tail.last = sum;
             }
-            if let Some((next, Node { operation: Operation::Activation(kind), .. })) =
+        }
+        if matches!(node.operation, Operation::Convolution { .. } | Operation::RmsNorm { .. })
+            && let Some((next, Node { operation: Operation::Activation(kind), .. })) =
                 only_consumer(tail.last)
-            {
-                tails.absorbed[next] = true;
-                tail.activation = activation(*kind);
-                tail.last = next;
-            }
+        {
+            tails.absorbed[next] = true;
+            tail.activation = activation(*kind);
+            tail.last = next;
         }
         tails.of.push(tail);
     }

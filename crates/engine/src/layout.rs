@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::BLOCK;
 use remote_vae_kernels::{Isa, Storage, attention};
+use remote_vae_model::Reach;
 
 use crate::Precision;
 use crate::arena::{Block, Piece, Region, Span, place};
@@ -236,22 +237,28 @@ fn stored_when_fullest(builder: &Builder<'_>, groups: usize) -> Vec<usize> {
 /// The largest `need` that a convolution can have in `precision`; which arithmetic it gets is known when its weights are.
 pub(crate) fn most(
     precision: Precision,
-    geometry: &Geometry,
+    geometries: &[Geometry],
     need: impl Fn(&Geometry, Arithmetic) -> usize,
 ) -> usize {
-    precision.arithmetics().iter().map(|arithmetic| need(geometry, *arithmetic)).max().unwrap_or(0)
+    let of = |geometry: &Geometry| {
+        precision.arithmetics().iter().map(|arithmetic| need(geometry, *arithmetic)).max().unwrap_or(0)
+    };
+    geometries.iter().map(of).max().unwrap_or(0)
 }
 
 /// `f32` that a step needs beside its tensors while it runs.
 fn scratch_len(shapes: &Shapes<'_>, operation: &Fused, isa: Isa) -> usize {
     match operation {
         Fused::Convolution { node, source, .. } => {
-            most(shapes.precision, &shapes.geometry(*node), |geometry, arithmetic| {
+            most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
                 Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs } => {
-            let tokens = shapes.sizes[inputs[0]].iter().product();
+        Fused::Attention { reach, inputs } => {
+            let tokens = match reach {
+                Reach::Frame => shapes.pixels(inputs[0]),
+                Reach::Past => shapes.sizes[inputs[0]].iter().product(),
+            };
             attention::scratch_len(isa, shapes.graph.nodes[inputs[0]].channels, tokens)
         }
         _ => 0,

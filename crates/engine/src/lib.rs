@@ -15,6 +15,7 @@ mod error;
 mod frames;
 mod fusion;
 mod groups;
+mod history;
 mod layout;
 pub mod memory;
 mod plan;
@@ -30,13 +31,14 @@ pub use calibration::Calibration;
 pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions};
 pub use error::EngineError;
+pub use history::History;
 pub use plan::{Plan, PlanSummary, Step};
 pub use precision::Precision;
 pub use windows::Windows;
 
 use std::sync::Arc;
 
-use remote_vae_model::{Graph, WeightSource};
+use remote_vae_model::{Graph, Start, WeightSource};
 
 /// Something that runs graphs. The same suite of tests runs against every implementation.
 pub trait Engine: Send + Sync {
@@ -75,7 +77,21 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The shape does not fit the graph, or no plan fits the memory budget.
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError>;
+    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
+        self.plan_part(graph, input, Start::Clip, precision)
+    }
+
+    /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on.
+    ///
+    /// # Errors
+    /// The shape does not fit the graph, or no plan fits the memory budget.
+    fn plan_part(
+        &self,
+        graph: &Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+    ) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///
@@ -95,6 +111,20 @@ pub trait Program: Send + Sync {
 
     /// What the comparison found, once it was made.
     fn calibration(&self) -> Option<Arc<Calibration>>;
+
+    /// As [`Program::run`] for a part of one clip of a causal graph ([`Graph::is_causal`]): `history` is what the parts
+    /// before it have left, empty before the first, and gets what this one leaves. A frame has the same bytes wherever a
+    /// clip is cut.
+    ///
+    /// # Errors
+    /// As [`Program::run`]; also when the plan is of several clips.
+    fn run_part(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: &mut History,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError>;
 
     /// Runs `plan`, made for the same graph by the same engine, on `input` (`[batch, channels, frames, height, width]`)
     /// in the plan's precision.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use remote_vae_kernels::convolution::{Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::{Isa, attention};
-use remote_vae_model::{Graph, Node, Operation};
+use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
 use crate::arena::Region;
 use crate::fusion::{Fused, FusedStep, Value, fuse};
@@ -15,7 +15,7 @@ use crate::groups::{Group, Means, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
 use crate::strips::Slice;
-use crate::{EngineError, Precision};
+use crate::{EngineError, Precision, frames};
 
 /// One step of a plan: an operation on a whole tensor, or several together in strips of rows.
 #[derive(Clone, Debug)]
@@ -87,6 +87,8 @@ pub struct Plan {
     pub output: [usize; 4],
     /// Frames of input and output; both 1 for pictures.
     pub frames: [usize; 2],
+    /// Whether the input begins a clip.
+    pub start: Start,
     /// How numbers are kept and multiplied.
     pub precision: Precision,
     /// In order; the same for each sample of the batch.
@@ -102,6 +104,7 @@ pub struct Plan {
     weight_bytes: usize,
     load_bytes: usize,
     worker_bytes: usize,
+    history_bytes: usize,
 }
 
 /// What a plan costs.
@@ -124,6 +127,8 @@ pub struct PlanSummary {
     /// Bytes beside the weights laid out so far while weights are read, at most: the largest one as it was read and in
     /// its layout. They are free afterwards, but allocators keep blocks of that size.
     pub load_bytes: usize,
+    /// Bytes of the frames that a part of a clip leaves for the next; 0 where the graph's clips cannot come in parts.
+    pub history_bytes: usize,
     /// Bytes at the peak: weights and what reading them took, activations, input and output. What the process holds
     /// beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
@@ -154,6 +159,7 @@ impl Plan {
             weight_bytes: self.weight_bytes,
             activation_bytes,
             load_bytes: self.load_bytes,
+            history_bytes: self.history_bytes,
             peak_bytes: self.weight_bytes
                 + self.load_bytes
                 + activation_bytes
@@ -169,6 +175,7 @@ pub(crate) struct Task<'a> {
     /// `[batch, channels, frames, height, width]`
     input: [usize; 5],
     output: [usize; 5],
+    start: Start,
     precision: Precision,
     isa: Isa,
     threads: usize,
@@ -181,15 +188,16 @@ impl<'a> Task<'a> {
     pub(crate) fn new(
         graph: &'a Graph,
         input: [usize; 5],
+        start: Start,
         precision: Precision,
         isa: Isa,
         threads: usize,
     ) -> Result<Task<'a>, EngineError> {
-        let shapes = graph.clip_shapes(input)?;
+        let shapes = graph.clip_shapes(input, start)?;
         check_addressable(&shapes)?;
         let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
         let output = shapes[graph.output.0];
-        Ok(Task { graph, input, output, precision, isa, threads, sizes, fused: fuse(graph) })
+        Ok(Task { graph, input, output, start, precision, isa, threads, sizes, fused: fuse(graph) })
     }
 
     /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.
@@ -203,7 +211,8 @@ impl<'a> Task<'a> {
     }
 
     pub(crate) fn shapes(&self) -> Shapes<'_> {
-        Shapes { graph: self.graph, sizes: &self.sizes, precision: self.precision }
+        let Task { graph, start, ref sizes, precision, .. } = *self;
+        Shapes { graph, sizes, start, precision }
     }
 
     fn plan(&self, groups: Vec<Group>) -> Plan {
@@ -220,6 +229,7 @@ impl<'a> Task<'a> {
             input: picture(self.input),
             output: picture(self.output),
             frames: [self.input[2], self.output[2]],
+            start: self.start,
             precision: self.precision,
             steps,
             arena_len: layout.arena_len,
@@ -231,6 +241,7 @@ impl<'a> Task<'a> {
             weight_bytes: weight_bytes(self.graph, self.isa),
             load_bytes: load_bytes(self.graph, self.isa),
             worker_bytes: worker_bytes * self.threads,
+            history_bytes: shapes.history_bytes(),
         }
     }
 }
@@ -260,6 +271,7 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
                 Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
             }
             (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
+            (_, Operation::RmsNorm { .. }) => node.channels * size_of::<f32>(),
             _ => 0,
         })
         .sum()
@@ -292,12 +304,14 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
         Fused::Convolution { node, source, .. } => {
             let [_, height, width] = shapes.sizes[*node];
             let rows = rows.cloned().unwrap_or(0..height);
-            most(shapes.precision, &shapes.geometry(*node), |geometry, arithmetic| {
+            most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
                 let size = [height, width];
                 Convolution::worker_bytes(isa, geometry, rows.clone(), size, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs } => attention::worker_bytes(isa, shapes.graph.nodes[inputs[0]].channels),
+        Fused::Attention { inputs, .. } => {
+            attention::worker_bytes(isa, shapes.graph.nodes[inputs[0]].channels)
+        }
         _ => 0,
     };
     let mut most = 0;
@@ -372,29 +386,38 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             let geometry = shapes.geometry(*node);
             let node = &graph.nodes[*node];
             let Geometry { kernel: [rows, columns], .. } = geometry;
-            let frames = match node.operation {
-                Operation::Convolution { time, .. } => time.taps,
-                _ => 1,
+            let Operation::Convolution { time, .. } = node.operation else {
+                unreachable!("a convolution step starts from a convolution node")
             };
-            let taps = (graph.nodes[node.inputs[0].0].channels * frames * rows * columns) as u64;
+            // Taps that read zeros before the clip are not multiplied.
+            let input_frames = shapes.sizes[source.base][0];
+            let mut clip = frames::clip(input_frames, source.doubles_frames, &time, shapes.start, 0);
+            clip.before = if clip.continues { clip.history() } else { 0 };
+            let read: usize = (0..made_frames).map(|frame| time.taps - clip.zero_taps(frame)).sum();
+            let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            let outputs = outputs.saturating_mul(made_frames as u64);
+            let outputs = outputs.saturating_mul(read as u64);
             let algorithm = geometry.algorithm(source.upsample).name();
-            let depth = if frames > 1 { format!("{frames}x") } else { String::new() };
+            let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }
-        Fused::Attention { .. } => {
+        Fused::Attention { reach, .. } => {
             let (tokens, frames) = ((output[1] * output[2]) as u64, made_frames as u64);
-            // Frame n sees n frames.
-            let seen = frames.saturating_mul(frames + 1) / 2;
+            let seen = match reach {
+                Reach::Frame => frames,
+                // Frame n sees n frames.
+                Reach::Past => frames.saturating_mul(frames + 1) / 2,
+            };
             let products =
                 tokens.saturating_mul(tokens).saturating_mul(output[0] as u64).saturating_mul(seen);
             ("attention".into(), products.saturating_mul(4))
         }
         Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
-        Fused::NormApply { .. } => ("norm".into(), 0),
+        Fused::NormApply { .. } | Fused::RmsNorm { .. } => ("norm".into(), 0),
         Fused::Map { .. } => ("map".into(), 0),
         Fused::Upsample { .. } => ("upsample".into(), 0),
+        Fused::FirstFrame { .. } | Fused::DoubleFrames { .. } => ("frames".into(), 0),
+        Fused::Expand { .. } | Fused::Collect { .. } => ("rearrange".into(), 0),
         Fused::Add { .. } => ("add".into(), 0),
         Fused::Copy { .. } => ("kept rows".into(), 0),
     };

@@ -3,10 +3,10 @@
 use remote_vae_kernels::Storage;
 use remote_vae_kernels::convolution::Geometry;
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_model::{Edge, Graph, Node, Operation};
+use remote_vae_model::{Edge, Graph, Node, Operation, Start};
 
-use crate::Precision;
 use crate::fusion::Value;
+use crate::{Precision, frames};
 
 /// A graph on an input of one shape.
 #[derive(Clone, Copy)]
@@ -14,6 +14,8 @@ pub(crate) struct Shapes<'a> {
     pub graph: &'a Graph,
     /// `[frames, height, width]` of each node's value.
     pub sizes: &'a [[usize; 3]],
+    /// Whether the input begins a clip.
+    pub start: Start,
     pub precision: Precision,
 }
 
@@ -68,6 +70,35 @@ impl Shapes<'_> {
     /// The node is none.
     pub(crate) fn geometry(&self, node: usize) -> Geometry {
         geometry(self.graph, &self.graph.nodes[node]).expect("a convolution node has a geometry")
+    }
+
+    /// The geometries in which a convolution node runs: where taps read zeros before a clip, it reads fewer channels.
+    ///
+    /// # Panics
+    /// The node is none.
+    pub(crate) fn geometries(&self, node: usize) -> Vec<Geometry> {
+        let geometry = self.geometry(node);
+        let taps = match self.graph.nodes[node].operation {
+            Operation::Convolution { time, .. } if time.edge == Edge::Zero => time.taps,
+            _ => 1,
+        };
+        (0..taps).map(|zero_taps| geometry.without_taps(zero_taps, taps)).collect()
+    }
+
+    /// Bytes of the frames that convolutions over time read again in the next part of a clip; 0 where clips cannot come in
+    /// parts.
+    pub(crate) fn history_bytes(&self) -> usize {
+        if !self.graph.is_causal() {
+            return 0;
+        }
+        let of = |node: &Node| {
+            let Operation::Convolution { time, .. } = node.operation else { return 0 };
+            let input = node.inputs[0].0;
+            let storage = self.storage(Value::Node(input));
+            let frames = frames::clip(1, false, &time, Start::Clip, 0).history();
+            frames * storage.len(self.blocks(input) * self.pixels(input)) * size_of::<f32>()
+        };
+        self.graph.nodes.iter().map(of).sum()
     }
 
     /// Whether a convolution node makes a picture from a picture, with zeros around it.

@@ -2,13 +2,17 @@
 //! order and the arithmetic of diffusers' video autoencoders, where each part is blended with its already blended
 //! neighbour. A layer above programs: what runs a part is the caller's.
 
+use remote_vae_model::Start;
+use remote_vae_wire::Operation;
+
 use crate::cpu::zeroed;
 use crate::{EngineError, Frames};
 
-/// How a clip is cut for a model whose norms and attention see all frames at once.
+/// How a clip is cut. Where norms and attention see all frames at once, windows overlap and are blended; where only
+/// convolutions see other frames, a clip is computed in parts of one latent frame, to the very values of the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Windows {
-    /// Windows of frames: 17 frames of pixels every 12, as diffusers does by default; off, the whole clip at once.
+    /// Windows of frames, 17 frames of pixels every 12, as diffusers does by default, or parts; off, the whole clip at once.
     pub frames: bool,
     /// Tiles of 256 pixels every 192, as diffusers does after `enable_tiling()`.
     pub tiles: bool,
@@ -27,30 +31,54 @@ const WINDOW: [usize; 2] = [16, 12];
 
 /// The way from an input to an output that is larger (decoding) or smaller (encoding) by whole factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scale {
-    Decode { space: usize, time: usize },
-    Encode { space: usize, time: usize },
+pub(crate) struct Scale {
+    pub operation: Operation,
+    pub space: usize,
+    pub time: usize,
+    /// Whether clips are computed in parts.
+    pub streams: bool,
+    /// Side of the patches of pixels that tiles and blends count in.
+    pub patch: usize,
 }
 
 impl Scale {
     /// A number of pixels or frames of output, `[space, time]` factors applied, as input and output count it.
     fn pair(self, pixels: usize, axis: usize) -> [usize; 2] {
-        match self {
-            Scale::Decode { space, time } => [pixels / if axis == FRAMES { time } else { space }, pixels],
-            Scale::Encode { space, time } => [pixels, pixels / if axis == FRAMES { time } else { space }],
+        let factor = if axis == FRAMES { self.time } else { self.space };
+        match self.operation {
+            Operation::Decode => [pixels / factor, pixels],
+            Operation::Encode => [pixels, pixels / factor],
         }
     }
 
     /// Length of the output along `axis` for `length` of the input.
     fn output(self, length: usize, axis: usize) -> usize {
-        match (self, axis) {
-            (Scale::Decode { time, .. }, FRAMES) => (length - 1) * time + 1,
-            (Scale::Encode { time, .. }, FRAMES) => (length - 1) / time + 1,
-            (Scale::Decode { space, .. }, _) => length * space,
-            (Scale::Encode { space, .. }, _) => length / space,
+        match (self.operation, axis) {
+            (Operation::Decode, FRAMES) => (length - 1) * self.time + 1,
+            (Operation::Encode, FRAMES) => (length - 1) / self.time + 1,
+            (Operation::Decode, _) => length * self.space,
+            (Operation::Encode, _) => length / self.space,
         }
     }
+
+    /// Pixels of a tile, and from one tile to the next; the encoder counts both in patches.
+    fn tile(self) -> [usize; 2] {
+        TILE.map(|pixels| if self.operation == Operation::Encode { pixels * self.patch } else { pixels })
+    }
+
+    /// Frames of the input in each part of a clip.
+    fn parts(self, frames: usize) -> impl Iterator<Item = [usize; 2]> {
+        let step = if self.operation == Operation::Encode { self.time } else { 1 };
+        std::iter::once([0, 1.min(frames)])
+            .chain((1..frames).step_by(step).map(move |start| [start, step.min(frames - start)]))
+    }
 }
+
+/// What is run at once: a shape, and whether it begins a clip.
+pub(crate) type Cut = ([usize; 5], Start);
+
+/// Runs a part that begins a clip, or goes on with the one that was begun last.
+pub(crate) type Run<'a> = &'a mut dyn FnMut(&Part, Start) -> Result<Part, EngineError>;
 
 const FRAMES: usize = 2;
 const ROWS: usize = 3;
@@ -102,14 +130,14 @@ impl Part {
         Ok(Part { values, shape })
     }
 
-    /// Blends the first `extent` slices along `axis` with the last of `before`.
-    fn blend(&mut self, before: &Part, axis: usize, extent: usize) {
+    /// Blends the first `extent` slices along `axis` with the last of `before`; `grain` neighbouring slices have one share.
+    fn blend(&mut self, before: &Part, axis: usize, extent: usize, grain: usize) {
         let [outer, length, inner] = self.strides(axis);
         let [_, other, _] = before.strides(axis);
         let extent = extent.min(length).min(other);
         for index in 0..outer {
             for step in 0..extent {
-                let share = step as f64 / extent as f64;
+                let share = (step / grain * grain) as f64 / extent as f64;
                 let (fade, rise) = ((1.0 - share) as f32, share as f32);
                 let from = &before.values[(index * other + other - extent + step) * inner..][..inner];
                 let to = &mut self.values[(index * length + step) * inner..][..inner];
@@ -137,19 +165,19 @@ fn put(whole: &mut Part, part: &Part, axis: usize, start: usize) -> usize {
 fn windowed(
     input: &Part,
     scale: Scale,
-    run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
+    run: Run<'_>,
     emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
     let ([size, whole_size], [step, keep]) = (scale.pair(WINDOW[0], FRAMES), scale.pair(WINDOW[1], FRAMES));
     let mut left = scale.output(input.shape[FRAMES], FRAMES);
     let mut before: Option<Part> = None;
     for start in window_starts(input.shape[FRAMES], step) {
-        let mut part = run(&input.cut(FRAMES, start, size + 1)?)?;
+        let mut part = run(&input.cut(FRAMES, start, size + 1)?, Start::Clip)?;
         let mut kept = keep + 1;
         if let Some(before) = &before {
             // The first frame of a later window stands alone where it should follow others.
             part = part.cut(FRAMES, 1, usize::MAX)?;
-            part.blend(before, FRAMES, whole_size - keep);
+            part.blend(before, FRAMES, whole_size - keep, 1);
             kept = keep;
         }
         let done = part.cut(FRAMES, 0, kept.min(left))?;
@@ -160,6 +188,30 @@ fn windowed(
     Ok(())
 }
 
+/// One part of a clip after the other, each with what those before it have left.
+fn streamed(
+    input: &Part,
+    scale: Scale,
+    run: Run<'_>,
+    emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    for [start, frames] in scale.parts(input.shape[FRAMES]) {
+        let at = if start == 0 { Start::Clip } else { Start::Later };
+        emit(run(&input.cut(FRAMES, start, frames)?, at)?)?;
+    }
+    Ok(())
+}
+
+/// All parts of a clip put together.
+fn streamed_whole(input: &Part, scale: Scale, run: Run<'_>) -> Result<Part, EngineError> {
+    let mut parts = Vec::new();
+    streamed(input, scale, run, &mut |part| {
+        parts.push(part);
+        Ok(())
+    })?;
+    join(&parts, FRAMES, scale.output(input.shape[FRAMES], FRAMES), [usize::MAX; 2])
+}
+
 /// Where windows begin. A last one of nothing but the frame that later windows drop is left out.
 fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
     (0..length).step_by(step).filter(move |start| *start == 0 || start + 1 < length)
@@ -168,20 +220,37 @@ fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
 /// How often [`run`] hands on frames.
 pub(crate) fn groups(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
     let [step, _] = scale.pair(WINDOW[1], FRAMES);
-    if windows.cut_frames(shape, scale) { window_starts(shape[FRAMES], step).count() } else { 1 }
+    match windows.cutting(shape, scale) {
+        Cutting::Windows => window_starts(shape[FRAMES], step).count(),
+        Cutting::Parts if !windows.cut_pictures(shape, scale) => scale.parts(shape[FRAMES]).count(),
+        _ => 1,
+    }
 }
 
-/// Frames of output that one window makes.
+/// Frames of output that one window or part makes; tiles are put together for all frames.
 pub(crate) fn window_frames(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
-    let size = scale.pair(WINDOW[0], FRAMES)[0] + 1;
-    let cut = windows.cut_frames(shape, scale);
-    scale.output(if cut { size } else { shape[FRAMES] }, FRAMES)
+    match windows.cutting(shape, scale) {
+        Cutting::Windows => scale.output(scale.pair(WINDOW[0], FRAMES)[0] + 1, FRAMES),
+        _ => scale.output(shape[FRAMES], FRAMES),
+    }
+}
+
+/// What is made of a clip's frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cutting {
+    Whole,
+    Windows,
+    Parts,
 }
 
 impl Windows {
-    /// Whether a clip of `shape` is cut into windows of frames.
-    fn cut_frames(self, shape: [usize; 5], scale: Scale) -> bool {
-        self.frames && shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0]
+    /// How the frames of a clip of `shape` are cut.
+    fn cutting(self, shape: [usize; 5], scale: Scale) -> Cutting {
+        match (self.frames, scale.streams) {
+            (true, true) if shape[FRAMES] > 1 => Cutting::Parts,
+            (true, false) if shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0] => Cutting::Windows,
+            _ => Cutting::Whole,
+        }
     }
 
     /// Whether the pictures of a clip of `shape` are cut into tiles.
@@ -208,7 +277,8 @@ fn tiled(
     scale: Scale,
     run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
 ) -> Result<Part, EngineError> {
-    let ([size, whole_size], [step, keep]) = (scale.pair(TILE[0], ROWS), scale.pair(TILE[1], ROWS));
+    let [[size, whole_size], [step, keep]] = scale.tile().map(|pixels| scale.pair(pixels, ROWS));
+    let grain = if scale.operation == Operation::Decode { scale.patch } else { 1 };
     let mut above: Vec<Part> = Vec::new();
     let mut bands = Vec::new();
     for top in (0..input.shape[ROWS]).step_by(step) {
@@ -217,10 +287,10 @@ fn tiled(
         for left in (0..input.shape[COLUMNS]).step_by(step) {
             let mut tile = run(&band.cut(COLUMNS, left, size)?)?;
             if let Some(above) = above.get(row.len()) {
-                tile.blend(above, ROWS, whole_size - keep);
+                tile.blend(above, ROWS, whole_size - keep, grain);
             }
             if let Some(before) = row.last() {
-                tile.blend(before, COLUMNS, whole_size - keep);
+                tile.blend(before, COLUMNS, whole_size - keep, grain);
             }
             row.push(tile);
         }
@@ -237,40 +307,52 @@ pub(crate) fn run(
     input: &Part,
     windows: Windows,
     scale: Scale,
-    one: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
+    one: Run<'_>,
     emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
-    let mut space = |part: &Part| {
-        if windows.cut_pictures(part.shape, scale) { tiled(part, scale, one) } else { one(part) }
+    let cutting = windows.cutting(input.shape, scale);
+    let tiles = windows.cut_pictures(input.shape, scale);
+    if cutting == Cutting::Parts && !tiles {
+        return streamed(input, scale, one, emit);
+    }
+    let mut space = |part: &Part, start: Start| match (tiles, cutting) {
+        (false, _) => one(part, start),
+        (true, Cutting::Parts) => tiled(part, scale, &mut |tile| streamed_whole(tile, scale, one)),
+        (true, _) => tiled(part, scale, &mut |tile| one(tile, start)),
     };
-    if windows.cut_frames(input.shape, scale) {
+    if cutting == Cutting::Windows {
         windowed(input, scale, &mut space, emit)
     } else {
-        emit(space(input)?)
+        emit(space(input, Start::Clip)?)
     }
 }
 
-/// The shapes of the parts that [`run`] runs for an input of `shape`, and how many there are of each.
-pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([usize; 5], usize)> {
-    let cuts = |axis: usize, [size, step]: [usize; 2]| -> Vec<usize> {
-        let length = shape[axis];
-        let (size, step) = (scale.pair(size, axis)[0], scale.pair(step, axis)[0]);
-        if axis == FRAMES {
-            window_starts(length, step).map(|start| (size + 1).min(length - start)).collect()
-        } else {
-            (0..length).step_by(step).map(|start| size.min(length - start)).collect()
+/// What [`run`] runs at once for an input of `shape`, and how often each.
+pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<(Cut, usize)> {
+    let frames = match windows.cutting(shape, scale) {
+        Cutting::Whole => vec![(shape[FRAMES], Start::Clip)],
+        Cutting::Windows => {
+            let [[size, _], [step, _]] = WINDOW.map(|frames| scale.pair(frames, FRAMES));
+            let starts = window_starts(shape[FRAMES], step);
+            starts.map(|start| ((size + 1).min(shape[FRAMES] - start), Start::Clip)).collect()
         }
+        Cutting::Parts => scale
+            .parts(shape[FRAMES])
+            .map(|[start, frames]| (frames, if start == 0 { Start::Clip } else { Start::Later }))
+            .collect(),
     };
-    let whole = |axis: usize| vec![shape[axis]];
-    let frames = if windows.cut_frames(shape, scale) { cuts(FRAMES, WINDOW) } else { whole(FRAMES) };
     let tiled = windows.cut_pictures(shape, scale);
-    let [rows, columns] =
-        [ROWS, COLUMNS].map(|axis| counted(if tiled { cuts(axis, TILE) } else { whole(axis) }));
-    let mut parts: Vec<([usize; 5], usize)> = Vec::new();
-    for (frames, a) in counted(frames) {
+    let [rows, columns] = [ROWS, COLUMNS].map(|axis| {
+        let [[size, _], [step, _]] = scale.tile().map(|pixels| scale.pair(pixels, axis));
+        let length = shape[axis];
+        let cut = |start: usize| size.min(length - start);
+        counted(if tiled { (0..length).step_by(step).map(cut).collect() } else { vec![length] })
+    });
+    let mut parts: Vec<(Cut, usize)> = Vec::new();
+    for ((frames, start), a) in counted(frames) {
         for &(height, b) in &rows {
             for &(width, c) in &columns {
-                parts.push(([shape[0], shape[1], frames, height, width], a * b * c));
+                parts.push((([shape[0], shape[1], frames, height, width], start), a * b * c));
             }
         }
     }
@@ -278,8 +360,8 @@ pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<([
 }
 
 /// Each length once, and how often it occurs.
-fn counted(lengths: Vec<usize>) -> Vec<(usize, usize)> {
-    let mut counts: Vec<(usize, usize)> = Vec::new();
+fn counted<L: PartialEq>(lengths: Vec<L>) -> Vec<(L, usize)> {
+    let mut counts: Vec<(L, usize)> = Vec::new();
     for length in lengths {
         match counts.iter_mut().find(|(other, _)| *other == length) {
             Some((_, count)) => *count += 1,

@@ -47,14 +47,22 @@ const fn tiny(name: &'static str, repository: &'static str, space: Space) -> Ali
     Alias { family: Family::AutoencoderTiny, ..alias(name, repository, space, "MIT") }
 }
 
-/// FLUX.2's repositories; their licences and terms have not been checked.
-const fn flux2(name: &'static str, repository: &'static str) -> Alias {
+const fn flux2(name: &'static str, repository: &'static str, licence: &'static str) -> Alias {
     Alias {
         folder: Some("vae"),
         family: Family::AutoencoderKlFlux2,
-        token: None,
-        ..alias(name, repository, Space::Flux2, "unknown")
+        ..alias(name, repository, Space::Flux2, licence)
     }
+}
+
+const fn video(
+    name: &'static str,
+    repository: &'static str,
+    space: Space,
+    family: Family,
+    licence: &'static str,
+) -> Alias {
+    Alias { folder: Some("vae"), family, ..alias(name, repository, space, licence) }
 }
 
 /// Every alias.
@@ -100,7 +108,7 @@ pub const ALIASES: &[Alias] = &[
         )
     },
     Alias {
-        others: &["sd3.5", "sd35-medium", "sd3.5-medium"],
+        others: &["sd3.5", "sd35-medium", "sd3.5-medium", "sd35-large", "sd3.5-large"],
         folder: Some("vae"),
         token: Some(true),
         ..alias("sd35", "stabilityai/stable-diffusion-3.5-medium", Space::Sd3, "Stability AI Community")
@@ -117,24 +125,50 @@ pub const ALIASES: &[Alias] = &[
     },
     Alias {
         others: &["flux2-dev", "flux.2", "flux.2-dev"],
-        ..flux2("flux2", "black-forest-labs/FLUX.2-dev")
+        token: Some(true),
+        ..flux2("flux2", "black-forest-labs/FLUX.2-dev", "FLUX.2 [dev] Non-Commercial")
     },
     Alias {
         others: &["flux2-klein-4b", "flux.2-klein-4b"],
-        ..flux2("flux2-klein", "black-forest-labs/FLUX.2-klein-4B")
+        ..flux2("flux2-klein", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0")
     },
-    Alias { folder: None, ..flux2("flux2-small-decoder", "black-forest-labs/FLUX.2-small-decoder") },
+    Alias {
+        folder: None,
+        ..flux2("flux2-small-decoder", "black-forest-labs/FLUX.2-small-decoder", "Apache-2.0")
+    },
     Alias {
         others: &["hunyuanvideo", "framepack", "skyreels-v1"],
-        folder: Some("vae"),
-        family: Family::AutoencoderKlHunyuanVideo,
-        token: None,
-        ..alias(
+        ..video(
             "hunyuan-video",
             "hunyuanvideo-community/HunyuanVideo",
             Space::HunyuanVideo,
+            Family::AutoencoderKlHunyuanVideo,
             "Tencent Hunyuan Community",
         )
+    },
+    Alias {
+        others: &["wan", "wan2.1", "wan22-a14b", "wan2.2-a14b", "skyreels-v2"],
+        ..video(
+            "wan21",
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            Space::Wan21,
+            Family::AutoencoderKlWan,
+            "Apache-2.0",
+        )
+    },
+    Alias {
+        others: &["wan2.2", "wan22-5b", "wan2.2-5b", "wan2.2-ti2v-5b"],
+        ..video(
+            "wan22",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            Space::Wan22,
+            Family::AutoencoderKlWan,
+            "Apache-2.0",
+        )
+    },
+    Alias {
+        others: &["qwenimage", "qwen-image-edit"],
+        ..video("qwen-image", "Qwen/Qwen-Image", Space::Wan21, Family::AutoencoderKlQwenImage, "Apache-2.0")
     },
     tiny("taesd", "madebyollin/taesd", Space::Sd),
     tiny("taesdxl", "madebyollin/taesdxl", Space::Sdxl),
@@ -260,7 +294,8 @@ mod tests {
         assert!(near("sdxl-vae-fp16").contains(&"sdxl-vae-fp16-fix"));
         assert_eq!(near("madebyollin/taesdx")[0], "taesd");
         assert!(near("flux.1").contains(&"flux1"));
-        assert!(near("wan2.1-t2v-14b").is_empty());
+        assert!(near("wan2.1-t2v-14b").contains(&"wan2.1"));
+        assert!(near("cogvideox").is_empty());
         assert!(near(&"x".repeat(1000)).is_empty());
     }
 

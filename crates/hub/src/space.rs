@@ -24,6 +24,10 @@ pub enum Space {
     Playground,
     /// HunyuanVideo, and those that use its autoencoder (FramePack, SkyReels V1).
     HunyuanVideo,
+    /// Wan 2.1, Wan 2.2 A14B and Qwen-Image.
+    Wan21,
+    /// Wan 2.2 TI2V 5B.
+    Wan22,
 }
 
 const PLAYGROUND_MEAN: [f64; 4] = [-1.6574, 1.886, -1.383, 2.5155];
@@ -32,7 +36,7 @@ const PLAYGROUND_FACTOR: f64 = 0.5;
 
 impl Space {
     /// All of them.
-    pub const ALL: [Space; 7] = [
+    pub const ALL: [Space; 9] = [
         Space::Sd,
         Space::Sdxl,
         Space::Sd3,
@@ -40,6 +44,8 @@ impl Space {
         Space::Flux2,
         Space::Playground,
         Space::HunyuanVideo,
+        Space::Wan21,
+        Space::Wan22,
     ];
 
     /// The name that is typed.
@@ -52,6 +58,8 @@ impl Space {
             Space::Flux2 => "flux2",
             Space::Playground => "playground",
             Space::HunyuanVideo => "hunyuan-video",
+            Space::Wan21 => "wan21",
+            Space::Wan22 => "wan22",
         }
     }
 
@@ -59,8 +67,9 @@ impl Space {
     pub fn channels(self) -> usize {
         match self {
             Space::Sd | Space::Sdxl | Space::Playground => 4,
-            Space::Sd3 | Space::Flux | Space::HunyuanVideo => 16,
+            Space::Sd3 | Space::Flux | Space::HunyuanVideo | Space::Wan21 => 16,
             Space::Flux2 => 32,
+            Space::Wan22 => 48,
         }
     }
 
@@ -73,7 +82,7 @@ impl Space {
             Space::Sd3 => factors(1.5305, Some(0.0609)),
             Space::Flux => factors(0.3611, Some(0.1159)),
             Space::HunyuanVideo => factors(0.476986, None),
-            Space::Flux2 | Space::Playground => None,
+            Space::Flux2 | Space::Playground | Space::Wan21 | Space::Wan22 => None,
         }
     }
 
@@ -81,6 +90,7 @@ impl Space {
     pub fn summary(self) -> String {
         match self.factors() {
             None if self == Space::Flux2 => "mean and deviation per element of a patch".to_owned(),
+            None if self.is_wan() => "mean and deviation per channel".to_owned(),
             None => format!("{PLAYGROUND_FACTOR}, mean and deviation per channel"),
             Some(Factors { scaling_factor, shift_factor: None }) => scaling_factor.to_string(),
             Some(Factors { scaling_factor, shift_factor: Some(shift) }) => {
@@ -89,11 +99,15 @@ impl Space {
         }
     }
 
+    fn is_wan(self) -> bool {
+        matches!(self, Space::Wan21 | Space::Wan22)
+    }
+
     /// How its latents become those of an autoencoder of this architecture; `None` where there is no such.
     fn normalisation(self, architecture: Family) -> Option<Normalisation> {
         match (architecture, self.factors()) {
             // The tiny model takes the diffusion model's latents; the statistics of the full one are not at hand.
-            (Family::AutoencoderTiny, None) if self == Space::Flux2 => {
+            (Family::AutoencoderTiny, None) if self == Space::Flux2 || self.is_wan() => {
                 Some(Normalisation::Identity { family: None })
             }
             (Family::AutoencoderTiny, factors) => {
@@ -103,15 +117,12 @@ impl Space {
                 Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo,
                 Some(Factors { scaling_factor, shift_factor }),
             ) => Some(Normalisation::Scalar { scaling_factor, shift_factor }),
-            (Family::AutoencoderKlFlux2, _) => None,
-            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) if self == Space::Flux2 => None,
-            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo, None) => {
-                Some(Normalisation::PerChannel {
-                    mean: PLAYGROUND_MEAN.to_vec(),
-                    std: PLAYGROUND_STD.to_vec(),
-                    scaling_factor: PLAYGROUND_FACTOR,
-                })
-            }
+            (Family::AutoencoderKl, None) if self == Space::Playground => Some(Normalisation::PerChannel {
+                mean: PLAYGROUND_MEAN.to_vec(),
+                std: PLAYGROUND_STD.to_vec(),
+                scaling_factor: PLAYGROUND_FACTOR,
+            }),
+            _ => None,
         }
     }
 
@@ -126,7 +137,13 @@ impl Space {
             let found = model.latent_channels();
             return Err(misfit(format!("it has {} channels, the model has {found}", self.channels())));
         }
-        if self == Space::Flux2 && model.family == Family::AutoencoderKlFlux2 {
+        // Their statistics are known with the model.
+        let own = match model.family {
+            Family::AutoencoderKlFlux2 => self == Space::Flux2,
+            Family::AutoencoderKlWan | Family::AutoencoderKlQwenImage => self.is_wan(),
+            _ => false,
+        };
+        if own {
             return Ok(());
         }
         model.latent_space.normalisation = self
@@ -165,7 +182,7 @@ mod tests {
         for space in Space::ALL {
             assert_eq!(space.name().parse::<Space>().unwrap(), space);
         }
-        let message = "wan".parse::<Space>().unwrap_err().to_string();
+        let message = "other".parse::<Space>().unwrap_err().to_string();
         assert!(
             message.contains("`sd`, `sdxl`, `sd3`, `flux`, `flux2`, `playground`, `hunyuan-video`"),
             "{message}"

@@ -14,7 +14,7 @@ use crate::prologue::Source;
 use crate::strip::Strip;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
-use crate::weights::{Compact, panels};
+use crate::weights::{Compact, Span, panels};
 use crate::winograd::Winograd;
 use crate::{direct, pointwise, transformed};
 use std::ops::Range;
@@ -115,6 +115,11 @@ impl Geometry {
         }
     }
 
+    /// The geometry of frames for which the first `zero_taps` of `taps` time taps read zeros.
+    pub fn without_taps(self, zero_taps: usize, taps: usize) -> Geometry {
+        Geometry { input_channels: self.input_channels - self.input_channels / taps * zero_taps, ..self }
+    }
+
     /// Where strips of the output may begin and end after nearest upsampling by `upsample`: at rows `n · step − skip` and
     /// at the picture's last. Gives `[step, skip]`.
     pub fn strip_grid(&self, upsample: usize) -> [usize; 2] {
@@ -136,6 +141,17 @@ impl Geometry {
     fn is_transformable(&self) -> bool {
         self.kernel == [3, 3] && self.stride == 1
     }
+}
+
+/// The frames that a convolution reads, each blocked and of one size.
+#[derive(Clone, Copy)]
+pub struct Frames<'a> {
+    /// How it moves through them.
+    pub clip: Clip,
+    /// `clip.frames` frames, one after the other.
+    pub input: Tensor<'a>,
+    /// The `clip.before` frames before them, the earliest first.
+    pub history: &'a [Tensor<'a>],
 }
 
 /// A convolution with its weights laid out for one instruction tier.
@@ -236,11 +252,13 @@ impl Convolution {
         scratch: &mut [f32],
         output: TensorMut<'_>,
     ) {
-        self.run_clip(pool, arithmetic, input, Clip::PICTURE, size, prologue, epilogue, scratch, output);
+        let input = Frames { clip: Clip::PICTURE, input, history: &[] };
+        self.run_clip(pool, arithmetic, input, size, prologue, epilogue, scratch, output);
     }
 
-    /// As [`Convolution::run`], for all frames of a clip: `input` are `clip.frames` frames, `output` and a residual
-    /// [`Clip::output_frames`]. Input channels are `(tap, channel of a frame)`.
+    /// As [`Convolution::run`], for all frames of a clip or of a part of one: `output` and a residual have
+    /// [`Clip::output_frames`]. Input channels are `(tap, channel of a frame)`. What a tap reads as zeros before the clip
+    /// is not multiplied.
     ///
     /// # Panics
     /// As [`Convolution::run`]; also when the channels are not whole blocks for each of several taps.
@@ -249,8 +267,7 @@ impl Convolution {
         &self,
         pool: &Pool,
         arithmetic: Arithmetic,
-        input: Tensor<'_>,
-        clip: Clip,
+        frames: Frames<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
@@ -259,7 +276,7 @@ impl Convolution {
     ) {
         let output_height = self.output_size(size, prologue)[0];
         let strip = Strip::whole(size[0], output_height);
-        self.run_rows(pool, arithmetic, input, clip, size, prologue, epilogue, &strip, scratch, output);
+        self.run_rows(pool, arithmetic, frames, size, prologue, epilogue, &strip, scratch, output);
     }
 
     /// As [`Convolution::run`], for some rows of a picture; `size` stays that of the whole input. The rows of the input
@@ -286,8 +303,8 @@ impl Convolution {
         let [step, skip] = self.geometry.strip_grid(prologue.upsample);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
-        let clip = Clip::PICTURE;
-        self.run_rows(pool, arithmetic, input, clip, size, prologue, epilogue, strip, scratch, output);
+        let input = Frames { clip: Clip::PICTURE, input, history: &[] };
+        self.run_rows(pool, arithmetic, input, size, prologue, epilogue, strip, scratch, output);
     }
 
     fn output_size(&self, size: [usize; 2], prologue: Prologue<'_>) -> [usize; 2] {
@@ -300,8 +317,7 @@ impl Convolution {
         &self,
         pool: &Pool,
         arithmetic: Arithmetic,
-        input: Tensor<'_>,
-        clip: Clip,
+        Frames { clip, input, history }: Frames<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
@@ -314,7 +330,10 @@ impl Convolution {
         let all_blocks = blocks(geometry.input_channels);
         assert!((1..=MAX_TAPS).contains(&clip.taps) && all_blocks.is_multiple_of(clip.taps));
         let frame_blocks = all_blocks / clip.taps;
-        assert_eq!(input.groups(), clip.frames * frame_blocks * strip.input_rows * size[1]);
+        let frame_groups = frame_blocks * strip.input_rows * size[1];
+        assert_eq!(input.groups(), clip.frames * frame_groups);
+        assert_eq!(history.len(), clip.before);
+        assert!(history.iter().all(|frame| frame.groups() == frame_groups));
         let output_size = self.output_size(size, prologue);
         let groups_of = |rows: usize| blocks(geometry.output_channels) * rows * output_size[1];
         let (output_groups, residual_groups) = (groups_of(strip.output_rows), groups_of(strip.residual_rows));
@@ -323,61 +342,83 @@ impl Convolution {
             assert_eq!(residual.groups(), clip.output_frames() * residual_groups);
         }
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
-        let layer = (geometry, arithmetic);
         let [top, _, left, _] = geometry.padding;
         // The fold reads the picture as it was before upsampling.
         let algorithm = geometry.algorithm(factor);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
-        let frames = output
-            .parts(output_groups)
-            .into_iter()
-            .enumerate()
-            .map(|(frame, output)| {
-                let source = Source {
-                    input,
-                    frames: clip.sources(frame),
-                    frame_blocks,
-                    replicate: clip.edge == Edge::Replicate,
-                    size,
-                    rows: strip.input_rows,
-                    prologue,
-                    factor,
-                    padding: [top, left],
-                };
-                let residual = match epilogue.residual {
-                    Residual::Tensor(residual) => {
-                        Residual::Tensor(residual.part(frame * residual_groups, residual_groups))
-                    }
-                    other => other,
-                };
-                let target = Target {
-                    output: SharedTensor::new(output),
-                    size: output_size,
-                    rows: strip.rows.clone(),
-                    stored_rows: [strip.output_rows, strip.residual_rows],
-                    channels: geometry.output_channels,
-                    epilogue: Epilogue { residual, ..epilogue },
-                };
-                (source, target)
-            })
-            .collect();
-        match &self.weights {
-            Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
-                let (weights, ready) = ([panels, self.bias.as_slice()], strip.weights_ready);
-                pointwise::run(self.isa, pool, layer, weights, frames, scratch, ready);
+        let mut frames: [Vec<(Source<'_>, Target<'_>)>; MAX_TAPS] = Default::default();
+        for (frame, output) in output.parts(output_groups).into_iter().enumerate() {
+            let zero_taps = clip.zero_taps(frame);
+            if zero_taps == clip.taps {
+                continue;
             }
-            Weights::Direct(panels) => {
-                direct::run(self.isa, pool, geometry, [panels, &self.bias], frames);
-            }
-            Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
-                let weights = (weights, self.bias.as_slice());
-                let ready = strip.weights_ready;
-                transformed::run::<UpsampleFold>(self.isa, pool, layer, weights, frames, scratch, ready);
-            }
-            Weights::Transformed(weights) => {
-                let weights = (weights, self.bias.as_slice());
-                let ready = strip.weights_ready;
-                transformed::run::<Winograd>(self.isa, pool, layer, weights, frames, scratch, ready);
+            let mut taps = clip.sources(frame);
+            taps.rotate_left(zero_taps);
+            let source = Source {
+                input,
+                history,
+                frames: taps,
+                frame_blocks,
+                replicate: clip.edge == Edge::Replicate,
+                size,
+                rows: strip.input_rows,
+                prologue,
+                factor,
+                padding: [top, left],
+            };
+            let residual = match epilogue.residual {
+                Residual::Tensor(residual) => {
+                    Residual::Tensor(residual.part(frame * residual_groups, residual_groups))
+                }
+                other => other,
+            };
+            let target = Target {
+                output: SharedTensor::new(output),
+                size: output_size,
+                rows: strip.rows.clone(),
+                stored_rows: [strip.output_rows, strip.residual_rows],
+                channels: geometry.output_channels,
+                epilogue: Epilogue { residual, ..epilogue },
+            };
+            frames[zero_taps].push((source, target));
+        }
+        for (zero_taps, frames) in frames.into_iter().enumerate() {
+            let span = Span { first: zero_taps * frame_blocks, all: all_blocks };
+            let geometry = geometry.without_taps(zero_taps, clip.taps);
+            let layer = (geometry, arithmetic);
+            match &self.weights {
+                Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
+                    let weights = (panels.as_slice(), span, self.bias.as_slice());
+                    let ready = strip.weights_ready;
+                    pointwise::run(self.isa, pool, layer, weights, frames, scratch, ready);
+                }
+                Weights::Direct(panels) => {
+                    direct::run(self.isa, pool, geometry, span, [panels, &self.bias], frames);
+                }
+                Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
+                    let weights = (weights, span, self.bias.as_slice());
+                    transformed::run::<UpsampleFold>(
+                        self.isa,
+                        pool,
+                        layer,
+                        weights,
+                        frames,
+                        scratch,
+                        strip.weights_ready,
+                    );
+                }
+                Weights::Transformed(weights) => {
+                    let weights = (weights, span, self.bias.as_slice());
+                    transformed::run::<Winograd>(
+                        self.isa,
+                        pool,
+                        layer,
+                        weights,
+                        frames,
+                        scratch,
+                        strip.weights_ready,
+                    );
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::layout::{BLOCK, blocks};
 use crate::microkernel::{Rows, Tile};
 use crate::pool::{Pool, carve, whole_lines};
 use crate::prologue::Source;
+use crate::weights::Span;
 use std::ops::Range;
 
 /// A patch is kept below this many `f32`, so that it stays in a core's second-level cache.
@@ -19,12 +20,13 @@ const BLOCKS_PER_PASS: usize = 4;
 /// A picture with fewer tiles than this is also split over output channels.
 const ENOUGH_TASKS: usize = 64;
 
-/// Convolves each frame's source with `panels` (`[group of lanes][input block][tap][16][lanes]`) into its target, all of
-/// one size.
+/// Convolves each frame's source with the input blocks `span` of `panels` (`[group of lanes][input block][tap][16][lanes]`)
+/// into its target, all of one size.
 pub(crate) fn run(
     isa: Isa,
     pool: &Pool,
     geometry: Geometry,
+    span: Span,
     [panels, bias]: [&[f32]; 2],
     frames: Vec<(Source<'_>, Target<'_>)>,
 ) {
@@ -33,7 +35,7 @@ pub(crate) fn run(
     let taps = tap_offsets(&geometry, tiling);
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
-        .map(|(source, target)| Job { geometry, panels, bias, source, target, tiling, taps: &taps })
+        .map(|(source, target)| Job { geometry, span, panels, bias, source, target, tiling, taps: &taps })
         .collect();
     let tasks = tiling.tasks();
     let lens = tiling.worker_lens(isa);
@@ -112,6 +114,7 @@ impl Tiling {
 
 struct Job<'a> {
     geometry: Geometry,
+    span: Span,
     panels: &'a [f32],
     bias: &'a [f32],
     source: Source<'a>,
@@ -163,8 +166,8 @@ unsafe fn multiply<T: Tile>(
     let [patch_rows, patch_columns] = job.tiling.patch;
     let block_stride = patch_rows * patch_columns * BLOCK;
     let panel_len = job.taps.len() * BLOCK * T::LANES;
-    let group_panels =
-        &job.panels[group * blocks(input_channels) * panel_len..][..blocks(input_channels) * panel_len];
+    let group_panels = &job.panels[(group * job.span.all + job.span.first) * panel_len..]
+        [..blocks(input_channels) * panel_len];
     let bias = &job.bias[group * T::LANES..][..T::LANES];
     for sum in sums.chunks_exact_mut(T::LANES) {
         sum.copy_from_slice(bias);

@@ -24,6 +24,8 @@ pub mod peak;
 mod pointwise;
 mod pool;
 mod prologue;
+pub mod rearrange;
+pub mod rms_norm;
 mod shared;
 pub mod strip;
 mod tensor;

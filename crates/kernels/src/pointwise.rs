@@ -12,6 +12,7 @@ use crate::microkernel::{PairRows, Rows, Tile};
 use crate::pool::{Pool, carve, whole_lines};
 use crate::prologue::Source;
 use crate::shared::SharedOutput;
+use crate::weights::Span;
 
 /// Pixels of a stretch: whole passes of every tier's micro-kernel.
 const STRETCH: usize = 96;
@@ -82,13 +83,13 @@ impl Shape {
     }
 }
 
-/// Convolves each frame's source with `panels` (`[group of lanes][input block][16][lanes]`) into its target, all of one
-/// size; rounded weights are made in `scratch`, [`weights_len`] long, unless they are `ready` there.
+/// Convolves each frame's source with the input blocks `span` of `panels` (`[group of lanes][input block][16][lanes]`) into its target, all of one
+/// size; rounded weights are made in `scratch`, at least [`weights_len`] long, unless they are `ready` there.
 pub(crate) fn run(
     isa: Isa,
     pool: &Pool,
     (geometry, arithmetic): (Geometry, Arithmetic),
-    [panels, bias]: [&[f32]; 2],
+    (panels, span, bias): (&[f32], Span, &[f32]),
     frames: Vec<(Source<'_>, Target<'_>)>,
     scratch: &mut [f32],
     ready: bool,
@@ -96,7 +97,7 @@ pub(crate) fn run(
     let Some((first, target)) = frames.first() else { return };
     let shape = Shape::new(isa, &geometry);
     if arithmetic == Arithmetic::Integer16 && !ready {
-        quantize(pool, shape, panels, scratch);
+        quantize(pool, shape, (panels, span), scratch);
     }
     // Where all rows lie one after the other, they are one long row, which makes fuller stretches.
     let height = target.size[0];
@@ -111,7 +112,7 @@ pub(crate) fn run(
             } else {
                 (source, target)
             };
-            Job { shape, arithmetic, panels, rounded: scratch, bias, source, target }
+            Job { shape, span, arithmetic, panels, rounded: scratch, bias, source, target }
         })
         .collect();
     let rows = jobs[0].target.rows.clone();
@@ -133,12 +134,13 @@ pub(crate) fn run(
 }
 
 /// Rounds the weights, see [`weights_len`].
-fn quantize(pool: &Pool, shape: Shape, panels: &[f32], rounded: &mut [f32]) {
+fn quantize(pool: &Pool, shape: Shape, (panels, span): (&[f32], Span), rounded: &mut [f32]) {
     let Shape { input_blocks, groups, lanes } = shape;
     let split_len = SPLIT.min(input_blocks) * BLOCK * lanes;
     let output = SharedOutput::new(rounded);
     pool.run(groups, |group| {
-        let values = &panels[group * input_blocks * BLOCK * lanes..][..input_blocks * BLOCK * lanes];
+        let start = (group * span.all + span.first) * BLOCK * lanes;
+        let values = &panels[start..][..input_blocks * BLOCK * lanes];
         for (split, values) in values.chunks(split_len).enumerate() {
             let start = (group * input_blocks + split * SPLIT) * PAIRS * lanes;
             let factors = groups * input_blocks * PAIRS * lanes + (group * shape.splits() + split) * lanes;
@@ -152,6 +154,7 @@ fn quantize(pool: &Pool, shape: Shape, panels: &[f32], rounded: &mut [f32]) {
 
 struct Job<'a> {
     shape: Shape,
+    span: Span,
     arithmetic: Arithmetic,
     panels: &'a [f32],
     /// With integers: the rounded weights.
@@ -253,7 +256,8 @@ unsafe fn round<T: Tile>(
 #[inline(always)]
 unsafe fn multiply<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, columns: usize, group: usize) {
     let len = job.shape.input_blocks * BLOCK * T::LANES;
-    let panels = &job.panels[group * len..][..len];
+    let start = (group * job.span.all + job.span.first) * BLOCK * T::LANES;
+    let panels = &job.panels[start..][..len];
     for (pass, panel) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
         for pixel in (0..columns).step_by(T::PIXELS) {
             let rows = Rows {

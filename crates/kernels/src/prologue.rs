@@ -24,7 +24,9 @@ pub struct Prologue<'a> {
 pub(crate) struct Source<'a> {
     /// Frames, one after the other.
     pub input: Tensor<'a>,
-    /// The frame that each time tap reads; `None` for zeros.
+    /// Frames before them, one after the other.
+    pub history: &'a [Tensor<'a>],
+    /// The frame that each time tap reads, counted from the first of `history`; `None` for zeros.
     pub frames: [Option<usize>; MAX_TAPS],
     /// Channel blocks of a frame.
     pub frame_blocks: usize,
@@ -67,7 +69,8 @@ impl Source<'_> {
             return;
         };
         let plane = self.rows * width;
-        let source_plane = self.input.part((frame * self.frame_blocks + block) * plane, plane);
+        let (frames, frame) = self.frame(frame);
+        let source_plane = frames.part((frame * self.frame_blocks + block) * plane, plane);
         for (row, out) in patch.chunks_exact_mut(columns * BLOCK).enumerate() {
             if let Some(ahead) = ahead {
                 self.prefetch_row(ahead, [corner[0] + row, corner[1]], columns);
@@ -120,6 +123,15 @@ impl Source<'_> {
         }
     }
 
+    /// The tensor that holds a frame, and which of its frames it is.
+    #[inline(always)]
+    fn frame(&self, frame: usize) -> (Tensor<'_>, usize) {
+        match self.history.get(frame) {
+            Some(earlier) => (*earlier, 0),
+            None => (self.input, frame - self.history.len()),
+        }
+    }
+
     /// Norm and activation of `pixels` on their way to `out`.
     ///
     /// # Safety
@@ -162,12 +174,13 @@ impl Source<'_> {
     pub(crate) fn prefetch_row(&self, block: usize, corner: [usize; 2], columns: usize) {
         let [height, width] = self.size;
         let Some(frame) = self.frames[block / self.frame_blocks] else { return };
+        let (frames, frame) = self.frame(frame);
         let block = frame * self.frame_blocks + block % self.frame_blocks;
         let row = corner[0].saturating_sub(self.padding[0]) / self.factor;
         let left = (corner[1].saturating_sub(self.padding[1]) / self.factor).min(width);
         if row < height {
             let len = columns.div_ceil(self.factor).min(width - left);
-            self.input.prefetch((block * self.rows + place(row, self.rows)) * width + left, len);
+            frames.prefetch((block * self.rows + place(row, self.rows)) * width + left, len);
         }
     }
 }

@@ -228,6 +228,21 @@ impl<'a> TensorMut<'a> {
         }
     }
 
+    /// Takes the values of a tensor of the same storage and length.
+    ///
+    /// # Panics
+    /// Storage or length differ.
+    pub fn copy_from(&mut self, from: Tensor<'_>) {
+        match (self, from) {
+            (TensorMut::Float32(to), Tensor::Float32(from)) => to.copy_from_slice(from),
+            (TensorMut::Half(to, to_exponents), Tensor::Half(from, exponents)) => {
+                to.copy_from_slice(from);
+                to_exponents.copy_from_slice(exponents);
+            }
+            _ => panic!("tensors are copied within one storage"),
+        }
+    }
+
     /// How many groups there are.
     pub fn groups(&self) -> usize {
         match self {

@@ -26,7 +26,7 @@ use crate::microkernel::Tile;
 use crate::pool::{Pool, carve};
 use crate::prologue::Source;
 use crate::vector::Vector;
-use crate::weights::Compact;
+use crate::weights::{Compact, Span};
 use grid::{Batch, Grid};
 use std::ops::Range;
 use weights::Panels;
@@ -98,13 +98,14 @@ pub(crate) fn worker_bytes<W: Transform>(
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
 
-/// Convolves each frame's source with `weights` (`[group of lanes][input block][tap][16][lanes]`) into its target, all
-/// of one size; the transformed weights are made in `scratch`, [`weights_len`] long, unless they are `ready` there.
+/// Convolves each frame's source with the input blocks `span` of `weights` (`[group of lanes][input block][tap][16][lanes]`)
+/// into its target, all of one size; the transformed weights are made in `scratch`, at least [`weights_len`] long, unless
+/// they are `ready` there.
 pub(crate) fn run<W: Transform>(
     isa: Isa,
     pool: &Pool,
     (geometry, arithmetic): (Geometry, Arithmetic),
-    (weights, bias): (&Compact, &[f32]),
+    (weights, span, bias): (&Compact, Span, &[f32]),
     frames: Vec<(Source<'_>, Target<'_>)>,
     scratch: &mut [f32],
     ready: bool,
@@ -112,7 +113,7 @@ pub(crate) fn run<W: Transform>(
     let Some((_, first)) = frames.first() else { return };
     let panels = Panels::new::<W>(isa, &geometry, arithmetic);
     if !ready {
-        weights::transform::<W>(isa, pool, panels, weights, scratch);
+        weights::transform::<W>(isa, pool, panels, (weights, span), &mut scratch[..panels.total()]);
     }
     let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic);
     let groups = geometry.output_channels.div_ceil(isa.lanes());

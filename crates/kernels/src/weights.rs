@@ -74,6 +74,14 @@ fn from_half(half: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | u32::from(half & 0x8000) << 16)
 }
 
+/// Which of the input blocks of laid-out weights a run uses: all from `first` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub first: usize,
+    /// How many there are in all.
+    pub all: usize,
+}
+
 /// `weight` (`[output, input, taps]`) as `[group of lanes][input block][tap][16][lanes]`, zero in the padding.
 pub(crate) fn panels(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Vec<f32> {
     let Geometry { input_channels, output_channels, kernel, .. } = *geometry;

@@ -6,7 +6,7 @@
 
 use crate::builder::{Convolution, GraphBuilder};
 use crate::config::KlConfig;
-use crate::graph::{Graph, Operation, Padding, ValueId};
+use crate::graph::{Graph, Operation, Padding, Reach, ValueId};
 
 const EPSILON: f32 = 1e-6;
 
@@ -123,7 +123,7 @@ pub(crate) fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, groups
     let query = build.convolution(&format!("{name}.to_q"), h, linear);
     let key = build.convolution(&format!("{name}.to_k"), h, linear);
     let value = build.convolution(&format!("{name}.to_v"), h, linear);
-    let mixed = build.attention(&format!("{name}.attention"), query, key, value);
+    let mixed = build.attention(&format!("{name}.attention"), Reach::Past, [query, key, value]);
     let projected = build.convolution(&format!("{name}.to_out.0"), mixed, linear);
     build.add(&format!("{name}.add"), x, projected)
 }

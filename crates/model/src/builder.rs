@@ -1,7 +1,10 @@
 //! A small builder that the architecture files write their graphs with: each call appends one node and returns its
 //! value. Weight names are those of diffusers; [`crate::names`] turns them into the names in the file.
 
-use crate::graph::{Activation, Edge, Graph, Node, Operation, Padding, Time, ValueId, WeightId, WeightSpec};
+use crate::graph::{
+    Activation, Edge, First, Graph, Node, Operation, Padding, Part, Reach, Time, ValueId, WeightId,
+    WeightSpec,
+};
 
 /// A convolution to be appended.
 #[derive(Clone, Copy, Debug)]
@@ -18,22 +21,40 @@ pub(crate) struct Convolution {
     pub time: Option<Time>,
     /// Whether it has a bias.
     pub bias: bool,
+    /// Which part of the tensors of this name it is.
+    pub part: Part,
 }
 
 impl Convolution {
     /// 3×3, stride 1, sides kept.
     pub(crate) fn square3(output: usize) -> Self {
-        Self { output, kernel: 3, stride: 1, padding: Padding::same(1), time: None, bias: true }
+        Self {
+            output,
+            kernel: 3,
+            stride: 1,
+            padding: Padding::same(1),
+            time: None,
+            bias: true,
+            part: Part::WHOLE,
+        }
     }
 
     /// 1×1.
     pub(crate) fn pointwise(output: usize) -> Self {
-        Self { output, kernel: 1, stride: 1, padding: Padding::NONE, time: None, bias: true }
+        Self {
+            output,
+            kernel: 1,
+            stride: 1,
+            padding: Padding::NONE,
+            time: None,
+            bias: true,
+            part: Part::WHOLE,
+        }
     }
 
     /// 3×3×3, causal in time, first frame and edges repeated.
     pub(crate) fn causal3(output: usize) -> Self {
-        let time = Time { taps: 3, stride: 1, edge: Edge::Replicate };
+        let time = Time { taps: 3, stride: 1, edge: Edge::Replicate, first: First::Ordinary };
         Self { time: Some(time), ..Self::square3(output) }
     }
 
@@ -81,8 +102,9 @@ impl GraphBuilder {
         if let Some(time) = layer.time {
             shape.insert(2, time.taps);
         }
-        let weight = self.weight(format!("{name}.weight"), shape);
-        let bias = layer.bias.then(|| self.weight(format!("{name}.bias"), vec![layer.output]));
+        let weight = self.weight_part(format!("{name}.weight"), shape, layer.part);
+        let bias =
+            layer.bias.then(|| self.weight_part(format!("{name}.bias"), vec![layer.output], layer.part));
         let kernel = [layer.kernel; 2];
         let (stride, padding, time) = (layer.stride, layer.padding, layer.time.unwrap_or(Time::NONE));
         let operation = Operation::Convolution { weight, bias, kernel, stride, padding, time };
@@ -94,6 +116,12 @@ impl GraphBuilder {
         let weight = self.weight(format!("{name}.weight"), vec![channels]);
         let bias = self.weight(format!("{name}.bias"), vec![channels]);
         self.node(name, Operation::GroupNorm { groups, epsilon, weight, bias }, vec![input], channels)
+    }
+
+    pub(crate) fn rms_norm(&mut self, name: &str, input: ValueId) -> ValueId {
+        let channels = self.channels(input);
+        let weight = self.weight(format!("{name}.gamma"), vec![channels]);
+        self.node(name, Operation::RmsNorm { weight }, vec![input], channels)
     }
 
     pub(crate) fn silu(&mut self, name: &str, input: ValueId) -> ValueId {
@@ -110,9 +138,26 @@ impl GraphBuilder {
         self.node(name, operation, vec![input], channels)
     }
 
-    pub(crate) fn attention(&mut self, name: &str, query: ValueId, key: ValueId, value: ValueId) -> ValueId {
-        let channels = self.channels(value);
-        self.node(name, Operation::Attention, vec![query, key, value], channels)
+    pub(crate) fn attention(&mut self, name: &str, reach: Reach, inputs: [ValueId; 3]) -> ValueId {
+        let channels = self.channels(inputs[2]);
+        self.node(name, Operation::Attention(reach), inputs.to_vec(), channels)
+    }
+
+    /// An operation on values of as many channels as its result has.
+    pub(crate) fn frames(&mut self, name: &str, operation: Operation, inputs: &[ValueId]) -> ValueId {
+        let channels = self.channels(inputs[0]);
+        self.node(name, operation, inputs.to_vec(), channels)
+    }
+
+    /// [`Operation::Expand`] or [`Operation::Collect`] to `channels`.
+    pub(crate) fn rearrange(
+        &mut self,
+        name: &str,
+        operation: Operation,
+        input: ValueId,
+        channels: usize,
+    ) -> ValueId {
+        self.node(name, operation, vec![input], channels)
     }
 
     pub(crate) fn add(&mut self, name: &str, left: ValueId, right: ValueId) -> ValueId {
@@ -121,7 +166,11 @@ impl GraphBuilder {
     }
 
     fn weight(&mut self, name: String, shape: Vec<usize>) -> WeightId {
-        self.weights.push(WeightSpec { name, shape, narrow: false });
+        self.weight_part(name, shape, Part::WHOLE)
+    }
+
+    fn weight_part(&mut self, name: String, shape: Vec<usize>, part: Part) -> WeightId {
+        self.weights.push(WeightSpec { name, shape, narrow: false, part });
         WeightId(self.weights.len() - 1)
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::ModelError;
-use crate::graph::WeightSpec;
+use crate::graph::{Part, WeightSpec};
 use crate::header::{self, StorageType, TensorEntry, format_error, tensor_error};
 
 /// Bytes that are read from a file at once.
@@ -116,15 +116,23 @@ impl Checkpoint {
     /// # Errors
     /// [`ModelError::Tensor`] when it is absent, of another type, or the file has changed or cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        self.read_part(name, Part::WHOLE)
+    }
+
+    /// As [`Checkpoint::read_f32`], one part of a tensor whose first axis it divides.
+    fn read_part(&self, name: &str, part: Part) -> Result<Vec<f32>, ModelError> {
         let entry = self.entry(name)?;
         let storage = readable(name, entry)?;
+        let elements = entry.elements() / part.of;
+        let begin = entry.begin + (part.index * elements * storage.bytes()) as u64;
+        let end = begin + (elements * storage.bytes()) as u64;
         let mut values = Vec::new();
         values
-            .try_reserve_exact(entry.elements())
-            .map_err(|_| tensor_error(name, format!("no memory for its {} elements", entry.elements())))?;
+            .try_reserve_exact(elements)
+            .map_err(|_| tensor_error(name, format!("no memory for its {elements} elements")))?;
         match &self.storage {
             Storage::Memory(bytes) => {
-                let data = usize::try_from(entry.begin).ok().zip(usize::try_from(entry.end).ok());
+                let data = usize::try_from(begin).ok().zip(usize::try_from(end).ok());
                 let data = data.and_then(|(begin, end)| bytes.get(begin..end));
                 let data = data.ok_or_else(|| tensor_error(name, "its data lies outside the file".into()))?;
                 append(&mut values, storage, data);
@@ -137,8 +145,8 @@ impl Checkpoint {
                     let message = format!("{} has changed since it was opened", self.label);
                     return Err(tensor_error(name, message));
                 }
-                file.seek(SeekFrom::Start(entry.begin)).map_err(failed)?;
-                let mut left = entry.elements() * storage.bytes();
+                file.seek(SeekFrom::Start(begin)).map_err(failed)?;
+                let mut left = elements * storage.bytes();
                 let mut chunk = vec![0u8; left.min(CHUNK_BYTES)];
                 while left > 0 {
                     let part = &mut chunk[..left.min(CHUNK_BYTES)];
@@ -160,8 +168,12 @@ impl Checkpoint {
             let message = format!("it is not in {}; expected shape {:?}", self.label, spec.shape);
             return Err(tensor_error(&spec.name, message));
         };
-        if !same_shape(&entry.shape, &spec.shape) {
-            let message = format!("its shape is {:?}, expected {:?}", entry.shape, spec.shape);
+        let mut wanted = spec.shape.clone();
+        if let Some(first) = wanted.first_mut() {
+            *first *= spec.part.of;
+        }
+        if !same_shape(&entry.shape, &wanted) {
+            let message = format!("its shape is {:?}, expected {wanted:?}", entry.shape);
             return Err(tensor_error(&spec.name, message));
         }
         readable(&spec.name, entry).map(|_| ())
@@ -176,7 +188,7 @@ impl Checkpoint {
 impl WeightSource for Checkpoint {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>, ModelError> {
         self.check(spec)?;
-        self.read_f32(&spec.name)
+        self.read_part(&spec.name, spec.part)
     }
 }
 
@@ -190,7 +202,7 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// Whether a stored shape can stand for the wanted one: equal but for trailing ones of a 1×1 convolution.
+/// Whether a stored shape can stand for the wanted one: equal but for trailing ones of a 1×1 convolution or of a norm.
 fn same_shape(found: &[usize], wanted: &[usize]) -> bool {
     let core = |shape: &[usize]| {
         let mut length = shape.len();
@@ -199,7 +211,9 @@ fn same_shape(found: &[usize], wanted: &[usize]) -> bool {
         }
         shape[..length].to_vec()
     };
-    found == wanted || (wanted.len() > 1 && found.len() > 1 && core(found) == core(wanted))
+    let norm =
+        wanted.len() == 1 && found.first() == wanted.first() && found.iter().skip(1).all(|side| *side == 1);
+    found == wanted || norm || (wanted.len() > 1 && found.len() > 1 && core(found) == core(wanted))
 }
 
 fn readable(name: &str, entry: &TensorEntry) -> Result<StorageType, ModelError> {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::config_video::HunyuanVideoConfig;
+use crate::config_wan::WanConfig;
 
 /// The most channels of any layer.
 pub const MAX_CHANNELS: usize = 16384;
@@ -27,6 +28,8 @@ pub enum VaeConfig {
     Tiny(TinyConfig),
     /// `AutoencoderKLHunyuanVideo`.
     HunyuanVideo(HunyuanVideoConfig),
+    /// `AutoencoderKLWan` and `AutoencoderKLQwenImage`.
+    Wan(WanConfig),
 }
 
 /// Which architecture a model is.
@@ -43,9 +46,25 @@ pub enum Family {
     /// HunyuanVideo.
     #[serde(rename = "AutoencoderKLHunyuanVideo")]
     AutoencoderKlHunyuanVideo,
+    /// Wan 2.1 and 2.2.
+    #[serde(rename = "AutoencoderKLWan")]
+    AutoencoderKlWan,
+    /// Qwen-Image: Wan 2.1's autoencoder with weights of its own, for pictures.
+    #[serde(rename = "AutoencoderKLQwenImage")]
+    AutoencoderKlQwenImage,
 }
 
 impl Family {
+    /// All there are.
+    pub const ALL: [Family; 6] = [
+        Family::AutoencoderKl,
+        Family::AutoencoderKlFlux2,
+        Family::AutoencoderTiny,
+        Family::AutoencoderKlHunyuanVideo,
+        Family::AutoencoderKlWan,
+        Family::AutoencoderKlQwenImage,
+    ];
+
     /// The class name in diffusers.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,6 +72,8 @@ impl Family {
             Family::AutoencoderKlFlux2 => "AutoencoderKLFlux2",
             Family::AutoencoderTiny => "AutoencoderTiny",
             Family::AutoencoderKlHunyuanVideo => "AutoencoderKLHunyuanVideo",
+            Family::AutoencoderKlWan => "AutoencoderKLWan",
+            Family::AutoencoderKlQwenImage => "AutoencoderKLQwenImage",
         }
     }
 }
@@ -160,17 +181,18 @@ impl ConfigFile {
     pub fn family(&self) -> Result<Option<Family>, ModelError> {
         match self.get("_class_name") {
             None => Ok(None),
-            Some(Value::String(name)) => match name.as_str() {
-                "AutoencoderKL" => Ok(Some(Family::AutoencoderKl)),
-                "AutoencoderKLFlux2" => Ok(Some(Family::AutoencoderKlFlux2)),
-                "AutoencoderTiny" => Ok(Some(Family::AutoencoderTiny)),
-                "AutoencoderKLHunyuanVideo" => Ok(Some(Family::AutoencoderKlHunyuanVideo)),
-                other => Err(ModelError::Unsupported(format!(
-                    "config.json: `_class_name` is {}, which this version does not run (it runs AutoencoderKL, \
-                     AutoencoderKLFlux2, AutoencoderTiny and AutoencoderKLHunyuanVideo)",
-                    shorten(other)
-                ))),
-            },
+            Some(Value::String(name)) => {
+                let family = Family::ALL.into_iter().find(|family| family.name() == name);
+                family.map(Some).ok_or_else(|| {
+                    let names = Family::ALL.map(Family::name);
+                    let (last, others) = names.split_last().map_or(("", &[][..]), |(last, rest)| (last, rest));
+                    ModelError::Unsupported(format!(
+                        "config.json: `_class_name` is {}, which this version does not run (it runs {} and {last})",
+                        shorten(name),
+                        others.join(", ")
+                    ))
+                })
+            }
             Some(other) => Err(invalid("_class_name", other, "the name of a class")),
         }
     }
@@ -337,7 +359,7 @@ impl ConfigFile {
         number.map(Some).ok_or_else(|| invalid(key, value, "a finite number"))
     }
 
-    fn numbers(&self, key: &str, length: usize) -> Result<Option<Vec<f64>>, ModelError> {
+    pub(crate) fn numbers(&self, key: &str, length: usize) -> Result<Option<Vec<f64>>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong =
             || invalid(key, value, &format!("a list of {length} finite numbers, one per latent channel"));
@@ -360,6 +382,26 @@ impl ConfigFile {
             value.as_array().filter(|items| (1..=MAX_LEVELS).contains(&items.len())).ok_or_else(wrong)?;
         let numbers: Option<Vec<usize>> = items.iter().map(|item| bounded(item, least, most)).collect();
         numbers.map(Some).ok_or_else(wrong)
+    }
+
+    /// A list of true and false.
+    pub(crate) fn flags(&self, key: &str) -> Result<Option<Vec<bool>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let items = value.as_array().filter(|items| items.len() <= MAX_LEVELS);
+        let flags = items.and_then(|items| items.iter().map(Value::as_bool).collect::<Option<Vec<bool>>>());
+        flags.map(Some).ok_or_else(|| {
+            invalid(key, value, &format!("a list of at most {MAX_LEVELS} times true or false"))
+        })
+    }
+
+    /// Whether a key is anything but absent or an empty list.
+    pub(crate) fn has_items(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| value.as_array().is_none_or(|items| !items.is_empty()))
+    }
+
+    /// The error for a key whose value is not one of those expected.
+    pub(crate) fn unexpected(&self, key: &str, expected: &str) -> ModelError {
+        invalid(key, self.keys.get(key).unwrap_or(&Value::Null), expected)
     }
 
     /// Whether each block of a list is of the second, attending kind. Absent means plain.

@@ -15,6 +15,7 @@ use crate::config::{
     Family, KlConfig, MAX_CHANNELS, MAX_LATENT_CHANNELS, MAX_LAYERS, MAX_LEVELS, TinyConfig, VaeConfig,
 };
 use crate::detect_video;
+use crate::detect_wan;
 use crate::header::tensor_error;
 use crate::names::{Half, Names, TinyLayer, TinyNames, tiny_layers};
 
@@ -27,7 +28,7 @@ pub(crate) fn recognise(checkpoint: &Checkpoint) -> Result<Names, ModelError> {
     let refused = match &names {
         Some(Names::Kl(names)) => other_with_flat_layers(checkpoint, &names.prefix),
         Some(Names::Tiny(names)) => tiny_video(checkpoint, names),
-        Some(Names::HunyuanVideo(_)) => None,
+        Some(Names::HunyuanVideo(_) | Names::Wan(_)) => None,
         None => other(checkpoint),
     };
     if let Some(kind) = refused {
@@ -61,6 +62,7 @@ pub(crate) fn config(checkpoint: &Checkpoint, names: &Names) -> Result<VaeConfig
         Names::HunyuanVideo(_) => {
             detect_video::hunyuan_config(checkpoint, names).map(VaeConfig::HunyuanVideo)
         }
+        Names::Wan(own) => detect_wan::config(checkpoint, own).map(VaeConfig::Wan),
     }
 }
 
@@ -123,12 +125,6 @@ fn other(checkpoint: &Checkpoint) -> Option<&'static str> {
         } else {
             "a video VAE of causal 3-D convolutions"
         });
-    }
-    if any("decoder.middle.0.residual.0.gamma")
-        || rank("decoder.conv_in.weight") == Some(5)
-        || rank("encoder.conv_in.weight") == Some(5)
-    {
-        return Some("a Wan or Qwen-Image VAE");
     }
     if any("decoder.conv_t1.weight_g") || any("decoder.block.0.conv_t1") || any("decoder.layers.0.weight_g") {
         return Some("an audio autoencoder (AutoencoderOobleck)");

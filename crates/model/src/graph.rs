@@ -23,6 +23,22 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
     /// Whether the checkpoint holds it in 16 bits an element or fewer, so that it can be kept so without loss.
     pub narrow: bool,
+    /// Where the checkpoint holds several weights in one tensor, one after the other along its first axis.
+    pub part: Part,
+}
+
+/// One of equal parts of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which one.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Part {
+    /// The tensor itself.
+    pub const WHOLE: Part = Part { index: 0, of: 1 };
 }
 
 /// One step of a graph.
@@ -70,11 +86,51 @@ pub struct Time {
     pub stride: usize,
     /// What stands for frames before the first, and for pixels of the padding.
     pub edge: Edge,
+    /// What becomes of the clip's first frame.
+    pub first: First,
 }
 
 impl Time {
     /// Each frame by itself, with zeros around it.
-    pub const NONE: Time = Time { taps: 1, stride: 1, edge: Edge::Zero };
+    pub const NONE: Time = Time { taps: 1, stride: 1, edge: Edge::Zero, first: First::Ordinary };
+}
+
+/// What a convolution makes of the first frame of a clip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum First {
+    /// What it makes of any other.
+    Ordinary,
+    /// Nothing that may be used.
+    Unmade,
+    /// Nothing that may be used, and for the other frames it lies outside the clip.
+    Unseen,
+}
+
+/// What one position becomes when channels are turned into positions: `time` frames of `space` × `space` pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cell {
+    /// Frames.
+    pub time: usize,
+    /// Rows and columns.
+    pub space: usize,
+    /// Whether the pixels of a frame are numbered column by column and not row by row.
+    pub by_columns: bool,
+}
+
+impl Cell {
+    /// How many pixels it has in all frames.
+    pub fn elements(&self) -> usize {
+        self.time * self.space * self.space
+    }
+}
+
+/// Which positions one attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Those of its own frame.
+    Frame,
+    /// Those of its own frame and of all frames before.
+    Past,
 }
 
 /// What stands for values outside a tensor.
@@ -126,6 +182,11 @@ pub enum Operation {
         /// Offset, `[channels]`.
         bias: WeightId,
     },
+    /// √channels · x / ‖x‖ · weight, where x are the channels of one position.
+    RmsNorm {
+        /// Scale, `[channels]`.
+        weight: WeightId,
+    },
     /// An element-wise non-linearity.
     Activation(Activation),
     /// tanh(x / limit) · limit.
@@ -147,11 +208,64 @@ pub enum Operation {
         /// Whether each frame but the first is repeated too.
         doubles_frames: bool,
     },
-    /// Inputs query, key, value of one shape: one head over all positions, softmax(query · key / √channels) · value. A
-    /// position sees those of its own frame and of the frames before.
-    Attention,
+    /// Inputs query, key, value of one shape: one head over all positions, softmax(query · key / √channels) · value.
+    Attention(Reach),
+    /// The clip's first frame of the first input, all others of the second, which have one shape.
+    FirstFrame,
+    /// The clip's first frame of the first input; for each further frame those of the second and of the third input, one
+    /// after the other. All have one shape.
+    DoubleFrames,
+    /// Channels to positions: element e of the cell of output channel c is input channel (c · elements + e) / repeats.
+    /// The first position of a clip becomes the last frame of its cell only.
+    Expand {
+        /// What a position becomes.
+        cell: Cell,
+        /// How many neighbouring elements are one input channel.
+        repeats: usize,
+    },
+    /// The reverse, with means: of the elements of the cells of all channels in one row, `(channel, element)`, each
+    /// output channel is the mean of `mean` neighbours. The last frame of the clip's first cell is its first frame, those
+    /// before it are zeros.
+    Collect {
+        /// What becomes a position.
+        cell: Cell,
+        /// How many neighbouring elements are averaged.
+        mean: usize,
+    },
     /// Sum of two inputs of equal shape.
     Add,
+}
+
+/// Where an input of a graph begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Start {
+    /// At the first frame of a clip, which is never merged with others and never becomes several.
+    #[default]
+    Clip,
+    /// After earlier frames.
+    Later,
+}
+
+impl Start {
+    /// How many frames stand alone.
+    fn first_frames(self) -> usize {
+        match self {
+            Start::Clip => 1,
+            Start::Later => 0,
+        }
+    }
+
+    /// Frames after each but the first became `factor`.
+    fn multiplied(self, frames: usize, factor: usize) -> usize {
+        let first = self.first_frames();
+        (frames - first).saturating_mul(factor).saturating_add(first)
+    }
+
+    /// Frames after `factor` became one.
+    fn merged(self, frames: usize, factor: usize) -> usize {
+        let first = self.first_frames();
+        (frames - first) / factor + first
+    }
 }
 
 /// A half of an autoencoder (decoder or encoder).
@@ -190,16 +304,16 @@ impl Graph {
         &self,
         [batch, channels, height, width]: [usize; 4],
     ) -> Result<Vec<[usize; 4]>, ModelError> {
-        let shapes = self.clip_shapes([batch, channels, 1, height, width])?;
+        let shapes = self.clip_shapes([batch, channels, 1, height, width], Start::Clip)?;
         Ok(shapes.into_iter().map(|[b, c, _, h, w]| [b, c, h, w]).collect())
     }
 
-    /// The shape of every node's output for an input `[batch, channels, frames, height, width]`.
+    /// The shape of every node's output for an input `[batch, channels, frames, height, width]`, a clip or a part of one.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] when the input has the wrong channels, a side is zero or too small for a layer, or a
-    /// tensor's element count does not fit in 63 bits.
-    pub fn clip_shapes(&self, input: [usize; 5]) -> Result<Vec<[usize; 5]>, ModelError> {
+    /// [`ModelError::Shape`] when the input has the wrong channels, a side is zero or too small for a layer, the frames do
+    /// not fit, or a tensor's element count does not fit in 63 bits.
+    pub fn clip_shapes(&self, input: [usize; 5], start: Start) -> Result<Vec<[usize; 5]>, ModelError> {
         let mut shapes: Vec<[usize; 5]> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             let of = |index: usize| {
@@ -224,26 +338,58 @@ impl Graph {
                             format!("{height}x{width} is too small for its kernel"),
                         ));
                     };
-                    [batch, node.channels, (frames - 1) / time.stride.max(1) + 1, height_out, width_out]
+                    let frames = start.merged(frames, time.stride.max(1));
+                    [batch, node.channels, frames, height_out, width_out]
                 }
                 Operation::UpsampleNearest { factor, doubles_frames } => {
                     let [batch, channels, frames, height, width] = of(0)?;
                     let sides = height.checked_mul(*factor).zip(width.checked_mul(*factor));
                     let (height, width) = sides.ok_or_else(|| shape_error(node, "sides overflow".into()))?;
-                    let frames = if *doubles_frames { frames.saturating_mul(2) - 1 } else { frames };
+                    let frames = if *doubles_frames { start.multiplied(frames, 2) } else { frames };
                     [batch, channels, frames, height, width]
                 }
-                Operation::Add | Operation::Attention => {
-                    let shape = of(0)?;
+                Operation::FirstFrame => {
+                    let (first, others) = (of(0)?, of(1)?);
+                    if (first[1], &first[3..]) != (others[1], &others[3..]) {
+                        let message = format!("frames differ: those of {first:?} and {others:?}");
+                        return Err(shape_error(node, message));
+                    }
+                    others
+                }
+                Operation::Add | Operation::Attention(_) | Operation::DoubleFrames => {
+                    let mut shape = of(0)?;
                     for index in 1..node.inputs.len() {
                         if of(index)? != shape {
                             let message = format!("inputs differ: {shape:?} and {:?}", of(index)?);
                             return Err(shape_error(node, message));
                         }
                     }
+                    if node.operation == Operation::DoubleFrames {
+                        shape[2] = start.multiplied(shape[2], 2);
+                    }
                     shape
                 }
+                Operation::Expand { cell, .. } => {
+                    let [batch, _, frames, height, width] = of(0)?;
+                    let sides = height.checked_mul(cell.space).zip(width.checked_mul(cell.space));
+                    let (height, width) = sides.ok_or_else(|| shape_error(node, "sides overflow".into()))?;
+                    [batch, node.channels, start.multiplied(frames, cell.time), height, width]
+                }
+                Operation::Collect { cell, .. } => {
+                    let [batch, _, frames, height, width] = of(0)?;
+                    if !height.is_multiple_of(cell.space) || !width.is_multiple_of(cell.space) {
+                        let message = format!("{height}x{width} is not a multiple of {}", cell.space);
+                        return Err(shape_error(node, message));
+                    }
+                    if frames % cell.time != start.first_frames() % cell.time {
+                        let message = format!("{frames} frames do not make whole cells of {}", cell.time);
+                        return Err(shape_error(node, message));
+                    }
+                    let [height, width] = [height, width].map(|side| side / cell.space);
+                    [batch, node.channels, start.merged(frames, cell.time), height, width]
+                }
                 Operation::GroupNorm { .. }
+                | Operation::RmsNorm { .. }
                 | Operation::Activation(_)
                 | Operation::SoftClamp { .. }
                 | Operation::Affine { .. } => of(0)?,
@@ -255,6 +401,26 @@ impl Graph {
             shapes.push(shape);
         }
         Ok(shapes)
+    }
+}
+
+impl Graph {
+    /// Whether frames depend on earlier ones only, and on these through convolutions alone: then what follows a part of a
+    /// clip can be computed with the frames that the convolutions read again.
+    pub fn is_causal(&self) -> bool {
+        self.nodes.iter().all(|node| match &node.operation {
+            Operation::GroupNorm { .. } | Operation::Attention(Reach::Past) => false,
+            Operation::Convolution { time, .. } => time.taps == 1 || time.edge == Edge::Zero,
+            Operation::UpsampleNearest { doubles_frames, .. } => !doubles_frames,
+            _ => true,
+        })
+    }
+
+    /// Whether a frame depends on others.
+    pub fn has_time(&self) -> bool {
+        self.nodes
+            .iter()
+            .any(|node| matches!(&node.operation, Operation::Convolution { time, .. } if time.taps > 1))
     }
 }
 

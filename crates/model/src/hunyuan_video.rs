@@ -8,7 +8,7 @@
 use crate::autoencoder_kl::{Blocks, norm_silu};
 use crate::builder::{Convolution, GraphBuilder};
 use crate::config_video::HunyuanVideoConfig;
-use crate::graph::{Edge, Graph, Operation, Time};
+use crate::graph::{Edge, First, Graph, Operation, Time};
 
 /// Latents `[batch, latent, T, h, w]` in the model's own space to pixels of about ±1, `[batch, out, 4·(T−1) + 1, 8·h, 8·w]`.
 pub fn decoder(config: &HunyuanVideoConfig) -> Graph {
@@ -50,7 +50,7 @@ pub fn encoder(config: &HunyuanVideoConfig) -> Graph {
         let [space, time] = config.halvings(level);
         if space || time {
             let factor = |halves: bool| if halves { 2 } else { 1 };
-            let time = Time { taps: 3, stride: factor(time), edge: Edge::Replicate };
+            let time = Time { taps: 3, stride: factor(time), edge: Edge::Replicate, first: First::Ordinary };
             let layer =
                 Convolution { stride: factor(space), time: Some(time), ..Convolution::causal3(width) };
             x = build.convolution(&format!("{block}.downsamplers.0.conv.conv"), x, layer);

@@ -8,8 +8,10 @@ mod builder;
 pub mod checkpoint;
 pub mod config;
 pub mod config_video;
+pub mod config_wan;
 mod detect;
 mod detect_video;
+mod detect_wan;
 pub mod distribution;
 mod embedded;
 pub mod error;
@@ -23,12 +25,17 @@ pub mod packing;
 mod preview;
 pub mod random;
 mod source;
+pub mod wan;
 
 pub use checkpoint::{Checkpoint, WeightSource};
 pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
 pub use config_video::HunyuanVideoConfig;
+pub use config_wan::WanConfig;
 pub use error::ModelError;
-pub use graph::{Activation, Edge, Graph, Node, Operation, Padding, Time, ValueId, WeightId, WeightSpec};
+pub use graph::{
+    Activation, Cell, Edge, First, Graph, Node, Operation, Padding, Part, Reach, Start, Time, ValueId,
+    WeightId, WeightSpec,
+};
 pub use latent_space::{Factors, LatentSpace, Normalisation};
 pub use model::{Description, Model};
 pub use packing::{Layout, Packing};

@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::config::{ConfigFile, Family, KlConfig, VaeConfig};
-use crate::graph::{Graph, WeightSpec};
+use crate::graph::{Graph, Part, WeightSpec};
 use crate::header::tensor_error;
 use crate::latent_space::{LatentSpace, Normalisation};
 use crate::names::{Half, KlNames, Names};
 use crate::packing::Packing;
 use crate::source::Source;
-use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video};
+use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video, wan};
 
 /// An autoencoder, ready to be run by an engine. Cheap to clone: the checkpoint is shared, and no weights are in memory.
 #[derive(Clone, Debug)]
@@ -66,7 +66,10 @@ impl Model {
         // A class that is not run is named before the tensors are looked at.
         let stated = file.map(ConfigFile::family).transpose()?.flatten();
         let names = detect::recognise(&checkpoint)?;
-        let family = names.family();
+        let mut family = names.family();
+        if (stated, family) == (Some(Family::AutoencoderKlQwenImage), Family::AutoencoderKlWan) {
+            family = Family::AutoencoderKlQwenImage;
+        }
         if let Some(stated) = stated
             && stated != family
         {
@@ -83,6 +86,7 @@ impl Model {
                 VaeConfig::Tiny(config)
             }
             (Some(file), Names::HunyuanVideo(_)) => VaeConfig::HunyuanVideo(file.hunyuan_video()?),
+            (Some(file), Names::Wan(_)) => VaeConfig::Wan(file.wan()?),
         };
         let half = |half: Half| {
             if !names.has(half) {
@@ -95,13 +99,15 @@ impl Model {
                 (VaeConfig::Tiny(config), Half::Encoder) => autoencoder_tiny::encoder(config),
                 (VaeConfig::HunyuanVideo(config), Half::Decoder) => hunyuan_video::decoder(config),
                 (VaeConfig::HunyuanVideo(config), Half::Encoder) => hunyuan_video::encoder(config),
+                (VaeConfig::Wan(config), Half::Decoder) => wan::decoder(config),
+                (VaeConfig::Wan(config), Half::Encoder) => wan::encoder(config),
             };
             names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
         };
         let (decoder, encoder) = (half(Half::Decoder)?, half(Half::Encoder)?);
         let graphs: Vec<&Graph> = decoder.iter().chain(&encoder).collect();
         names.check_all_used(&checkpoint, &graphs)?;
-        let mut latent_space = latent_space(&config);
+        let mut latent_space = latent_space(&config, family);
         if let (VaeConfig::Kl(config), Names::Kl(names)) = (&config, &names)
             && let Some(epsilon) = config.batch_norm_eps
         {
@@ -159,7 +165,21 @@ impl Model {
     pub fn temporal_factor(&self) -> Option<usize> {
         match &self.config {
             VaeConfig::HunyuanVideo(config) => Some(config.temporal_compression_ratio),
+            VaeConfig::Wan(config) => Some(config.temporal_factor()),
             VaeConfig::Kl(_) | VaeConfig::Tiny(_) => None,
+        }
+    }
+
+    /// The largest magnitude that decoded pixels may have, where larger ones are clamped; tiles are put together before.
+    pub fn pixel_limit(&self) -> Option<f32> {
+        matches!(&self.config, VaeConfig::Wan(_)).then_some(1.0)
+    }
+
+    /// Side of the patches of pixels that the outermost convolutions work on; 1 for single pixels.
+    pub fn patch_size(&self) -> usize {
+        match &self.config {
+            VaeConfig::Wan(config) => config.patch_size,
+            _ => 1,
         }
     }
 
@@ -170,10 +190,7 @@ impl Model {
 
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
-        match self.family {
-            Family::AutoencoderKl | Family::AutoencoderKlFlux2 | Family::AutoencoderKlHunyuanVideo => true,
-            Family::AutoencoderTiny => false,
-        }
+        self.family != Family::AutoencoderTiny
     }
 
     /// Where the model came from: its path, or `embedded`.
@@ -194,7 +211,8 @@ impl Model {
             config: self.config.clone(),
             scaling: self.latent_space.normalisation.clone(),
             packing: self.latent_space.packing,
-            packed_token_size: self.latent_space.token_size(),
+            packed_token_size: (self.latent_space.packing != Packing::None)
+                .then(|| self.latent_space.token_size()),
             decoder_parameters: self.decoder.as_ref().map(Graph::parameters),
             encoder_parameters: self.encoder.as_ref().map(Graph::parameters),
             dtype: dtype.to_owned(),
@@ -222,8 +240,8 @@ pub struct Description {
     pub scaling: Normalisation,
     /// How latents are packed into tokens.
     pub packing: Packing,
-    /// Elements of a packed token.
-    pub packed_token_size: usize,
+    /// Elements of a packed token, `None` where latents are never packed.
+    pub packed_token_size: Option<usize>,
     /// Parameters of the decoder; `None` when there is none.
     pub decoder_parameters: Option<u64>,
     /// Parameters of the encoder; `None` when there is none.
@@ -234,7 +252,7 @@ pub struct Description {
     pub file_bytes: u64,
 }
 
-fn latent_space(config: &VaeConfig) -> LatentSpace {
+fn latent_space(config: &VaeConfig, family: Family) -> LatentSpace {
     let packing = Packing::Patches2x2;
     match config {
         VaeConfig::Kl(config) => LatentSpace {
@@ -258,7 +276,20 @@ fn latent_space(config: &VaeConfig) -> LatentSpace {
                 scaling_factor: config.scaling_factor,
                 shift_factor: None,
             },
-            packing,
+            packing: Packing::None,
+        },
+        VaeConfig::Wan(config) => LatentSpace {
+            channels: config.z_dim,
+            spatial_factor: config.spatial_factor(),
+            normalisation: Normalisation::PerChannel {
+                mean: config.latents_mean.clone(),
+                std: config.latents_std.clone(),
+                scaling_factor: 1.0,
+            },
+            packing: match family {
+                Family::AutoencoderKlQwenImage => packing,
+                _ => Packing::None,
+            },
         },
     }
 }
@@ -272,7 +303,12 @@ fn batch_norm(
 ) -> Result<Normalisation, ModelError> {
     let read = |statistic: &str| {
         let name = format!("{}bn.{statistic}", names.prefix);
-        checkpoint.check(&WeightSpec { name: name.clone(), shape: vec![4 * channels], narrow: false })?;
+        checkpoint.check(&WeightSpec {
+            name: name.clone(),
+            shape: vec![4 * channels],
+            narrow: false,
+            part: Part::WHOLE,
+        })?;
         let values = checkpoint.read_f32(&name)?;
         Ok::<_, ModelError>((name, values))
     };

@@ -8,6 +8,7 @@
 //!   keep the quant convolutions inside the halves (`encoder.quant_conv`, `decoder.post_quant_conv`).
 //! - **TAESD**: diffusers' `decoder.layers.3.conv.0.weight`, or bare numbers (`4.conv.0.weight`), where the decoder counts
 //!   its clamp as layer 0; a file may hold one half alone.
+//! - **Wan**: diffusers' and the original one, told in [`crate::detect_wan`].
 //!
 //! All may have a prefix such as `first_stage_model.`, `vae.` or `model.vae.`, which is found by looking for the first
 //! layers.
@@ -18,6 +19,7 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, MAX_LEVELS};
 use crate::detect_video;
+use crate::detect_wan::WanNames;
 use crate::graph::{Graph, WeightSpec};
 use crate::header::tensor_error;
 
@@ -52,6 +54,7 @@ pub(crate) enum Names {
     Kl(KlNames),
     Tiny(TinyNames),
     HunyuanVideo(KlNames),
+    Wan(WanNames),
 }
 
 /// Naming of an `AutoencoderKL` or `AutoencoderKLFlux2`.
@@ -96,6 +99,7 @@ impl Names {
             .map(Names::Kl)
             .or_else(|| TinyNames::detect(checkpoint).map(Names::Tiny))
             .or_else(|| detect_video::hunyuan_names(checkpoint).map(Names::HunyuanVideo))
+            .or_else(|| WanNames::detect(checkpoint).map(Names::Wan))
     }
 
     pub(crate) fn family(&self) -> Family {
@@ -104,6 +108,7 @@ impl Names {
             Names::Kl(_) => Family::AutoencoderKl,
             Names::Tiny(_) => Family::AutoencoderTiny,
             Names::HunyuanVideo(_) => Family::AutoencoderKlHunyuanVideo,
+            Names::Wan(_) => Family::AutoencoderKlWan,
         }
     }
 
@@ -111,6 +116,7 @@ impl Names {
     pub(crate) fn has(&self, half: Half) -> bool {
         match (self, half) {
             (Names::Kl(names) | Names::HunyuanVideo(names), half) => names.halves[half as usize],
+            (Names::Wan(names), half) => names.halves[half as usize],
             (Names::Tiny(names), Half::Decoder) => names.decoder.is_some(),
             (Names::Tiny(names), Half::Encoder) => names.encoder.is_some(),
         }
@@ -140,7 +146,7 @@ impl Names {
             };
             let name = candidates.swap_remove(found);
             let narrow = matches!(checkpoint.type_name(&name), Some("F16" | "BF16" | "F8_E4M3"));
-            let resolved = WeightSpec { name, shape: spec.shape.clone(), narrow };
+            let resolved = WeightSpec { name, shape: spec.shape.clone(), narrow, part: spec.part };
             checkpoint.check(&resolved)?;
             *spec = resolved;
         }
@@ -184,6 +190,7 @@ impl Names {
                         .any(|own| rest.starts_with(own))
                 })
             }
+            Names::Wan(names) => names.is_own(name),
             Names::Tiny(names) => {
                 [&names.decoder, &names.encoder].into_iter().flatten().any(|Sequence { prefix, .. }| {
                     name.strip_prefix(prefix.as_str())
@@ -198,6 +205,7 @@ impl Names {
     fn candidates(&self, name: &str) -> Vec<String> {
         match self {
             Names::Kl(names) | Names::HunyuanVideo(names) => names.candidates(name),
+            Names::Wan(names) => vec![names.candidate(name)],
             Names::Tiny(names) => names.candidate(name).into_iter().collect(),
         }
     }

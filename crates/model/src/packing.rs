@@ -14,6 +14,8 @@ pub(crate) const PATCH: usize = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
+    /// No other form.
+    None,
     /// A token is a patch: `[batch, h/2 · w/2, 4·channels]`, token `i·(w/2) + j` (FLUX.1).
     Patches2x2,
     /// Tokens too, and planes of patches, `[batch, 4·channels, h/2, w/2]` (FLUX.2).
@@ -76,7 +78,10 @@ impl LatentSpace {
                     sides.ok_or_else(|| shape_error(format!("shape {shape:?} is too large")))?;
                 Ok(Layout::PatchPlanes { latents: [batch, self.channels, height, width] })
             }
-            [first, second, third] => {
+            [first, second, third] if self.packing == Packing::None && first == self.channels => {
+                Ok(Layout::Planes([1, first, second, third]))
+            }
+            [first, second, third] if self.packing != Packing::None => {
                 let tokens = [first, second, third];
                 let planes = Layout::Planes([1, first, second, third]);
                 match (height.zip(width), first == self.channels) {
@@ -95,15 +100,20 @@ impl LatentSpace {
                     ))),
                 }
             }
-            _ => Err(shape_error(format!(
-                "expected latents of shape [batch, {}, height, width]{}, or packed [batch, tokens, {token_size}] with \
-                 `height` and `width`, got shape {shape:?}",
-                self.channels,
-                match self.packing {
-                    Packing::Patches2x2 => String::new(),
-                    Packing::Patches2x2AndPlanes => format!(", [batch, {token_size}, height/2, width/2]"),
-                }
-            ))),
+            _ => {
+                let tokens = format!(", or packed [batch, tokens, {token_size}] with `height` and `width`");
+                let others = match self.packing {
+                    Packing::None => String::new(),
+                    Packing::Patches2x2 => tokens,
+                    Packing::Patches2x2AndPlanes => {
+                        format!(", [batch, {token_size}, height/2, width/2]{tokens}")
+                    }
+                };
+                Err(shape_error(format!(
+                    "expected latents of shape [batch, {}, height, width]{others}, got shape {shape:?}",
+                    self.channels
+                )))
+            }
         }
     }
 

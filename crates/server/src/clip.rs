@@ -6,6 +6,7 @@ use std::sync::mpsc::sync_channel;
 
 use remote_vae_engine::{Autoencoder, EngineError, Windows};
 use remote_vae_media::{MediaError, Mp4Layout, Mp4Options, WebpAnimation};
+use remote_vae_model::{LatentSpace, Layout, Packing};
 use remote_vae_wire::{Answer, Encoding, Negotiated, Parameters, TensorHeader, elements_from_bytes};
 
 use crate::answer::Form;
@@ -30,7 +31,7 @@ pub(crate) fn prepare(
     let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
-    let latents = latents_shape(channels, &header)?;
+    let (latents, layout) = latents_shape(&model.latent_space, &header, &parameters)?;
     let windows = windows(autoencoder, &parameters, shared.options.windows)?;
     let output = autoencoder.clip_pixels(latents).map_err(engine_refusal)?;
     let pixels = check_clip_size(shared, &caller, output)?;
@@ -53,6 +54,10 @@ pub(crate) fn prepare(
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
+        let values = match layout {
+            Some(layout) => autoencoder.model().latent_space.arrange(values, layout)?.0,
+            None => values,
+        };
         // Frames become bytes while the next ones are decoded; no more than one group waits.
         let (give, frames) = sync_channel(1);
         make(recipe, frames, chunks).map_err(EngineError::Threads)?;
@@ -69,19 +74,35 @@ fn answer_bytes(recipe: &Recipe, pixels: u64) -> u64 {
     tensor.map_or(pixels.saturating_mul(COLOURS), |bytes| bytes as u64)
 }
 
-/// The shape `[batch, channels, frames, height, width]` of a clip's latents.
-pub(crate) fn latents_shape(channels: usize, header: &TensorHeader) -> Result<[usize; 5], Refusal> {
-    match header.shape[..] {
-        [batch, found, frames, height, width] if found == channels => {
-            Ok([batch, found, frames, height, width])
+/// `[batch, channels, frames, height, width]` of the latents; where they are one frame, also how that lies.
+pub(crate) fn latents_shape(
+    space: &LatentSpace,
+    header: &TensorHeader,
+    parameters: &Parameters,
+) -> Result<([usize; 5], Option<Layout>), Refusal> {
+    let is_picture = match header.shape[..] {
+        [batch, channels, frames, height, width] if channels == space.channels => {
+            return Ok(([batch, channels, frames, height, width], None));
         }
-        // One frame.
-        [batch, found, height, width] if found == channels => Ok([batch, found, 1, height, width]),
-        _ => Err(Refusal::bad_request(format!(
-            "latents: expected shape [batch, {channels}, frames, height, width], got {:?}",
-            header.shape
-        ))),
+        [_, channels, _, _] => channels == space.channels,
+        [_, _, _] => space.packing != Packing::None,
+        _ => false,
+    };
+    if !is_picture {
+        let packed = match space.packing {
+            Packing::None => String::new(),
+            _ => format!(", or packed [batch, tokens, {}] with `height` and `width`", space.token_size()),
+        };
+        return Err(Refusal::bad_request(format!(
+            "latents: expected shape [batch, {}, frames, height, width]{packed}, got {:?}",
+            space.channels, header.shape
+        )));
     }
+    let layout = space
+        .layout(&header.shape, parameters.height, parameters.width)
+        .map_err(|error| engine_refusal(EngineError::Model(error)))?;
+    let [batch, channels, height, width] = layout.latents();
+    Ok(([batch, channels, 1, height, width], Some(layout)))
 }
 
 /// How clips are cut: as the request says, or else as the server's options say. A model that is not cut refuses what it

@@ -53,14 +53,15 @@ pub(crate) async fn serve(
             drop((body, lease));
             let values = match &form {
                 Form::Picture(layout) => space.arrange(values, *layout).map(|(values, _)| values),
-                Form::Clip(_) => Ok(values),
+                Form::Clip(_, Some(layout)) => space.arrange(values, *layout).map(|(values, _)| values),
+                Form::Clip(_, None) => Ok(values),
             };
             let colours = values.and_then(|values| space.preview(values, shape, &scaling));
             let values = colours.map_err(|error| engine_refusal(error.into()))?;
             let tensor = Tensor { values, shape: [batch, COLOURS, height, width] };
             match form {
                 Form::Picture(_) => answer::picture(negotiated, &tensor),
-                Form::Clip(recipe) => clip_answer(negotiated, &recipe, &tensor),
+                Form::Clip(recipe, _) => clip_answer(negotiated, &recipe, &tensor),
             }
         })
         .await??;
@@ -72,17 +73,19 @@ pub(crate) async fn serve(
 enum Form {
     /// A picture; how its latents lie.
     Picture(Layout),
-    /// A clip; frames and rows of its latents are taken as one.
-    Clip(Recipe),
+    /// A clip; frames and rows of its latents are taken as one. Where it is one frame, how that lies.
+    Clip(Recipe, Option<Layout>),
 }
 
 /// The shape `[batch, channels, height, width]` of the latents, and the form of the answer, if that can be.
 fn form(job: &Job<'_>, negotiated: Negotiated, header: &TensorHeader) -> Result<([usize; 4], Form), Refusal> {
     let (model, parameters) = (job.autoencoder.model(), &job.parameters);
     if model.temporal_factor().is_some() {
-        let [batch, channels, frames, height, width] = clip::latents_shape(model.latent_channels(), header)?;
+        let (shape, layout) = clip::latents_shape(&model.latent_space, header, parameters)?;
+        let [batch, channels, frames, height, width] = shape;
         let recipe = clip::recipe(parameters, negotiated, [batch, COLOURS, frames, height, width], 1)?;
-        return Ok(([batch, channels, frames.saturating_mul(height), width], Form::Clip(recipe)));
+        let rows = frames.saturating_mul(height);
+        return Ok(([batch, channels, rows, width], Form::Clip(recipe, layout)));
     }
     decode::refuse_video(negotiated.answer)?;
     let layout = model.latent_space.layout(&header.shape, parameters.height, parameters.width);

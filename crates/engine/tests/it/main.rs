@@ -3,6 +3,7 @@
 mod fast;
 mod golden;
 mod golden_video;
+mod golden_wan;
 mod oracle;
 mod properties;
 mod random_graphs;

@@ -69,7 +69,38 @@ pub(crate) fn interpret(
                     from.at([b, c, y / factor, x / factor])
                 })
             }
-            Operation::Attention => attend(value(0), value(1), value(2)),
+            Operation::Attention(_) => attend(value(0), value(1), value(2)),
+            Operation::RmsNorm { weight } => {
+                let (from, weight) = (value(0), read(*weight));
+                let channels = from.shape[1];
+                Value::from(from.shape, |[b, c, y, x]| {
+                    let squares: f64 = (0..channels).map(|c| from.at([b, c, y, x]).powi(2)).sum();
+                    from.at([b, c, y, x]) / squares.sqrt().max(1e-12) * (channels as f64).sqrt() * weight[c]
+                })
+            }
+            // Of a picture there is only the first frame.
+            Operation::FirstFrame | Operation::DoubleFrames => value(0).map(|x| x),
+            Operation::Expand { cell, repeats } => {
+                let (from, side) = (value(0), cell.space);
+                let [b, _, h, w] = from.shape;
+                Value::from([b, node.channels, h * side, w * side], |[b, c, y, x]| {
+                    let (row, column) = (y % side, x % side);
+                    let element = if cell.by_columns { column * side + row } else { row * side + column };
+                    from.at([b, (c * side * side + element) / repeats, y / side, x / side])
+                })
+            }
+            Operation::Collect { cell, mean } => {
+                let (from, side) = (value(0), cell.space);
+                let [b, _, h, w] = from.shape;
+                Value::from([b, node.channels, h / side, w / side], |[b, c, y, x]| {
+                    let one = |index: usize| {
+                        let (outer, inner) = (index / side % side, index % side);
+                        let [row, column] = if cell.by_columns { [inner, outer] } else { [outer, inner] };
+                        from.at([b, index / (side * side), y * side + row, x * side + column])
+                    };
+                    (c * mean..(c + 1) * mean).map(one).sum::<f64>() / *mean as f64
+                })
+            }
             Operation::Add => Value::from(value(0).shape, |at| value(0).at(at) + value(1).at(at)),
         };
         made.push(result);

@@ -5,8 +5,8 @@ use crate::support::{assert_close, engines, run, values};
 use proptest::prelude::*;
 use remote_vae_engine::Precision;
 use remote_vae_model::{
-    Activation, Graph, ModelError, Node, Operation, Padding, Time, ValueId, WeightId, WeightSource,
-    WeightSpec,
+    Activation, Cell, Graph, ModelError, Node, Operation, Padding, Part, Reach, Time, ValueId, WeightId,
+    WeightSource, WeightSpec,
 };
 
 /// Weights made from their own index, scaled so that values stay near one.
@@ -29,7 +29,12 @@ struct Builder {
 
 impl Builder {
     fn weight(&mut self, shape: Vec<usize>) -> WeightId {
-        self.weights.push(WeightSpec { name: self.weights.len().to_string(), shape, narrow: false });
+        self.weights.push(WeightSpec {
+            name: self.weights.len().to_string(),
+            shape,
+            narrow: false,
+            part: Part::WHOLE,
+        });
         WeightId(self.weights.len() - 1)
     }
 
@@ -82,7 +87,24 @@ impl Builder {
                 vec![input],
                 channels,
             ),
-            11 => self.push(Operation::Attention, vec![input, other(1), other(2)], channels),
+            11 => {
+                let reach = [Reach::Frame, Reach::Past][pick[1] / 8 % 2];
+                self.push(Operation::Attention(reach), vec![input, other(1), other(2)], channels);
+            }
+            12 => {
+                let weight = self.weight(vec![channels]);
+                self.push(Operation::RmsNorm { weight }, vec![input], channels);
+            }
+            13 => self.push(Operation::FirstFrame, vec![input, other(1)], channels),
+            14 => self.push(Operation::DoubleFrames, vec![input, other(1), other(2)], channels),
+            15 if shapes[input][2] < 12 => {
+                let cell = Cell { time: 1, space: 2, by_columns: pick[1].is_multiple_of(2) };
+                self.push(Operation::Expand { cell, repeats: 4 }, vec![input], channels);
+            }
+            16 if shapes[input][2..].iter().all(|side| side.is_multiple_of(2)) => {
+                let cell = Cell { time: 1, space: 2, by_columns: pick[1].is_multiple_of(2) };
+                self.push(Operation::Collect { cell, mean: 4 }, vec![input], channels);
+            }
             _ => self.push(Operation::Add, vec![input, other(1)], channels),
         }
     }
@@ -104,7 +126,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_graph_gives_what_the_interpreter_gives(
-        recipe in prop::collection::vec((0u8..14, any::<[usize; 3]>()), 1..14),
+        recipe in prop::collection::vec((0u8..19, any::<[usize; 3]>()), 1..14),
         size in (3usize..9, 3usize..9), batch in 1usize..3,
     ) {
         let shape = [batch, 4, size.0, size.1];

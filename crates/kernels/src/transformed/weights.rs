@@ -10,7 +10,7 @@ use crate::microkernel::Tile;
 use crate::pool::{Pool, carve, whole_lines};
 use crate::shared::SharedOutput;
 use crate::vector::Vector;
-use crate::weights::Compact;
+use crate::weights::{Compact, Span};
 
 /// Where things lie in the transformed weights: panels (`[group][point][input block][16][lanes]`, with integers
 /// `[pair][lanes]` for `[16][lanes]`, points skewed), then, with integers, `f32` factors (`[group][point][split][lanes]`).
@@ -92,12 +92,12 @@ pub(super) fn transform<W: Transform>(
     isa: Isa,
     pool: &Pool,
     panels: Panels,
-    weights: &Compact,
+    (weights, span): (&Compact, Span),
     output: &mut [f32],
 ) {
     let parts = panels.input_blocks.div_ceil(panels.blocks_per_task());
     let output = SharedOutput::new(output);
-    let job = &Job { weights, panels, output: &output, parts };
+    let job = &Job { weights, span, panels, output: &output, parts };
     pool.run_in_room(panels.groups * parts, panels.worker_len(), |mut room, index| {
         let [taps, transformed] = panels.worker_lens().map(|len| carve(&mut room, len));
         let scratch = &mut Scratch { taps, transformed };
@@ -107,6 +107,7 @@ pub(super) fn transform<W: Transform>(
 
 struct Job<'a> {
     weights: &'a Compact,
+    span: Span,
     panels: Panels,
     output: &'a SharedOutput<'a>,
     /// Tasks of one group.
@@ -130,7 +131,7 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
     let len = TAPS * TAPS * BLOCK * T::LANES;
     let block_len = BLOCK * T::LANES;
     for block in 0..count {
-        let at = (group * panels.input_blocks + first + block) * len;
+        let at = (group * job.span.all + job.span.first + first + block) * len;
         let taps = job.weights.widen(at, len, scratch.taps);
         // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
         unsafe {

@@ -2,8 +2,10 @@
 
 use crate::support::{assert_close, blocked, each_tier, plain, values};
 use remote_vae_kernels::attention::{clip_attention, scratch_len};
-use remote_vae_kernels::clip::{Clip, Edge};
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::clip::{Clip, Edge, First};
+use remote_vae_kernels::convolution::{
+    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+};
 use remote_vae_kernels::layout::blocked_len;
 use remote_vae_kernels::{Activation, Isa, Pool};
 
@@ -97,8 +99,7 @@ impl Case {
                 convolution.run_clip(
                     &pool,
                     Arithmetic::Float32,
-                    input.as_slice().into(),
-                    clip,
+                    Frames { clip, input: input.as_slice().into(), history: &[] },
                     size,
                     prologue,
                     epilogue,
@@ -133,6 +134,61 @@ fn convolutions_through_time_agree_with_the_definition() {
             Case { clip: Clip { stride: 2, ..clip }, stride: 2, ..case }.check();
             Case { clip, kernel: 1, ..case }.check();
             Case { clip: Clip { taps: 1, ..clip }, ..case }.check();
+        }
+    }
+}
+
+/// All frames at once, or in parts with the frames before them at hand.
+#[test]
+fn a_clip_in_parts_gives_the_bytes_of_the_whole() {
+    let (inputs, outputs, size) = (40, 20, [6, 9]);
+    for (kernel, stride, first) in [(3, 1, First::Ordinary), (1, 1, First::Unseen), (1, 2, First::Unmade)] {
+        let padded = blocked_len(inputs, 1);
+        let geometry = Geometry {
+            input_channels: 3 * padded,
+            output_channels: outputs,
+            kernel: [kernel; 2],
+            stride: 1,
+            padding: [kernel / 2; 4],
+        };
+        let weight = values(outputs * 3 * padded * kernel * kernel, 2);
+        let frame_len = blocked_len(inputs, size[0] * size[1]);
+        let input: Vec<f32> = (0..7)
+            .flat_map(|frame| blocked(&values(inputs * size[0] * size[1], frame), inputs, size[0] * size[1]))
+            .collect();
+        let whole = Clip { frames: 7, taps: 3, stride, first, ..Clip::PICTURE };
+        for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
+            each_tier(|isa, pool| {
+                let convolution = Convolution::new(isa, geometry, &weight, None);
+                let run = |clip: Clip, start: usize| {
+                    let frame = |index: usize| &input[index * frame_len..][..frame_len];
+                    let history: Vec<_> = (start - clip.before..start).map(|at| frame(at).into()).collect();
+                    let part = &input[start * frame_len..][..clip.frames * frame_len];
+                    let output_len = blocked_len(outputs, size[0] * size[1]);
+                    let mut output = vec![0.0; clip.output_frames() * output_len];
+                    let mut scratch = vec![f32::NAN; Convolution::scratch_len(isa, &geometry, 1, arithmetic)];
+                    convolution.run_clip(
+                        pool,
+                        arithmetic,
+                        Frames { clip, input: part.into(), history: &history },
+                        size,
+                        Prologue::default(),
+                        Epilogue::default(),
+                        &mut scratch,
+                        output.as_mut_slice().into(),
+                    );
+                    output
+                };
+                let expected = run(whole, 0);
+                let mut found = Vec::new();
+                for (start, frames) in [(0, 1), (1, 2), (3, 4)] {
+                    let seen = start - usize::from(first == First::Unseen && start > 0);
+                    let before = seen.min(whole.history());
+                    found.extend(run(Clip { frames, continues: start > 0, before, ..whole }, start));
+                }
+                assert!(found == expected, "{} {arithmetic:?} {whole:?}", isa.name());
+                assert!(expected.iter().any(|value| *value != 0.0));
+            });
         }
     }
 }

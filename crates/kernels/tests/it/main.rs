@@ -5,6 +5,8 @@ mod clip;
 mod convolution;
 mod elementwise;
 mod norm;
+mod rearrange;
+mod rms_norm;
 mod storage;
 mod strip;
 mod support;

@@ -90,8 +90,8 @@ fn bad_values_name_key_value_and_expectation() {
 
 #[test]
 fn classes_that_are_not_run_are_named() {
-    let error = opened(&json!({"_class_name": "AutoencoderKLWan"}), &small_kl()).unwrap_err();
-    assert!(error.contains("AutoencoderKLWan") && error.contains("does not run"), "{error}");
+    let error = opened(&json!({"_class_name": "AutoencoderKLMochi"}), &small_kl()).unwrap_err();
+    assert!(error.contains("AutoencoderKLMochi") && error.contains("does not run"), "{error}");
     let error = opened(&json!({"_class_name": 3}), &small_kl()).unwrap_err();
     assert!(error.contains("_class_name"), "{error}");
     let error = opened(&json!({"_class_name": "AutoencoderTiny"}), &small_kl()).unwrap_err();

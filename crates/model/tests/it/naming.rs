@@ -255,8 +255,6 @@ fn other_models_are_refused_by_name() {
         (vec![causal, ("decoder.up_blocks.0.resnets.0.norm1.gamma", &[1])], "a HunyuanVideo 1.5 VAE"),
         (vec![causal, ("decoder.mid_block.resnets.0.norm1.norm_layer.weight", &[1])], "a CogVideoX VAE"),
         (vec![causal, ("latents_mean", &[1])], "an LTX-Video VAE"),
-        (vec![("decoder.conv_in.weight", &[1, 1, 3, 3, 3])], "a Wan or Qwen-Image VAE"),
-        (vec![("decoder.middle.0.residual.0.gamma", &[1, 1, 1, 1])], "a Wan or Qwen-Image VAE"),
         (vec![flat, ("quantize.embedding.weight", &[1, 1])], "a VQ autoencoder"),
         (
             vec![flat, ("decoder.up.0.block.0.time_stack.in_layers.0.weight", &[1])],

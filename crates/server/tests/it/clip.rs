@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use remote_vae_engine::{Autoencoder, Clip, Control, Draw, Precision, Windows};
 use remote_vae_media::{self as media, DecodeLimits, Mp4Encoder, Mp4Options, Video, VideoLimits};
-use remote_vae_model::Model;
+use remote_vae_model::{Checkpoint, Model};
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::{Dtype, Scaling, bytes_from_elements, elements_from_bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,6 +44,58 @@ fn read_mp4(file: &[u8]) -> Video {
 
 fn contains(file: &[u8], name: &[u8]) -> bool {
     file.windows(name.len()).any(|part| part == name)
+}
+
+/// A model whose clips are computed in parts of one latent frame, and one for pictures of the same kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_a_clip_leave_as_they_are_made_and_packed_pictures_are_clips_of_one_frame() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden_video");
+    let wan = Arc::new(Autoencoder::new(Model::open(&folder.join("wan")).unwrap(), engine()));
+    let config = r#"{"_class_name": "AutoencoderKLQwenImage", "base_dim": 4}"#;
+    let checkpoint = Checkpoint::open(&folder.join("qwen-image.safetensors")).unwrap();
+    let qwen = Model::from_checkpoint(checkpoint, Some(config), "qwen").unwrap();
+    let qwen = Arc::new(Autoencoder::new(qwen, engine()));
+    let models = vec![("default", Arc::clone(&wan)), ("qwen", Arc::clone(&qwen))];
+    let server = TestServer::with(options(), models).await;
+
+    let shape = [1, 16, 3, 2, 3];
+    let (body, values) = latents(&shape, 4);
+    let clip = decoded(&wan, values, shape, Windows::default());
+    let query = tensor_query(&shape, Dtype::Float16);
+    let path = format!("/?output_type=pt&partial_postprocess=True&{query}");
+    let response = server.post(&path, body.clone()).header("accept", "tensor/binary").send().await.unwrap();
+    assert_eq!(header(&response, "shape"), Some("[9,16,24,3]"));
+    let [_, _, count, height, width] = clip.shape;
+    let rgb = media::to_uint8_channel_last(&frames_first(&clip), [count, 3, height, width]);
+    assert_eq!(response.bytes().await.unwrap(), rgb);
+    let response = server.post(&format!("/?output_type=mp4&{query}"), body).send().await.unwrap();
+    let video = response.bytes().await.unwrap();
+    assert!(contains(&video, b"moof"), "the video is in fragments");
+    assert_eq!(read_mp4(&video).frames.len(), 9);
+
+    // 2 x 3 patches of 2 x 2 latents.
+    let (body, tokens) = latents(&[1, 6, 64], 5);
+    let layout = qwen.model().latent_space.layout(&[1, 6, 64], Some(32), Some(48)).unwrap();
+    let (values, _) = qwen.model().latent_space.arrange(tokens, layout).unwrap();
+    let picture = decoded(&qwen, values, [1, 16, 1, 4, 6], Windows::default());
+    let query = tensor_query(&[1, 6, 64], Dtype::Float16);
+    let path = format!("/qwen?output_type=pt&partial_postprocess=False&height=32&width=48&{query}");
+    let response = server.post(&path, body.clone()).header("accept", "tensor/binary").send().await.unwrap();
+    assert_eq!(header(&response, "shape"), Some("[1,3,1,32,48]"));
+    assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float16, &picture.values));
+    let response = server.post(&path.replace("/qwen", "/"), body).send().await.unwrap();
+    assert_eq!(response.status(), 400);
+    let text = response.text().await.unwrap();
+    assert!(text.contains("expected shape [batch, 16, frames, height, width], got"), "{text}");
+
+    let info = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+    let described = |model: usize, key: &str| info["models"][model]["description"][key].clone();
+    assert_eq!((described(0, "temporal_factor"), described(0, "packed_token_size")), (4.into(), ().into()));
+    assert_eq!(
+        (described(1, "packed_token_size"), described(1, "packing")),
+        (64.into(), "patches2x2".into())
+    );
+    assert_eq!(described(0, "scaling")["std"][0], 2.8184);
 }
 
 #[tokio::test(flavor = "multi_thread")]

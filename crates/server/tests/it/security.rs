@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use remote_vae_engine::{Autoencoder, Calibration, Control, Engine, EngineError, Plan, Precision, Program};
-use remote_vae_model::{Graph, WeightSource};
+use remote_vae_engine::{
+    Autoencoder, Calibration, Control, Engine, EngineError, History, Plan, Precision, Program,
+};
+use remote_vae_model::{Graph, Start, WeightSource};
 use remote_vae_server::{ApiKey, Server, ServerOptions, TlsFiles};
 use remote_vae_wire::Dtype;
 use reqwest::{Certificate, Method, Response};
@@ -149,8 +151,14 @@ impl Engine for Faulty {
         self.inner.peak_flops_per_second()
     }
 
-    fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
-        self.inner.plan_clip(graph, input, precision)
+    fn plan_part(
+        &self,
+        graph: &Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        self.inner.plan_part(graph, input, start, precision)
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -171,6 +179,16 @@ impl Program for FaultyProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
         assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
         self.inner.run(plan, input, control)
+    }
+
+    fn run_part(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: &mut History,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
+        self.inner.run_part(plan, input, history, control)
     }
 }
 

@@ -1,0 +1,101 @@
+//! RMS norm: each pixel's channels divided by their root mean square, then a factor for each channel.
+
+use crate::elementwise::{Activation, activate};
+use crate::isa::{Isa, dispatch};
+use crate::layout::{BLOCK, blocks};
+use crate::math::multiply_add;
+use crate::microkernel::Tile;
+use crate::pool::Pool;
+use crate::tensor::{SharedTensor, Tensor, TensorMut};
+
+/// Neighbouring pixels that are treated together.
+const PIXELS: usize = 64;
+/// Lengths below this count as this one.
+const LEAST_LENGTH: f32 = 1e-12;
+
+/// Writes `activation(√channels · x / max(‖x‖₂, 1e-12) · gamma)` to `output`, where x are the channels of one pixel. The
+/// channels are those of `gamma`; `input` and `output` are blocked `[channels, pixels]`.
+///
+/// # Panics
+/// The tensors do not have the groups of the channels and `pixels`.
+pub fn rms_norm(
+    isa: Isa,
+    pool: &Pool,
+    input: Tensor<'_>,
+    pixels: usize,
+    gamma: &[f32],
+    activation: Activation,
+    output: TensorMut<'_>,
+) {
+    assert_eq!(input.groups(), blocks(gamma.len()) * pixels);
+    assert_eq!(input.groups(), output.groups());
+    let mut factors = gamma.to_vec();
+    factors.resize(blocks(gamma.len()) * BLOCK, 0.0);
+    let size = (gamma.len() as f32).sqrt();
+    let job = &Job { input, pixels, factors: &factors, size, activation, output: &SharedTensor::new(output) };
+    pool.run(pixels.div_ceil(PIXELS), |index| {
+        dispatch!(isa, stretch(job: &Job<'_>, index: usize));
+    });
+}
+
+struct Job<'a> {
+    input: Tensor<'a>,
+    pixels: usize,
+    /// `[padded channels]`
+    factors: &'a [f32],
+    /// √channels
+    size: f32,
+    activation: Activation,
+    output: &'a SharedTensor<'a>,
+}
+
+#[inline(always)]
+unsafe fn stretch<T: Tile>(job: &Job<'_>, index: usize) {
+    let start = index * PIXELS;
+    let count = PIXELS.min(job.pixels - start);
+    let mut squares = [[0.0f32; BLOCK]; PIXELS];
+    let mut room = [[0.0f32; BLOCK]; PIXELS];
+    for block in 0..job.factors.len() / BLOCK {
+        let part = job.input.part(block * job.pixels + start, count);
+        let values = match part {
+            Tensor::Float32(values) => values.as_chunks::<BLOCK>().0,
+            Tensor::Half(..) => {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { part.read::<T>(room[..count].as_flattened_mut()) };
+                &room[..count]
+            }
+        };
+        for (sum, pixel) in squares.iter_mut().zip(values) {
+            for lane in 0..BLOCK {
+                sum[lane] = multiply_add::<T>(pixel[lane], pixel[lane], sum[lane]);
+            }
+        }
+    }
+    let mut scales = [0.0f32; PIXELS];
+    for (scale, sum) in scales.iter_mut().zip(&squares) {
+        let mut sum = *sum;
+        for half in [8, 4, 2, 1] {
+            for lane in 0..half {
+                sum[lane] += sum[lane + half];
+            }
+        }
+        // Written so that a length that is not a number stays one.
+        let length = sum[0].sqrt();
+        *scale = job.size / if length < LEAST_LENGTH { LEAST_LENGTH } else { length };
+    }
+    for (block, factors) in job.factors.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let first = block * job.pixels + start;
+        // SAFETY: the caller vouches for the CPU; stretches of different blocks and places do not overlap.
+        unsafe {
+            job.output.edit::<T>(first, count, Some(job.input), |from, values| {
+                let scales = &scales[from - first..];
+                for (pixel, scale) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales) {
+                    for lane in 0..BLOCK {
+                        pixel[lane] *= scale * factors[lane];
+                    }
+                }
+                activate::<T>(job.activation, values);
+            });
+        }
+    }
+}
