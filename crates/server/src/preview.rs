@@ -67,7 +67,7 @@ pub(crate) async fn serve(
         let bytes = response.body().size_hint().lower();
         lease.grow_to(bytes)?;
         lease.shrink_to(bytes);
-        Ok((response, lease))
+        Ok::<_, Refusal>((response, lease))
     };
     let (response, lease) = shared.blocking(making).await?.map_err(|refusal| shared.no_room(refusal))?;
     let response = response.map(|body| Body::new(Holding::new(body, lease)));
