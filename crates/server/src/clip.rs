@@ -28,7 +28,7 @@ pub(crate) fn prepare(
     negotiated: Negotiated,
     header: TensorHeader,
 ) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, sees_end, caller, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
     let (latents, layout) = latents_shape(&model.latent_space, &header, &parameters)?;
@@ -37,7 +37,8 @@ pub(crate) fn prepare(
     let pixels = check_clip_size(shared, &caller, output)?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
-    let recipe = recipe(&parameters, negotiated, output, autoencoder.frame_groups(latents, windows))?;
+    let groups = autoencoder.frame_groups(latents, windows);
+    let recipe = recipe(&parameters, negotiated, output, groups, sees_end)?;
     let plan = if recipe.streams() {
         autoencoder.plan_decode_frames(latents, windows, precision)
     } else {
@@ -128,12 +129,13 @@ pub(crate) fn windows(
 }
 
 /// What is made of a clip `[batch, channels, frames, height, width]` that is finished in `groups` of frames, if that can
-/// be.
+/// be. Files of unknown length leave early only for clients that see where they end.
 pub(crate) fn recipe(
     parameters: &Parameters,
     negotiated: Negotiated,
     output: [usize; 5],
     groups: usize,
+    sees_end: bool,
 ) -> Result<Recipe, Refusal> {
     let [batch, channels, frames, height, width] = output;
     let answer = negotiated.answer;
@@ -150,7 +152,10 @@ pub(crate) fn recipe(
         )));
     }
     let default = Mp4Options::default();
-    let can_leave_early = matches!(answer, Answer::Mp4 | Answer::UnitTensor | Answer::PartialTensor);
+    let can_leave_early = match answer {
+        Answer::Mp4 => sees_end,
+        _ => matches!(answer, Answer::UnitTensor | Answer::PartialTensor),
+    };
     let streams = can_leave_early && groups > 1 && negotiated.encoding == Encoding::Binary;
     let video = Mp4Options {
         fps: parameters.fps.unwrap_or(default.fps),

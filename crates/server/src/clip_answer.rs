@@ -206,12 +206,12 @@ struct Streamed {
 
 impl HttpBody for Streamed {
     type Data = Bytes;
-    type Error = std::io::Error;
+    type Error = Refusal;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
         let this = &mut *self;
         if let Some(bytes) = this.held.take_if(|bytes| this.left != Some(bytes.len() as u64)) {
             return Poll::Ready(Some(Ok(this.give(bytes))));
@@ -225,7 +225,7 @@ impl HttpBody for Streamed {
             return Poll::Ready(match next {
                 Err(refusal) => {
                     tracing::warn!(reason = refusal.message, "an answer under way ends unfinished");
-                    Some(Err(std::io::Error::other(refusal.message)))
+                    Some(Err(refusal))
                 }
                 // Nobody asks again after the last byte of a known length, so it waits for the end of the work.
                 Ok(Some(bytes)) if this.left == Some(bytes.len() as u64) => {

@@ -36,7 +36,7 @@ enum Pixels {
 
 /// Checks the request and makes its job. A file is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, kind, body, lease, accept, caller } = job;
+    let Job { autoencoder, parameters, precision, kind, body, lease, accept, caller, .. } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();

@@ -72,7 +72,8 @@ pub enum ServerError {
 }
 
 /// A request that is not served: status, message, and the headers that go with the status. Always JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
@@ -127,6 +128,14 @@ impl Refusal {
 impl From<WireError> for Refusal {
     fn from(error: WireError) -> Self {
         Self::bad_request(error.to_string())
+    }
+}
+
+/// Why an answer that is made while it is read broke off.
+impl From<axum::Error> for Refusal {
+    fn from(error: axum::Error) -> Self {
+        let broken = |_| Self::internal("The answer could not be made whole.");
+        error.into_inner().downcast::<Self>().map_or_else(broken, |refusal| *refusal)
     }
 }
 

@@ -137,11 +137,14 @@ impl Jobs {
         drop(expired);
     }
 
-    /// 429 if no further job can be kept; told before its body is read.
-    pub(crate) fn check_room(&self) -> Result<(), Refusal> {
+    /// 429 if no further job of this client can be kept; told before its body is read. As in the queue, the last quarter
+    /// of the places is for clients that have none.
+    pub(crate) fn check_room(&self, client: &Client) -> Result<(), Refusal> {
         self.expire();
         let entries = self.lock();
-        if entries.len() < self.most {
+        let has_some = entries.values().any(|entry| entry.owner == *client);
+        let open = if has_some { self.most - self.most / 4 } else { self.most };
+        if entries.len() < open {
             return Ok(());
         }
         let left = |entry: &Arc<Entry>| {
@@ -149,7 +152,15 @@ impl Jobs {
             outcome.as_ref().map(|outcome| self.keep.saturating_sub(outcome.at.elapsed()))
         };
         let wait = entries.values().filter_map(left).min().unwrap_or(self.keep);
-        Err(Refusal::overloaded(format!("The server keeps as many jobs as it may ({}).", self.most), wait))
+        let message = format!("The server keeps {} of at most {} jobs", entries.len(), self.most);
+        Err(Refusal::overloaded(
+            if entries.len() < self.most {
+                format!("{message}; the places left are for clients that have none.")
+            } else {
+                format!("{message}.")
+            },
+            wait,
+        ))
     }
 
     fn find(&self, id: &str, client: &Client, keyed: bool) -> Result<Arc<Entry>, Refusal> {
@@ -164,7 +175,7 @@ impl Jobs {
 /// Keeps an accepted request as a job and lets it run by itself.
 pub(crate) fn start(shared: &Arc<Shared>, accepted: Accepted, owner: Client) -> Result<JobStatus, Refusal> {
     let jobs = &shared.jobs;
-    jobs.check_room()?;
+    jobs.check_room(&owner)?;
     let entry = Arc::new(Entry {
         id: new_id()?,
         owner,
@@ -197,8 +208,7 @@ pub(crate) fn start(shared: &Arc<Shared>, accepted: Accepted, owner: Client) -> 
 
 async fn store(response: Response, charge: Arc<Charge>) -> Result<Stored, Refusal> {
     let (head, body) = response.into_parts();
-    let failed = |_| Refusal::internal("The answer could not be kept.");
-    let bytes = body.collect().await.map_err(failed)?.to_bytes();
+    let bytes = body.collect().await?.to_bytes();
     charge.shrink_to(bytes.len() as u64);
     Ok(Stored { headers: head.headers, bytes, _charge: charge })
 }

@@ -1,6 +1,7 @@
 //! Around every request: its id, its line in the access log (at the end of the answer where that leaves as it is made), its metrics, and an answer even if a handler panics.
 //!
-//! The log says what was asked for and how long it took, never what was in it: no query, no header values, no bytes.
+//! The log says what was asked for and how long it took, never what was in it: no query, no bytes, of the headers
+//! only the ids that the client gave for this purpose.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};

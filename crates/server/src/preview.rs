@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use remote_vae_engine::Frames;
 use remote_vae_model::Layout;
@@ -15,6 +16,7 @@ use crate::observe::SharedTrace;
 use crate::queue::Tensor;
 use crate::request::{Job, check_size, engine_refusal};
 use crate::state::Shared;
+use crate::watched::Holding;
 use crate::{clip, decode};
 
 /// What the header that names the engine says of previews, and the metrics' name of the operation.
@@ -44,27 +46,32 @@ pub(crate) async fn serve(
     space.check_preview().map_err(|error| engine_refusal(error.into()))?;
     decode::check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
 
-    let Job { body, lease, .. } = job;
+    let Job { body, mut lease, .. } = job;
     let space = space.clone();
     let start = Instant::now();
-    let response = shared
-        .blocking(move || {
-            let values = elements_from_bytes(header.dtype, &body);
-            drop((body, lease));
-            let values = match &form {
-                Form::Picture(layout) => space.arrange(values, *layout).map(|(values, _)| values),
-                Form::Clip(_, Some(layout)) => space.arrange(values, *layout).map(|(values, _)| values),
-                Form::Clip(_, None) => Ok(values),
-            };
-            let colours = values.and_then(|values| space.preview(values, shape, &scaling));
-            let values = colours.map_err(|error| engine_refusal(error.into()))?;
-            let tensor = Tensor { values, shape: [batch, COLOURS, height, width] };
-            match form {
-                Form::Picture(_) => answer::picture(negotiated, &tensor),
-                Form::Clip(recipe, _) => clip_answer(negotiated, &recipe, &tensor),
-            }
-        })
-        .await??;
+    let making = move || {
+        let values = elements_from_bytes(header.dtype, &body);
+        drop(body);
+        let values = match &form {
+            Form::Picture(layout) => space.arrange(values, *layout).map(|(values, _)| values),
+            Form::Clip(_, Some(layout)) => space.arrange(values, *layout).map(|(values, _)| values),
+            Form::Clip(_, None) => Ok(values),
+        };
+        let colours = values.and_then(|values| space.preview(values, shape, &scaling));
+        let values = colours.map_err(|error| engine_refusal(error.into()))?;
+        let tensor = Tensor { values, shape: [batch, COLOURS, height, width] };
+        let response = match form {
+            Form::Picture(_) => answer::picture(negotiated, &tensor),
+            Form::Clip(recipe, _) => clip_answer(negotiated, &recipe, &tensor),
+        }?;
+        // The answer may wait long for its client, and counts as the body did.
+        let bytes = response.body().size_hint().lower();
+        lease.grow_to(bytes)?;
+        lease.shrink_to(bytes);
+        Ok::<_, Refusal>((response, lease))
+    };
+    let (response, lease) = shared.blocking(making).await?.map_err(|refusal| shared.no_room(refusal))?;
+    let response = response.map(|body| Body::new(Holding::new(body, lease)));
     trace.update(|trace| trace.post = Some(start.elapsed()));
     Ok(answer::finish(response, PREVIEW))
 }
@@ -83,7 +90,8 @@ fn form(job: &Job<'_>, negotiated: Negotiated, header: &TensorHeader) -> Result<
     if model.temporal_factor().is_some() {
         let (shape, layout) = clip::latents_shape(&model.latent_space, header, parameters)?;
         let [batch, channels, frames, height, width] = shape;
-        let recipe = clip::recipe(parameters, negotiated, [batch, COLOURS, frames, height, width], 1)?;
+        let recipe =
+            clip::recipe(parameters, negotiated, [batch, COLOURS, frames, height, width], 1, job.sees_end)?;
         let rows = frames.saturating_mul(height);
         return Ok(([batch, channels, rows, width], Form::Clip(recipe, layout)));
     }

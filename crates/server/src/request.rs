@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header, request::Parts};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision};
 use remote_vae_model::ModelError;
@@ -42,6 +42,8 @@ pub(crate) struct Job<'a> {
     /// The body's share of the budget; goes where the bytes go.
     pub(crate) lease: Lease,
     pub(crate) accept: Option<String>,
+    /// Whether the client sees that an answer of unknown length broke off: before HTTP/1.1 its end is the connection's.
+    pub(crate) sees_end: bool,
     pub(crate) caller: Caller,
 }
 
@@ -114,7 +116,7 @@ async fn handle(
     let caller = admit(shared, head, trace)?;
     shared.check_ready()?;
     if purpose == Purpose::Job {
-        shared.jobs.check_room()?;
+        shared.jobs.check_room(&caller.client)?;
     }
     let owner = caller.client.clone();
     let (job, operation) = read(shared, target, head, body, caller, trace).await?;
@@ -251,9 +253,13 @@ async fn read<'a>(
     let (mut bytes, mut lease) = reading.map_err(|refusal| shared.no_room(refusal))?;
     trace.update(|trace| trace.request_bytes = bytes.len() as u64);
     if tensor_file::is_named(text(&head.headers, header::CONTENT_TYPE).as_deref()) {
-        let inner = tensor_file::unwrap(&bytes, &mut parameters)?;
-        bytes = inner;
-        lease.shrink_to(bytes.capacity() as u64);
+        let unwrapping = move || {
+            let inner = tensor_file::unwrap(&bytes, &mut parameters)?;
+            drop(bytes);
+            lease.shrink_to(inner.capacity() as u64);
+            Ok::<_, Refusal>((inner, parameters, lease))
+        };
+        (bytes, parameters, lease) = shared.blocking(unwrapping).await??;
     } else if kind.is_json() {
         let unwrapping = move || {
             let inner = unwrap_json_body(&bytes, &mut parameters)?;
@@ -270,7 +276,9 @@ async fn read<'a>(
     };
     let accept = text(&head.headers, header::ACCEPT);
     let autoencoder = &target.model.autoencoder;
-    Ok((Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept, caller }, operation))
+    let sees_end = head.version >= Version::HTTP_11;
+    let job = Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept, sees_end, caller };
+    Ok((job, operation))
 }
 
 /// All values of a header, joined; bytes that are no text are ignored with their value.

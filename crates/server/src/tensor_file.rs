@@ -14,6 +14,8 @@ use crate::error::Refusal;
 
 /// The media type.
 pub(crate) const SAFETENSORS: &str = "application/x-safetensors";
+/// Names and sizes take many times their text in memory, and a request names few tensors.
+const LARGEST_HEADER: u64 = 1 << 20;
 
 /// Whether one of the types in a header's value is safetensors.
 pub(crate) fn is_named(value: Option<&str>) -> bool {
@@ -27,6 +29,10 @@ pub(crate) fn is_named(value: Option<&str>) -> bool {
 pub(crate) fn unwrap(file: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>, Refusal> {
     let wrong =
         |message: String| Refusal::bad_request(format!("The body is no usable safetensors file: {message}."));
+    let length = file.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    if length > LARGEST_HEADER {
+        return Err(wrong(format!("expected a header of at most {LARGEST_HEADER} bytes, got {length}")));
+    }
     let tensors = SafeTensors::deserialize(file).map_err(|error| wrong(shortened(&error.to_string())))?;
     let names = tensors.names();
     let name = ["latents", "pixels"].into_iter().find(|name| names.contains(name));
@@ -63,7 +69,7 @@ pub(crate) async fn wrap(name: Option<&str>, response: Response) -> Result<Respo
     let Some(TensorHeader { shape, dtype }) = header_of(response.headers()) else { return Ok(response) };
     let (mut head, body) = response.into_parts();
     let failed = || Refusal::internal("The answer could not be written as a safetensors file.");
-    let bytes = body.collect().await.map_err(|_| failed())?.to_bytes();
+    let bytes = body.collect().await?.to_bytes();
     let dtype = match dtype {
         Dtype::Float16 => safetensors::Dtype::F16,
         Dtype::Float32 => safetensors::Dtype::F32,
@@ -95,6 +101,10 @@ mod tests {
         let file = safetensors::serialize(HashMap::from([("latents", view)]), None).unwrap();
         assert!(unwrap(&file, &mut Parameters::default()).unwrap_err().message.contains("I64"));
         assert!(unwrap(&[255; 64], &mut Parameters::default()).is_err());
+        let mut file = (LARGEST_HEADER + 1).to_le_bytes().to_vec();
+        file.resize(file.len() + LARGEST_HEADER as usize + 1, b' ');
+        let refusal = unwrap(&file, &mut Parameters::default()).unwrap_err();
+        assert!(refusal.message.contains("at most 1048576 bytes, got 1048577"), "{}", refusal.message);
     }
 
     #[test]

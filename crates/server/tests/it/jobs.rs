@@ -99,7 +99,7 @@ async fn events_tell_progress_and_deleting_stops_the_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_bounded_and_expire() {
-    let mut options = ServerOptions { job_ttl: Duration::from_millis(300), ..options() };
+    let mut options = ServerOptions { job_ttl: Duration::from_secs(2), ..options() };
     options.limits.max_jobs = 1;
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let first = location(&server.post_job(&SHAPE).await);
@@ -107,9 +107,21 @@ async fn jobs_are_bounded_and_expire() {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(refusal(response).await.0, 429);
     server.ended(&first).await;
-    tokio::time::sleep(Duration::from_millis(350)).await;
+    tokio::time::sleep(Duration::from_millis(2050)).await;
     assert_eq!(refusal(server.ask(Method::GET, &first).await).await.0, 404);
     location(&server.post_job(&SHAPE).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_cannot_have_all_jobs() {
+    let mut options = ServerOptions { api_keys: vec![ApiKey::new("one"), ApiKey::new("two")], ..options() };
+    options.limits.max_jobs = 4;
+    let server = TestServer::with(options, vec![("default", kl())]).await;
+    for (key, status) in [("one", 202), ("one", 202), ("one", 202), ("one", 429), ("two", 202), ("two", 429)]
+    {
+        let request = server.post(&path("/v1/jobs", &SHAPE), latents(&SHAPE, 75).0).bearer_auth(key);
+        assert_eq!(request.send().await.unwrap().status(), status, "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
