@@ -214,6 +214,10 @@ def test_the_status_follows_the_server(open_page):
         drop(page, "photo.png", PHOTO)
         done(page, "compare")
         page.wait_for_function("text => document.querySelector('#now').textContent.includes(text)", arg="last minute2")
+        # The charts show whole intervals, so what was just done appears with the next.
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.chart svg')].every((one) => !one.getAttribute('aria-label').includes('none yet'))"
+        )
         charts = page.locator(".chart svg").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
         assert [label.split(" over ")[0] for label in charts] == ["Throughput", "Latency", "Memory"]
         assert "megapixels/s" in charts[0] and "none yet" not in charts[1] and "MiB" in charts[2]
