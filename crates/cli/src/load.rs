@@ -13,9 +13,10 @@ use remote_vae_wire::Dtype;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::arguments::{BenchOptions, Format, Kind, LoadArguments};
+use crate::arguments::{BenchOptions, LoadArguments};
 use crate::bench::input;
 use crate::serve::runtime;
+use crate::values::{Format, Kind};
 
 /// Different latents for each kind of request.
 const VARIANTS: u64 = 3;

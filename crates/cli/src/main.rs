@@ -18,6 +18,7 @@ mod place;
 mod plan;
 mod serve;
 mod tensors;
+mod values;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,8 @@ use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows
 use remote_vae_wire::Operation;
 use serde::Serialize;
 
-use crate::arguments::{PlanOptions, Size};
+use crate::arguments::PlanOptions;
+use crate::values::Size;
 use crate::{clips, local};
 
 #[derive(Serialize)]

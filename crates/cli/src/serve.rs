@@ -9,8 +9,9 @@ use remote_vae_engine::{Autoencoder, Precision};
 use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions, TlsFiles};
 use tracing_subscriber::EnvFilter;
 
-use crate::arguments::{LogFormat, NamedSource, ServeOptions};
+use crate::arguments::{LogFormat, ServeOptions};
 use crate::local;
+use crate::values::NamedSource;
 
 pub(crate) fn run(options: &ServeOptions) -> Result<()> {
     start_logging(options.log_format)?;

@@ -1,9 +1,8 @@
 //! Times one convolution as a decoder runs it (norm, SiLU, convolution, residual):
 //! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL]]]]]]`.
 //!
-//! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`,
-//! KERNEL the kernel's side (3). The rate counts the
-//! multiplications of the definition, whatever the algorithm does.
+//! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`, KERNEL the kernel's
+//! side (3). The rate counts the multiplications of the definition, whatever the algorithm does.
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, map};

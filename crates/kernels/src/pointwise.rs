@@ -237,7 +237,7 @@ unsafe fn round<T: Tile>(
     split: usize,
     count: usize,
 ) {
-    const { assert!(T::PIXELS <= MOST_POINTS) };
+    const { assert!(T::PIXELS <= MOST_POINTS && STRETCH.is_multiple_of(T::PIXELS)) };
     for pixel in (0..columns).step_by(T::PIXELS) {
         let pixels = T::PIXELS.min(columns - pixel);
         let values = Sources {
