@@ -11,10 +11,10 @@ use crate::integers::SPLIT;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::exp;
-use crate::microkernel::{Generic, Tile};
+use crate::microkernel::Tile;
 use crate::pool::{Pool, carve, whole_lines};
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
-use operands::{Left, Panels};
+use operands::{Fill, Left, Panels};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels.
 const QUERIES: usize = 48;
@@ -52,8 +52,8 @@ impl Shape {
         let (lanes, arithmetic) = (isa.lanes(), self.arithmetic);
         let tokens = self.frames * self.padded_tokens();
         [
-            Panels { groups: tokens / lanes, blocks: blocks(self.channels), lanes, arithmetic },
-            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, lanes, arithmetic },
+            Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, arithmetic },
+            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, arithmetic },
         ]
     }
 
@@ -91,8 +91,8 @@ pub fn attention(
     let panels = shape.panels(isa);
     let mut scratch = scratch;
     let [keys, values] = panels.map(|panels| carve(&mut scratch, panels.len()));
-    pack_keys(pool, key, &shape, panels[0], keys);
-    pack_values(pool, value, &shape, panels[1], values);
+    panels[0].pack(pool, keys, &Keys { shape, key });
+    panels[1].pack(pool, values, &Values { shape, value });
     let (packed, output) = ([&*keys, &*values], output.parts(shape.frame_groups()));
     let jobs: Vec<Job<'_>> = output
         .into_iter()
@@ -115,36 +115,47 @@ pub fn attention(
 }
 
 /// The right operand of q · kᵀ.
-fn pack_keys(pool: &Pool, key: Tensor<'_>, shape: &Shape, panels: Panels, packed: &mut [f32]) {
-    panels.pack(pool, packed, |group, block, rows| {
-        for lane in 0..panels.lanes {
-            let Some([frame, token]) = shape.token(group * panels.lanes + lane) else { break };
-            let place = frame * shape.frame_groups() + block * shape.tokens + token;
-            // SAFETY: the portable tier is always there.
-            let pixel = unsafe { key.group::<Generic>(place) };
-            for (row, value) in rows.chunks_exact_mut(panels.lanes).zip(pixel) {
+struct Keys<'a> {
+    shape: Shape,
+    key: Tensor<'a>,
+}
+
+impl Fill for Keys<'_> {
+    #[inline(always)]
+    unsafe fn fill<T: Tile>(&self, group: usize, block: usize, rows: &mut [f32]) {
+        for lane in 0..T::LANES {
+            let Some([frame, token]) = self.shape.token(group * T::LANES + lane) else { break };
+            let place = frame * self.shape.frame_groups() + block * self.shape.tokens + token;
+            // SAFETY: the caller vouches for the CPU.
+            let pixel = unsafe { self.key.group::<T>(place) };
+            for (row, value) in rows.chunks_exact_mut(T::LANES).zip(pixel) {
                 row[lane] = value;
             }
         }
-    });
+    }
 }
 
 /// The right operand of p · v.
-fn pack_values(pool: &Pool, value: Tensor<'_>, shape: &Shape, panels: Panels, packed: &mut [f32]) {
-    let blocks_of = panels.lanes / BLOCK;
-    panels.pack(pool, packed, |group, block, rows| {
-        for (row, rows) in rows.chunks_exact_mut(panels.lanes).enumerate() {
-            let Some([frame, token]) = shape.token(block * BLOCK + row) else { break };
+struct Values<'a> {
+    shape: Shape,
+    value: Tensor<'a>,
+}
+
+impl Fill for Values<'_> {
+    #[inline(always)]
+    unsafe fn fill<T: Tile>(&self, group: usize, block: usize, rows: &mut [f32]) {
+        for (row, rows) in rows.chunks_exact_mut(T::LANES).enumerate() {
+            let Some([frame, token]) = self.shape.token(block * BLOCK + row) else { break };
             for (part, out) in rows.chunks_exact_mut(BLOCK).enumerate() {
-                let channels = group * blocks_of + part;
-                if channels < blocks(shape.channels) {
-                    let place = frame * shape.frame_groups() + channels * shape.tokens + token;
-                    // SAFETY: the portable tier is always there.
-                    out.copy_from_slice(&unsafe { value.group::<Generic>(place) });
+                let channels = group * (T::LANES / BLOCK) + part;
+                if channels < blocks(self.shape.channels) {
+                    let place = frame * self.shape.frame_groups() + channels * self.shape.tokens + token;
+                    // SAFETY: the caller vouches for the CPU.
+                    out.copy_from_slice(&unsafe { self.value.group::<T>(place) });
                 }
             }
         }
-    });
+    }
 }
 
 struct Job<'a> {

@@ -3,6 +3,7 @@
 use super::QUERIES;
 use crate::convolution::Arithmetic;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
+use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
 use crate::pool::{Pool, carve, whole_lines};
@@ -19,7 +20,7 @@ pub(super) struct Panels {
     pub groups: usize,
     /// Of sixteen rows.
     pub blocks: usize,
-    pub lanes: usize,
+    pub isa: Isa,
     pub arithmetic: Arithmetic,
 }
 
@@ -29,18 +30,23 @@ impl Panels {
         self.words() + self.factors()
     }
 
+    /// Columns of a group.
+    pub(super) fn lanes(&self) -> usize {
+        self.isa.lanes()
+    }
+
     fn words(&self) -> usize {
         let rows = match self.arithmetic {
             Arithmetic::Float32 => BLOCK,
             Arithmetic::Integer16 => PAIRS,
         };
-        self.groups * self.blocks * rows * self.lanes
+        self.groups * self.blocks * rows * self.lanes()
     }
 
     fn factors(&self) -> usize {
         match self.arithmetic {
             Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => self.groups * self.splits() * self.lanes,
+            Arithmetic::Integer16 => self.groups * self.splits() * self.lanes(),
         }
     }
 
@@ -48,43 +54,15 @@ impl Panels {
         self.blocks.div_ceil(SPLIT)
     }
 
-    /// Fills `packed`; `fill` is given a group, a block and zeros for its rows, `[16][lanes]`.
-    pub(super) fn pack(
-        &self,
-        pool: &Pool,
-        packed: &mut [f32],
-        fill: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) {
-        let block_len = BLOCK * self.lanes;
-        let words_len = self.words();
-        let shared = SharedOutput::new(&mut packed[..self.len()]);
+    /// Fills `packed`.
+    pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
         let room = match self.arithmetic {
             Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => SPLIT * block_len,
+            Arithmetic::Integer16 => SPLIT * BLOCK * self.lanes(),
         };
+        let packing = &Packing { panels: *self, fill, packed: SharedOutput::new(&mut packed[..self.len()]) };
         pool.run_in_room(self.groups * self.splits(), room, |room, index| {
-            let (group, first) = (index / self.splits(), index % self.splits() * SPLIT);
-            let (start, count) = (group * self.blocks + first, SPLIT.min(self.blocks - first));
-            let fill = |values: &mut [f32]| {
-                values.fill(0.0);
-                for (block, values) in values.chunks_exact_mut(block_len).enumerate() {
-                    fill(group, first + block, values);
-                }
-            };
-            match self.arithmetic {
-                // SAFETY: each task owns the blocks of one split.
-                Arithmetic::Float32 => fill(unsafe { shared.part(start * block_len, count * block_len) }),
-                Arithmetic::Integer16 => {
-                    let values = &mut room[..count * block_len];
-                    fill(values);
-                    // SAFETY: each task owns the words and factors of one split.
-                    let (words, factors) = unsafe {
-                        let words = shared.part(start * block_len / 2, count * block_len / 2);
-                        (words, shared.part(words_len + index * self.lanes, self.lanes))
-                    };
-                    integers::quantize_weights(values, self.lanes, words_mut(words), factors);
-                }
-            }
+            dispatch!(self.isa, pack::<F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], index: usize));
         });
     }
 
@@ -137,6 +115,46 @@ impl Panels {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Where the numbers of a right operand come from.
+pub(super) trait Fill: Sync {
+    /// Fills the rows of a block of a group, `[16][lanes]`, which are zeros.
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn fill<T: Tile>(&self, group: usize, block: usize, rows: &mut [f32]);
+}
+
+struct Packing<'a, F> {
+    panels: Panels,
+    fill: &'a F,
+    packed: SharedOutput<'a>,
+}
+
+/// Packs one split of a group.
+#[inline(always)]
+unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], index: usize) {
+    let Packing { panels, fill, packed } = packing;
+    let block_len = BLOCK * T::LANES;
+    let (group, first) = (index / panels.splits(), index % panels.splits() * SPLIT);
+    let (start, count) = (group * panels.blocks + first, SPLIT.min(panels.blocks - first));
+    // SAFETY: the caller vouches for the CPU; each task owns the blocks, words and factors of one split.
+    unsafe {
+        let values = match panels.arithmetic {
+            Arithmetic::Float32 => packed.part(start * block_len, count * block_len),
+            Arithmetic::Integer16 => &mut room[..count * block_len],
+        };
+        values.fill(0.0);
+        for (block, rows) in values.chunks_exact_mut(block_len).enumerate() {
+            fill.fill::<T>(group, first + block, rows);
+        }
+        if panels.arithmetic == Arithmetic::Integer16 {
+            let words = packed.part(start * block_len / 2, count * block_len / 2);
+            let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
+            integers::quantize_weights::<T>(values, words_mut(words), factors);
         }
     }
 }
