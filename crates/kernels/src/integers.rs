@@ -10,6 +10,7 @@
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
+use crate::reduce::ROWS;
 use crate::vector::Vector;
 
 /// Input channel blocks whose products are summed as integers.
@@ -18,6 +19,8 @@ pub(crate) const SPLIT: usize = 8;
 pub(crate) const PAIRS: usize = BLOCK / 2;
 /// Points of one tile's transformed inputs, at most.
 pub(crate) const MOST_POINTS: usize = 36;
+/// Those, in whole groups of registers that are reduced together.
+const REDUCED: usize = MOST_POINTS.next_multiple_of(ROWS);
 /// Output channels of one group, at most.
 pub(crate) const MOST_LANES: usize = 32;
 
@@ -96,20 +99,24 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
     out: &mut [i32],
     [point_stride, block_stride]: [usize; 2],
 ) {
-    let (mut most, mut squares) = ([0.0f32; MOST_POINTS], [0.0f32; MOST_POINTS]);
-    for point in 0..factors.len() {
+    let (mut most, mut squares) = ([0.0f32; REDUCED], [0.0f32; REDUCED]);
+    for first in (0..factors.len()).step_by(ROWS) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
         unsafe {
-            let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
-            for block in 0..sources.blocks {
-                for values in sources.block(point, block).chunks_exact(V::LANES) {
-                    let values = V::load(values);
-                    peak = peak.largest_magnitude(values);
-                    sum = values.times(values).plus(sum);
+            let (mut peaks, mut sums) = ([V::splat(0.0); ROWS], [V::splat(0.0); ROWS]);
+            for row in 0..ROWS.min(factors.len() - first) {
+                let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
+                for block in 0..sources.blocks {
+                    for values in sources.block(first + row, block).chunks_exact(V::LANES) {
+                        let values = V::load(values);
+                        peak = peak.largest_magnitude(values);
+                        sum = values.times(values).plus(sum);
+                    }
                 }
+                (peaks[row], sums[row]) = (peak, sum);
             }
-            most[point] = peak.largest_lane();
-            squares[point] = sum.sum_of_lanes();
+            most[first..][..ROWS].copy_from_slice(&V::largest_lanes(&peaks));
+            squares[first..][..ROWS].copy_from_slice(&V::sums_of_lanes(&sums));
         }
     }
     let mut scales = [0.0; MOST_POINTS];
