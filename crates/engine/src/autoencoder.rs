@@ -279,6 +279,36 @@ impl Autoencoder {
         }
     }
 
+    /// Where the program is that runs clips of `frames`.
+    fn running_half(&self, operation: Operation, frames: usize) -> &Half {
+        self.still(operation, frames).map_or_else(|| self.half(operation), |still| &still.half)
+    }
+
+    /// The programs, without the one that runs clips of the frames of `except`.
+    fn halves(&self, except: Option<(Operation, usize)>) -> impl Iterator<Item = &Half> {
+        let except = except.map(|(operation, frames)| self.running_half(operation, frames));
+        [&self.decoder, &self.encoder, &self.still_decoder.half, &self.still_encoder.half]
+            .into_iter()
+            .filter(move |half| except.is_none_or(|except| !std::ptr::eq(*half, except)))
+    }
+
+    /// Bytes of weights in memory, but for those that work of `except` (and so many frames) needs. Weights that are being
+    /// read do not count yet.
+    pub fn weight_bytes_in_memory(&self, except: Option<(Operation, usize)>) -> usize {
+        let bytes = |half: &Half| half.try_lock().ok()?.as_ref().map(|program| program.weight_bytes());
+        self.halves(except).filter_map(bytes).sum()
+    }
+
+    /// Lets weights go, but for those that work of `except` (and so many frames) needs; they are read again when they are
+    /// used again. Work that runs keeps its own until it ends.
+    pub fn release_weights(&self, except: Option<(Operation, usize)>) {
+        for half in self.halves(except) {
+            if let Ok(mut program) = half.try_lock() {
+                *program = None;
+            }
+        }
+    }
+
     /// The program that runs clips of `frames`.
     pub(crate) fn program(
         &self,
@@ -287,8 +317,7 @@ impl Autoencoder {
     ) -> Result<Arc<dyn Program>, EngineError> {
         let graph = self.graph(operation, frames)?;
         let still = self.still(operation, frames);
-        let half = still.map_or_else(|| self.half(operation), |still| &still.half);
-        let mut half = half.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut half = self.running_half(operation, frames).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*half {
             return Ok(Arc::clone(program));
         }

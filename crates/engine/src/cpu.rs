@@ -18,7 +18,7 @@ use crate::attend::Attend;
 use crate::budget::Shortage;
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
-use crate::plan::{PlacedOperation, Plan, Step, Task};
+use crate::plan::{PlacedOperation, Plan, Step, Task, weight_bytes};
 use crate::shapes::geometry;
 use crate::strips::Slice;
 use crate::{
@@ -83,9 +83,7 @@ impl Engine for CpuEngine {
         precision: Precision,
     ) -> Result<Plan, EngineError> {
         let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
-        let available = self
-            .memory_budget
-            .map(|budget| usize::try_from(budget.saturating_sub(self.process_bytes)).unwrap_or(usize::MAX));
+        let available = self.work_budget().map(|budget| usize::try_from(budget).unwrap_or(usize::MAX));
         let process = self.process_bytes as usize;
         budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
             let budget = available.unwrap_or(usize::MAX);
@@ -101,6 +99,10 @@ impl Engine for CpuEngine {
 
     fn memory_budget(&self) -> Option<u64> {
         self.memory_budget
+    }
+
+    fn work_budget(&self) -> Option<u64> {
+        self.memory_budget.map(|budget| budget.saturating_sub(self.process_bytes))
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -199,6 +201,10 @@ impl Program for CpuProgram {
             self.pool.release();
         }
         Ok(())
+    }
+
+    fn weight_bytes(&self) -> usize {
+        weight_bytes(&self.graph, self.isa)
     }
 
     fn calibration(&self) -> Option<Arc<Calibration>> {

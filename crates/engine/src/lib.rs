@@ -58,6 +58,11 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Bytes that work may hold: the budget less what the process held before there was any.
+    fn work_budget(&self) -> Option<u64> {
+        self.memory_budget()
+    }
+
     /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
     /// second.
     fn peak_flops_per_second(&self) -> f64;
@@ -110,6 +115,9 @@ pub trait Program: Send + Sync {
     /// # Errors
     /// Memory is refused.
     fn prepare(&self, precision: Precision) -> Result<(), EngineError>;
+
+    /// Bytes of the weights as they are laid out.
+    fn weight_bytes(&self) -> usize;
 
     /// What the comparison found, once it was made.
     fn calibration(&self) -> Option<Arc<Calibration>>;

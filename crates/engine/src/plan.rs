@@ -282,7 +282,7 @@ fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
     }
 }
 
-fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
+pub(crate) fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
     graph
         .nodes
         .iter()

@@ -1,7 +1,7 @@
 //! Request bodies: read whole, within the limits of one request and of all together, or thrown away politely.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,17 +9,35 @@ use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 
 use crate::error::Refusal;
+use crate::memory::Memory;
 
 /// Bytes of all bodies held at one time.
 #[derive(Debug)]
 pub(crate) struct ByteBudget {
     limit: u64,
     held: AtomicU64,
+    /// The account that bodies are a part of.
+    memory: OnceLock<Weak<Memory>>,
 }
 
 impl ByteBudget {
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicU64::new(0) })
+        Arc::new(Self { limit, held: AtomicU64::new(0), memory: OnceLock::new() })
+    }
+
+    /// Makes bodies a part of the account `memory`.
+    pub(crate) fn count_in(&self, memory: &Arc<Memory>) {
+        let _ = self.memory.set(Arc::downgrade(memory));
+    }
+
+    fn memory(&self) -> Option<Arc<Memory>> {
+        self.memory.get()?.upgrade()
+    }
+
+    /// The most that one body could have.
+    fn most(&self) -> u64 {
+        let all = self.memory().and_then(|memory| memory.limit());
+        all.map_or(self.limit, |all| all.min(self.limit))
     }
 
     pub(crate) fn held(&self) -> u64 {
@@ -27,6 +45,13 @@ impl ByteBudget {
     }
 
     fn take(&self, bytes: u64) -> bool {
+        match self.memory() {
+            Some(memory) => memory.take_for_body(bytes, || self.add(bytes)),
+            None => self.add(bytes),
+        }
+    }
+
+    fn add(&self, bytes: u64) -> bool {
         let add = |held: u64| held.checked_add(bytes).filter(|&sum| sum <= self.limit);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }
@@ -46,17 +71,16 @@ impl Lease {
 
     /// Takes what is missing up to `bytes`, or refuses: with 413 what would never fit, with 429 what does not now.
     pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
-        let limit = self.budget.limit;
+        let limit = self.budget.most();
         if bytes > limit {
             let message =
                 format!("This request takes {bytes} bytes; the server holds at most {limit} at one time.");
             return Err(Refusal::too_large(message));
         }
         let more = bytes.saturating_sub(self.bytes);
-        if !self.budget.take(more) {
-            let message = format!(
-                "The server holds as many request bodies as it may ({limit} bytes). Try again shortly.",
-            );
+        if more > 0 && !self.budget.take(more) {
+            let message =
+                format!("The server has no room for this body now, of {limit} bytes. Try again shortly.");
             return Err(Refusal::overloaded(message, Duration::from_secs(1)));
         }
         self.bytes += more;

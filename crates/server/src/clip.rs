@@ -66,7 +66,8 @@ pub(crate) async fn prepare(
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
         Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
-    Ok(Prepared { place, work, answer: Form::Clip(Box::new(answer)), cost, pixels, batch })
+    let answer = Form::Clip(Box::new(answer));
+    Ok(Prepared { place, work, answer, cost, frames: latents[2], pixels, batch })
 }
 
 /// Bytes of the answer at most: of a tensor its own, of a file those of its frames in the colours that are compressed.

@@ -52,7 +52,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let image = autoencoder.decode(latents, shape, &scaling, precision, control)?;
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
-    Ok(Prepared { place, work, answer: Form::Picture(answer), cost: cost(&plan), pixels, batch })
+    let (answer, cost) = (Form::Picture(answer), cost(&plan));
+    Ok(Prepared { place, work, answer, cost, frames: 1, pixels, batch })
 }
 
 /// Whether the latent space takes this scaling, tried on one latent.

@@ -43,6 +43,9 @@ pub(crate) async fn metrics(
     request: Request,
 ) -> Result<Response, Refusal> {
     check_key(&shared, request)?;
+    for entry in &shared.models {
+        shared.metrics.weights(&entry.name, entry.autoencoder.weight_bytes_in_memory(None));
+    }
     let text = shared.metrics.render(shared.queue.occupancy(), shared.budget.held());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
@@ -73,6 +76,7 @@ fn describe(shared: &Shared) -> Value {
                 "engine": engine.name(shared.options.precision),
                 "isa": engine.isa(),
                 "threads": engine.threads(),
+                "weight_bytes_in_memory": entry.autoencoder.weight_bytes_in_memory(None),
                 "fast": {
                     "decode": fast(&entry.autoencoder, Operation::Decode),
                     "encode": fast(&entry.autoencoder, Operation::Encode),
@@ -101,6 +105,7 @@ fn describe(shared: &Shared) -> Value {
             "waiting": queue.waiting,
             "running": queue.running,
             "capacity": queue.capacity,
+            "work_budget_bytes": shared.memory.limit(),
             "held_bytes": shared.budget.held(),
             "answer_bytes": queue.answer_bytes,
             "work_seconds": queue.work_seconds,

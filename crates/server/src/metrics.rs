@@ -178,6 +178,11 @@ impl Metrics {
         self.observe("rvae_model_load_seconds", labels, duration.as_secs_f64());
     }
 
+    /// Bytes of weights in memory.
+    pub(crate) fn weights(&self, model: &str, bytes: usize) {
+        self.gauge("rvae_weight_bytes", vec![Label::new("model", model.to_owned())], bytes as f64);
+    }
+
     /// Moves what histograms have gathered into their buckets; to be called now and then.
     pub(crate) fn upkeep(&self) {
         self.recorder.handle().run_upkeep();
@@ -218,12 +223,13 @@ const COUNTERS: [(&str, Unit, &str); 5] = [
     ("rvae_worker_restarts_total", Unit::Count, "Times the engine's thread was replaced after a panic."),
 ];
 
-const GAUGES: [(&str, Unit, &str); 8] = [
+const GAUGES: [(&str, Unit, &str); 9] = [
     ("rvae_build_info", Unit::Count, "Version, engine and instruction set; always 1."),
     ("rvae_requests_queued", Unit::Count, "Requests waiting for the engine."),
     ("rvae_requests_running", Unit::Count, "Requests the engine works on."),
     ("rvae_capacity", Unit::Count, "Requests that may wait."),
     ("rvae_inflight_bytes", Unit::Bytes, "Bytes of request bodies held."),
+    ("rvae_weight_bytes", Unit::Bytes, "Weights in memory, by model."),
     ("rvae_answer_bytes", Unit::Bytes, "Bytes of answers that are promised, made or being sent."),
     ("process_resident_memory_bytes", Unit::Bytes, "Memory of the process."),
     ("rvae_queue_work_seconds", Unit::Seconds, "Time that the engine needs for all that waits and runs."),

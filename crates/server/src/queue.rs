@@ -8,12 +8,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use remote_vae_engine::{Control, EngineError, Progress};
 use tokio::sync::oneshot;
 
+use crate::body::ByteBudget;
 use crate::fair::Line;
 use crate::metrics::Metrics;
 use crate::worker;
@@ -198,6 +199,8 @@ pub(crate) struct Queue {
     arrival: Condvar,
     panicked: AtomicBool,
     metrics: Arc<Metrics>,
+    /// What is held beside plans and answers.
+    bodies: OnceLock<Arc<ByteBudget>>,
 }
 
 /// How the queue stands, for `/info` and `/metrics`.
@@ -231,7 +234,12 @@ pub(crate) enum NoPlace {
 impl Queue {
     pub(crate) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
         let (state, arrival, panicked) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        Arc::new(Self { bounds, state, arrival, panicked, metrics })
+        Arc::new(Self { bounds, state, arrival, panicked, metrics, bodies: OnceLock::new() })
+    }
+
+    /// Leaves room for `bodies` where one job runs between another's steps.
+    pub(crate) fn count_beside(&self, bodies: &Arc<ByteBudget>) {
+        let _ = self.bodies.set(Arc::clone(bodies));
     }
 
     /// No code that can panic runs under the lock, so a poisoned one still holds a sound state.
@@ -335,7 +343,9 @@ impl Queue {
         state.line.advance(id, done);
         let [below] = &state.running[..] else { return None };
         let (below, limit) = (below.peak_bytes, self.bounds.peak_bytes);
-        let fits = |job: &Job| limit.is_none_or(|limit| below.saturating_add(job.cost.peak_bytes) <= limit);
+        let bodies = self.bodies.get().map_or(0, |bodies| bodies.held());
+        let held = below.saturating_add(bodies).saturating_add(state.answer_bytes);
+        let fits = |job: &Job| limit.is_none_or(|limit| held.saturating_add(job.cost.peak_bytes) <= limit);
         while let Some(due) = state.line.next_between_steps(fits) {
             if let Some(job) = state.begin(due.job) {
                 return Some(job);

@@ -19,6 +19,7 @@ use crate::auth::Caller;
 use crate::body::{Lease, Leftover, Reader, discard};
 use crate::clip_answer::{self, Account};
 use crate::error::Refusal;
+use crate::memory::{Need, Share};
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
 use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
@@ -53,6 +54,8 @@ pub(crate) struct Prepared {
     pub(crate) work: Work,
     pub(crate) answer: answer::Form,
     pub(crate) cost: Cost,
+    /// Frames of the input; of a picture one.
+    pub(crate) frames: usize,
     /// Pixels of the whole batch.
     pub(crate) pixels: u64,
     pub(crate) batch: usize,
@@ -153,14 +156,32 @@ async fn accept(
     }
     let limit = deadline(shared, &head.headers)?;
     let engine = job.autoencoder.engine().name(job.precision);
+    let body = job.body.len() as u64;
     let prepared = match operation {
         Operation::Decode => decode::prepare(shared, job).await?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
-    let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
+    let Prepared { place, work, answer: form, cost, frames, pixels, batch } = prepared;
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
-    let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
+    // The values of a picture and of latents are in the plan, and become the answer.
+    let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
+    let bytes = cost.peak_bytes.saturating_sub(counted_twice);
+    let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
+    let need = Need { model: index, operation, frames, bytes, body };
+    let submit = |share: Arc<Share>| {
+        let memory = Arc::clone(&shared.memory);
+        let in_account: Work = Box::new(move |control| {
+            memory.begin(&share);
+            let result = work(control);
+            drop(share);
+            result
+        });
+        place.submit(cost, end, in_account)
+    };
+    let admitted = shared.memory.admit(need, cost.answer_bytes, submit);
+    let ticket =
+        admitted.map_err(|error| shared.no_memory(error))?.map_err(|error| shared.no_place(error))?;
     Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
 }
 

@@ -12,6 +12,7 @@ use crate::auth::{Caller, Keys};
 use crate::body::ByteBudget;
 use crate::error::{Refusal, ServerError};
 use crate::jobs::Jobs;
+use crate::memory::{Memory, NoRoom};
 use crate::metrics::{Metrics, Rejection};
 use crate::options::{Limits, ServerOptions};
 use crate::queue::{Bounds, NoPlace, Place, Queue};
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<ByteBudget>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) keys: Keys,
     pub(crate) jobs: Jobs,
     pub(crate) phase: watch::Sender<Phase>,
@@ -91,11 +93,11 @@ pub(crate) struct Shared {
 /// What a client is told to wait while models load or a replacement starts.
 const PHASE_RETRY: Duration = Duration::from_secs(5);
 
-fn bounds(limits: &Limits) -> Bounds {
+fn bounds(limits: &Limits, work: Option<u64>) -> Bounds {
     Bounds {
         jobs: limits.max_queue,
         answer_bytes: limits.max_answer_bytes,
-        peak_bytes: limits.max_plan_bytes,
+        peak_bytes: limits.max_plan_bytes.into_iter().chain(work).min(),
     }
 }
 
@@ -106,9 +108,15 @@ impl Shared {
         let keys = Keys::new(options.api_keys.clone(), options.api_key_file.as_deref())?;
         let metrics = Arc::new(Metrics::new());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let budget = ByteBudget::new(options.limits.max_held_bytes);
+        let work = models.iter().filter_map(|entry| entry.autoencoder.engine().work_budget()).min();
+        let bounds = bounds(&options.limits, work);
+        let queue = Queue::new(bounds, Arc::clone(&metrics));
+        queue.count_beside(&budget);
         Ok(Self {
-            queue: Queue::new(bounds(&options.limits), Arc::clone(&metrics)),
-            budget: ByteBudget::new(options.limits.max_held_bytes),
+            memory: Memory::new(work, &models, &budget, &queue),
+            queue,
+            budget,
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
             active: AtomicUsize::new(0),
@@ -176,6 +184,22 @@ impl Shared {
         };
         self.metrics.rejected(reason);
         Refusal::overloaded(message, retry_after)
+    }
+
+    /// What a client is told for whose job there is no memory.
+    pub(crate) fn no_memory(&self, error: NoRoom) -> Refusal {
+        self.metrics.rejected(Rejection::Memory);
+        match error {
+            NoRoom::Never { need, limit } => Refusal::too_large(format!(
+                "This request needs {need} bytes of memory with its answer; the server's budget leaves {limit} for work."
+            )),
+            NoRoom::Now { limit } => Refusal::overloaded(
+                format!(
+                    "Requests before this one have taken the server's memory ({limit} bytes for work). Try again."
+                ),
+                self.queue.until_next(),
+            ),
+        }
     }
 
     /// Counts the refusals of requests for whose bytes there is no room, and says when there should be: when the next

@@ -5,6 +5,7 @@ mod clips;
 mod commands;
 mod doctor;
 mod embedded;
+mod memory;
 mod privacy;
 mod reliability;
 mod serving;

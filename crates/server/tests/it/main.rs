@@ -10,6 +10,7 @@ mod http;
 mod jobs;
 mod limits;
 mod log;
+mod memory;
 mod page;
 mod preview;
 mod raw;

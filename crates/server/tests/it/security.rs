@@ -172,6 +172,10 @@ impl Program for FaultyProgram {
         self.inner.prepare(precision)
     }
 
+    fn weight_bytes(&self) -> usize {
+        self.inner.weight_bytes()
+    }
+
     fn calibration(&self) -> Option<Arc<Calibration>> {
         self.inner.calibration()
     }

@@ -1,0 +1,251 @@
+//! One account of the memory that a server may hold: weights, the work that runs, bodies that wait and answers that are
+//! not yet sent.
+//!
+//! Bodies, answers and the largest plan of all jobs in line must fit together, whatever is loaded; so the job whose turn
+//! comes always has room, and nobody waits for a body that waits for it. Weights of models without work fill what is
+//! left, and go when others need it, the least recently used first.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use remote_vae_engine::Autoencoder;
+use remote_vae_wire::Operation;
+
+use crate::body::ByteBudget;
+use crate::queue::Queue;
+use crate::state::ModelEntry;
+
+/// What a job holds while it runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need {
+    /// Index of the model.
+    pub(crate) model: usize,
+    pub(crate) operation: Operation,
+    /// Frames of the input; of a picture one.
+    pub(crate) frames: usize,
+    /// Bytes of the plan at its peak, without what counts as an answer.
+    pub(crate) bytes: u64,
+    /// Bytes of the body that waits with the job, and goes when it begins.
+    pub(crate) body: u64,
+}
+
+/// What there is room for whatever the budget: requests that are small enough to be told what they would need.
+const LEAST: u64 = 1 << 20;
+
+/// Why a job is not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// It could not even run alone.
+    Never { need: u64, limit: u64 },
+    /// Others hold too much now.
+    Now { limit: u64 },
+}
+
+/// A job's part of the account, for as long as the job waits or runs.
+pub(crate) struct Share {
+    need: Need,
+    is_running: AtomicBool,
+}
+
+/// The account of one server.
+pub(crate) struct Memory {
+    /// None if nothing limits the server.
+    limit: Option<u64>,
+    models: Vec<Arc<Autoencoder>>,
+    bodies: Arc<ByteBudget>,
+    queue: Arc<Queue>,
+    state: Mutex<State>,
+}
+
+struct State {
+    shares: Vec<Weak<Share>>,
+    /// When a job of each model began last.
+    used: Vec<Option<Instant>>,
+}
+
+/// What the account consists of at one moment.
+struct Now {
+    shares: Vec<Arc<Share>>,
+    held: u64,
+}
+
+impl Memory {
+    /// The account of a server with `limit` bytes beside what the process holds without work.
+    pub(crate) fn new(
+        limit: Option<u64>,
+        models: &[ModelEntry],
+        bodies: &Arc<ByteBudget>,
+        queue: &Arc<Queue>,
+    ) -> Arc<Memory> {
+        let state = State { shares: Vec::new(), used: vec![None; models.len()] };
+        let memory = Arc::new(Memory {
+            limit: limit.map(|limit| limit.max(LEAST)),
+            models: models.iter().map(|entry| Arc::clone(&entry.autoencoder)).collect(),
+            bodies: Arc::clone(bodies),
+            queue: Arc::clone(queue),
+            state: Mutex::new(state),
+        });
+        bodies.count_in(&memory);
+        memory
+    }
+
+    /// Takes a job of `need` with an answer of `answer` bytes into the account; `submit` puts it in line.
+    pub(crate) fn admit<T>(
+        &self,
+        need: Need,
+        answer: u64,
+        submit: impl FnOnce(Arc<Share>) -> T,
+    ) -> Result<T, NoRoom> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = Arc::new(Share { need, is_running: AtomicBool::new(false) });
+        if let Some(limit) = self.limit {
+            let alone = need.bytes.saturating_add(answer);
+            if alone > limit {
+                return Err(NoRoom::Never { need: alone, limit });
+            }
+            let mut now = self.now(&mut state);
+            now.shares.push(Arc::clone(&share));
+            if now.committed().saturating_add(answer) > limit {
+                return Err(NoRoom::Now { limit });
+            }
+        }
+        state.shares.push(Arc::downgrade(&share));
+        Ok(submit(share))
+    }
+
+    /// Takes `bytes` of a body by `take`, if there is room.
+    pub(crate) fn take_for_body(&self, bytes: u64, take: impl FnOnce() -> bool) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(limit) = self.limit else { return take() };
+        let now = self.now(&mut state);
+        if now.committed().saturating_add(bytes) > limit || !take() {
+            return false;
+        }
+        self.make_room(&state, &now, limit.saturating_sub(bytes));
+        true
+    }
+
+    /// The job of `share` begins: weights that it leaves no room for go.
+    pub(crate) fn begin(&self, share: &Share) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        share.is_running.store(true, Ordering::Relaxed);
+        if let Some(used) = state.used.get_mut(share.need.model) {
+            *used = Some(Instant::now());
+        }
+        let Some(limit) = self.limit else { return };
+        let now = self.now(&mut state);
+        self.make_room(&state, &now, limit);
+    }
+
+    /// Bytes that work may hold; none if nothing limits the server.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    fn now(&self, state: &mut State) -> Now {
+        state.shares.retain(|share| share.strong_count() > 0);
+        let shares = state.shares.iter().filter_map(Weak::upgrade).collect();
+        Now { shares, held: self.bodies.held().saturating_add(self.queue.occupancy().answer_bytes) }
+    }
+
+    /// Lets weights go until all that is in memory is at most `limit`: first of models without a job, then of models whose
+    /// job waits, those used least recently first; of a model that runs only the half that does not.
+    fn make_room(&self, state: &State, now: &Now, limit: u64) {
+        let running = |model: usize| now.running().find(|need| need.model == model);
+        let except = |model: usize| running(model).map(|need| (need.operation, need.frames));
+        let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(except(model)) as u64;
+        let mut total = now.held.saturating_add(now.running_bytes());
+        total = (0..self.models.len()).fold(total, |sum, model| sum.saturating_add(in_memory(model)));
+        let mut order: Vec<usize> = (0..self.models.len()).collect();
+        let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
+        order.sort_by_key(|&model| (running(model).is_some(), waits(model), state.used[model]));
+        for model in order {
+            if total <= limit {
+                return;
+            }
+            let bytes = in_memory(model);
+            if bytes > 0 {
+                self.models[model].release_weights(except(model));
+                tracing::info!(model, bytes, "weights left memory to make room");
+                total = total.saturating_sub(bytes);
+            }
+        }
+    }
+}
+
+impl Now {
+    fn running(&self) -> impl Iterator<Item = &Need> {
+        let running = self.shares.iter().filter(|share| share.is_running.load(Ordering::Relaxed));
+        running.map(|share| &share.need)
+    }
+
+    fn running_bytes(&self) -> u64 {
+        self.running().fold(0, |sum: u64, need| sum.saturating_add(need.bytes))
+    }
+
+    /// What must have room whatever is loaded: bodies, answers, and the jobs that run or the one that needs most.
+    fn committed(&self) -> u64 {
+        let needs = self.shares.iter().map(|share| share.need.bytes.saturating_sub(share.need.body));
+        self.held.saturating_add(needs.max().unwrap_or(0).max(self.running_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::queue::Bounds;
+
+    const MIB: u64 = 1 << 20;
+
+    fn account(limit: u64) -> (Arc<Memory>, Arc<ByteBudget>) {
+        let bounds = Bounds { jobs: 8, answer_bytes: 1000 * MIB, peak_bytes: Some(limit) };
+        let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+        let bodies = ByteBudget::new(1000 * MIB);
+        (Memory::new(Some(limit), &[], &bodies, &queue), bodies)
+    }
+
+    fn need(bytes: u64, body: u64) -> Need {
+        let (bytes, body) = (bytes * MIB, body * MIB);
+        Need { model: 0, operation: Operation::Decode, frames: 1, bytes, body }
+    }
+
+    fn taken(memory: &Memory, bytes: u64) -> bool {
+        memory.take_for_body(bytes * MIB, || true)
+    }
+
+    #[test]
+    fn what_can_never_fit_is_told_apart_from_what_must_wait() {
+        let (memory, _) = account(100 * MIB);
+        let refused = |need, answer| memory.admit(need, answer * MIB, |_| ()).unwrap_err();
+        assert_eq!(refused(need(90, 0), 11), NoRoom::Never { need: 101 * MIB, limit: 100 * MIB });
+        let first = memory.admit(need(90, 0), 10 * MIB, |share| share).unwrap();
+        memory.begin(&first);
+        assert_eq!(refused(need(50, 0), 11), NoRoom::Now { limit: 100 * MIB });
+        drop(first);
+        assert!(memory.admit(need(90, 0), 10 * MIB, |_| ()).is_ok());
+    }
+
+    #[test]
+    fn bodies_leave_the_largest_waiting_plan_its_room() {
+        let (memory, _) = account(100 * MIB);
+        let waiting = memory.admit(need(60, 20), 0, |share| share).unwrap();
+        // Its own body is part of what is held until it begins.
+        assert!(taken(&memory, 60) && !taken(&memory, 61));
+        memory.begin(&waiting);
+        assert!(taken(&memory, 40) && !taken(&memory, 41));
+        drop(waiting);
+        assert!(taken(&memory, 100) && !taken(&memory, 101));
+    }
+
+    #[test]
+    fn jobs_between_steps_add_up() {
+        let (memory, _) = account(100 * MIB);
+        let shares: Vec<_> =
+            [50, 30].map(|bytes| memory.admit(need(bytes, 0), 0, |share| share).unwrap()).into();
+        assert!(taken(&memory, 50));
+        shares.iter().for_each(|share| memory.begin(share));
+        assert!(taken(&memory, 20) && !taken(&memory, 21));
+    }
+}
