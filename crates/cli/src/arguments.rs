@@ -495,6 +495,9 @@ pub(crate) struct LoadArguments {
     /// Kinds of requests in turn, e.g. `512x512:raw,256x256:png`; raw, uint8, png or jpg [default: --size, raw]
     #[arg(long, value_name = "WxH:FORMAT", requires = "url", value_delimiter = ',', value_parser = parse_kind)]
     pub mix: Vec<Kind>,
+    /// Samples of each request.
+    #[arg(long, value_name = "N", requires = "url", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batch: u32,
     /// Percent of the requests that are left within half a second, wherever they are by then.
     #[arg(long, value_name = "PERCENT", requires = "url", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub abandon: u32,

@@ -50,6 +50,7 @@ mod state;
 mod status;
 mod tensor_file;
 mod tls;
+mod turns;
 mod typed;
 mod watch;
 mod watched;

@@ -200,7 +200,7 @@ impl Record {
             id: request_id(request.headers()),
             trace_id: trace_id(request.headers()),
             method: request.method().clone(),
-            path: shortened(request.uri().path()),
+            path: shown(request.uri().path()),
             start: Instant::now(),
             done: false,
         }
@@ -274,6 +274,19 @@ impl Drop for Record {
             self.write(&self.trace.read(), status, 0);
         }
     }
+}
+
+/// A path as the log has it. A job's id gives its result to whoever knows it, so only its beginning is shown.
+fn shown(path: &str) -> String {
+    const JOBS: &str = "/v1/jobs/";
+    const SHOWN: usize = 8;
+    let short = |path: &str| {
+        let (id, rest) =
+            path.strip_prefix(JOBS).map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len())))?;
+        let (start, hidden) = id.split_at_checked(SHOWN)?;
+        (!hidden.is_empty()).then(|| format!("{JOBS}{start}*{rest}"))
+    };
+    shortened(&short(path).unwrap_or_else(|| path.to_owned()))
 }
 
 /// Milliseconds of each stage, in the form browsers show.
@@ -358,6 +371,15 @@ mod tests {
             assert_eq!(trace(wrong), None, "{wrong}");
         }
         assert_eq!(trace(&format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase())), None);
+    }
+
+    #[test]
+    fn ids_of_jobs_are_not_shown_whole() {
+        assert_eq!(shown("/v1/jobs/0123456789abcdef/result"), "/v1/jobs/01234567*/result");
+        assert_eq!(shown("/v1/jobs/0123456789abcdef"), "/v1/jobs/01234567*");
+        for path in ["/v1/jobs/short/events", "/v1/jobs", "/v1/jobs/", "/decode", "/v1/jobs/0123456\u{e9}"] {
+            assert_eq!(shown(path), path);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::jobs::Jobs;
 use crate::metrics::{Metrics, Rejection};
 use crate::options::{Limits, ServerOptions};
 use crate::queue::{Bounds, NoPlace, Place, Queue};
+use crate::turns::Turns;
 
 /// A model and the name it is served under: `POST /NAME`. The first of a server is its default.
 #[derive(Clone)]
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) keys: Keys,
     pub(crate) jobs: Jobs,
+    /// At previews.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) started: Instant,
     /// Requests for work between their head and their answer's head.
@@ -88,6 +91,9 @@ pub(crate) struct Shared {
 
 /// What a client is told to wait while models load or a replacement starts.
 const PHASE_RETRY: Duration = Duration::from_secs(5);
+
+/// When to come back if answers that are being sent hold all the room there is.
+const ANSWER_RETRY: Duration = Duration::from_secs(1);
 
 fn bounds(limits: &Limits) -> Bounds {
     Bounds {
@@ -111,6 +117,7 @@ impl Shared {
             started: Instant::now(),
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
+            turns: Turns::new(cores, options.limits.max_queue),
             jobs: Jobs::new(options.limits.max_jobs, options.job_ttl),
             options,
             models,
@@ -166,9 +173,13 @@ impl Shared {
             }
             NoPlace::Answers { retry_after } => {
                 let limit = limits.max_answer_bytes;
-                let message =
-                    format!("The server holds as many answers as it may ({limit} bytes). Try again shortly.");
-                (Rejection::Answers, message, retry_after)
+                let message = format!(
+                    "The server holds as many answers as it may ({limit} bytes, the last quarter for clients that hold \
+                     little). Try again."
+                );
+                // What is made leaves at once, but for the results that wait to be fetched.
+                let leaving = || self.jobs.until_expiry().unwrap_or(ANSWER_RETRY);
+                (Rejection::Answers, message, retry_after.unwrap_or_else(leaving))
             }
         };
         self.metrics.rejected(reason);
