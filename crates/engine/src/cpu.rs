@@ -1,6 +1,5 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
-use remote_vae_kernels::attention::clip_attention;
 use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
 };
@@ -10,11 +9,12 @@ use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::rms_norm;
 use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
-use remote_vae_model::{Graph, Operation, Reach, Start, Time, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
+use crate::attend::Attend;
 use crate::budget::Shortage;
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
@@ -429,20 +429,12 @@ impl CpuProgram {
                     rms_norm(isa, pool, values, pixels(*input), gamma, *activation, output);
                 }
             }
-            Fused::Attention { reach, inputs } => {
+            Fused::Attention { node, reach, inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
                 let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
-                let (channels, pixels) = (plan.channels[inputs[0]], pixels(inputs[0]));
-                // Frames that attend to themselves are clips of their own.
-                let [clips, frames] = match reach {
-                    Reach::Frame => [frames(inputs[0]), 1],
-                    Reach::Past => [1, frames(inputs[0])],
-                };
-                let len = operands[0].groups() / clips;
-                for (clip, output) in output.parts(len).into_iter().enumerate() {
-                    let operands = operands.map(|operand| operand.part(clip * len, len));
-                    clip_attention(isa, pool, operands, channels, [frames, pixels], scratch, output);
-                }
+                let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
+                let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
+                Attend::new(*reach, channels, size, arithmetic).run(isa, pool, operands, scratch, output);
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod attend;
 mod autoencoder;
 mod autoencoder_video;
 mod budget;

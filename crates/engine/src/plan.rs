@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
+use remote_vae_kernels::Isa;
 use remote_vae_kernels::convolution::{Convolution, Geometry};
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_kernels::{Isa, attention};
 use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
 use crate::arena::Region;
@@ -309,8 +309,8 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
                 Convolution::worker_bytes(isa, geometry, rows.clone(), size, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs, .. } => {
-            attention::worker_bytes(isa, shapes.graph.nodes[inputs[0]].channels)
+        Fused::Attention { reach, inputs, .. } => {
+            shapes.attentions(*reach, inputs[0]).map(|shape| shape.worker_bytes(isa)).max().unwrap_or(0)
         }
         _ => 0,
     };
