@@ -201,6 +201,11 @@ pub(crate) struct ServeOptions {
     /// server's own]
     #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
+    /// An OpenTelemetry collector that gets a span of each request for work, e.g. `http://127.0.0.1:4318`, as JSON over
+    /// HTTP.
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Requests that may wait while one is computed; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue: u32,

@@ -40,6 +40,8 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod plain_errors;
 mod preview;

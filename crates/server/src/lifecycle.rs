@@ -161,6 +161,10 @@ impl Server {
         drop(ending);
         connections.finish().await;
         worker::join(thread).await;
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = &shared.exporter {
+            exporter.flush().await;
+        }
         result
     }
 }

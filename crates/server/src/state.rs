@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) turns: Arc<Turns>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) started: Instant,
+    #[cfg(feature = "otlp")]
+    pub(crate) exporter: Option<crate::otlp::Exporter>,
     /// Requests for work between their head and their answer's head.
     active: AtomicUsize,
     /// Threads that unpack and compress pictures at one time.
@@ -105,7 +107,7 @@ fn bounds(limits: &Limits) -> Bounds {
 
 impl Shared {
     /// # Errors
-    /// The file of keys cannot be used.
+    /// The file of keys cannot be used, or the collector's address is none.
     pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
         let keys = Keys::new(options.api_keys.clone(), options.api_key_file.as_deref())?;
         let metrics = Arc::new(Metrics::new());
@@ -115,6 +117,8 @@ impl Shared {
             budget: ByteBudget::new(options.limits.max_held_bytes),
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
+            #[cfg(feature = "otlp")]
+            exporter: options.otlp_endpoint.as_deref().map(crate::otlp::Exporter::start).transpose()?,
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
             turns: Turns::new(cores, options.limits.max_queue),
