@@ -87,9 +87,9 @@ impl Engine for CpuEngine {
             .memory_budget
             .map(|budget| usize::try_from(budget.saturating_sub(self.process_bytes)).unwrap_or(usize::MAX));
         let process = self.process_bytes as usize;
-        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest }| {
+        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
             let budget = available.unwrap_or(usize::MAX);
-            let largest = budget::largest(&task, input, budget, smallest);
+            let largest = budget::largest(&task, input, budget, &means);
             EngineError::Budget {
                 need: need + process,
                 budget: budget + process,
@@ -333,7 +333,7 @@ impl CpuProgram {
             return control.check();
         };
         let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
-        for Slice { member, rows } in slices {
+        for Slice { member, rows } in slices.iter() {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
             self.operation(run, &step.operations[*member], Some(strip), None, arena)?;
