@@ -133,7 +133,7 @@ fn difference(found: &[f32], expected: &[f32]) -> (f64, f32) {
     (10.0 * (range * range / mean).log10(), largest)
 }
 
-/// The error of each convolution and attention that may use integers, by node: root mean square over that of its sums.
+/// The error of each convolution and attention, by node: root mean square over that of its sums.
 fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<(usize, f64)>, EngineError> {
     let [_, channels, height, width] = plan.input;
     let mut arena = buffer(plan.arena_len)?;
@@ -144,7 +144,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
         for operation in &step.operations {
             let error = match &operation.fused {
                 Fused::Convolution { node, .. } => {
-                    convolution_error(program, plan, operation, &mut arena)?.map(|error| (*node, error))
+                    Some((*node, convolution_error(program, plan, operation, &mut arena)?))
                 }
                 Fused::Attention { node, .. } => {
                     Some((*node, attention_error(program, plan, operation, &mut arena)?))
@@ -158,18 +158,18 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     Ok(errors)
 }
 
-/// `None` if the layer knows no integers.
 fn convolution_error(
     program: &CpuProgram,
     plan: &Plan,
     operation: &PlacedOperation,
     arena: &mut [f32],
-) -> Result<Option<f64>, EngineError> {
-    let Fused::Convolution { node, source, .. } = &operation.fused else { return Ok(None) };
-    let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else { return Ok(None) };
-    if geometry.arithmetic(Arithmetic::Integer16, source.upsample) == Arithmetic::Float32 {
-        return Ok(None);
-    }
+) -> Result<f64, EngineError> {
+    let Fused::Convolution { node, source, .. } = &operation.fused else {
+        unreachable!("called for convolutions alone")
+    };
+    let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else {
+        unreachable!("convolution nodes have a geometry")
+    };
     let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
     let views = Views::new(arena, &reads);
     let operands = program.operands(plan, operation, &views, &[]);
@@ -183,7 +183,7 @@ fn convolution_error(
         Ok(sums)
     };
     let (expected, found) = (sums(Arithmetic::Float32)?, sums(Arithmetic::Integer16)?);
-    Ok(Some(relative_error(&found, &expected)))
+    Ok(relative_error(&found, &expected))
 }
 
 fn attention_error(
@@ -203,7 +203,8 @@ fn attention_error(
         let attend = Attend::new(*reach, channels, size, arithmetic);
         let mut result = buffer(Storage::Float32.len(operands[0].groups()))?;
         let mut scratch = buffer(attend.shape.scratch_len(program.isa))?;
-        attend.run(program.isa, &program.pool, operands, &mut scratch, (&mut result[..]).into());
+        let output = (&mut result[..]).into();
+        attend.run(program.isa, &program.pool, operands, &mut scratch, output, &Control::new());
         Ok(result)
     };
     let (expected, found) = (result(Arithmetic::Float32)?, result(Arithmetic::Integer16)?);

@@ -20,6 +20,7 @@ mod history;
 mod layout;
 pub mod memory;
 mod plan;
+mod plans;
 mod precision;
 mod shapes;
 mod still;

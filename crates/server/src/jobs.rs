@@ -143,6 +143,12 @@ impl Jobs {
         drop(expired);
     }
 
+    /// When the first of the results that are kept expires; none if there is none.
+    pub(crate) fn until_expiry(&self) -> Option<Duration> {
+        let ended = |entry: &Arc<Entry>| entry.outcome.borrow().as_ref().map(|outcome| outcome.at.elapsed());
+        self.lock().values().filter_map(ended).max().map(|elapsed| self.keep.saturating_sub(elapsed))
+    }
+
     /// 429 if no further job of this client can be kept; told before its body is read. As in the queue, the last quarter
     /// of the places is for clients that have none.
     pub(crate) fn check_room(&self, client: &Client) -> Result<(), Refusal> {

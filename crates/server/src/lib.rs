@@ -15,6 +15,7 @@
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `planning` | what a request costs, before it is taken |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
 //! | `preview`, `early` | previews, which need no engine: as answers, and of jobs at their start |
@@ -41,8 +42,11 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod plain_errors;
+mod planning;
 mod preview;
 mod queue;
 mod request;
@@ -51,6 +55,7 @@ mod state;
 mod status;
 mod tensor_file;
 mod tls;
+mod turns;
 mod typed;
 mod watch;
 mod watched;

@@ -127,13 +127,14 @@ async fn handle(
                 "A preview takes no job: ask `/v1/decode` for `output=preview`.",
             ));
         }
-        return preview::serve(shared, job, operation, trace).await;
+        let limit = deadline(shared, &head.headers)?;
+        return preview::serve(shared, job, operation, limit, trace).await;
     }
     let (job, picture) = match (purpose, operation) {
         (Purpose::Job, Operation::Decode) => early::preview(shared, job).await?,
         _ => (job, None),
     };
-    let accepted = accept(shared, target.model.name.clone(), head, job, operation).await?;
+    let accepted = accept(shared, target.model.name.clone(), head, job, operation, purpose).await?;
     if purpose == Purpose::Job {
         let status = jobs::start(shared, accepted, owner, picture)?;
         return Ok(jobs::describe(&status, StatusCode::ACCEPTED));
@@ -149,6 +150,7 @@ async fn accept(
     head: &Parts,
     mut job: Job<'_>,
     operation: Operation,
+    purpose: Purpose,
 ) -> Result<Accepted, Refusal> {
     let in_file = tensor_file::is_named(text(&head.headers, header::ACCEPT).as_deref());
     if in_file {
@@ -158,12 +160,13 @@ async fn accept(
     let limit = deadline(shared, &head.headers)?;
     let engine = job.autoencoder.engine().name(job.precision);
     let prepared = match operation {
-        Operation::Decode => decode::prepare(shared, job)?,
+        Operation::Decode => decode::prepare(shared, job).await?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
     let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
+    let cost = Cost { kept: purpose == Purpose::Job, ..cost };
     let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
     Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
 }
@@ -180,11 +183,17 @@ pub(crate) async fn complete(
     let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
     let form = match form {
         answer::Form::Clip(answer) => {
-            let (shared, trace) = (Arc::clone(shared), trace.clone());
-            let operation = operation.name();
-            let account = Account { shared, trace, operation, model, form: form_name, pixels, batch };
+            let account = Account {
+                shared: Arc::clone(shared),
+                trace: trace.clone(),
+                operation: operation.name(),
+                model,
+                form: form_name,
+                pixels,
+                batch,
+            };
             let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
-            let response = tensor_file::wrap(file_of, response).await?;
+            let response = tensor_file::wrap(shared, file_of, response).await?;
             return Ok((answer::finish(response, &engine), charge));
         }
         form => form,
@@ -208,7 +217,8 @@ pub(crate) async fn complete(
         answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
         answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
     };
-    let response = tensor_file::wrap(file_of, shared.blocking(building).await??).await?;
+    let response = shared.blocking(building).await??;
+    let response = tensor_file::wrap(shared, file_of, response).await?;
     let post = start.elapsed();
     shared.metrics.output(form_name, post);
     trace.update(|trace| trace.post = Some(post));
@@ -229,6 +239,7 @@ pub(crate) fn cost(plan: &PlanSummary) -> Cost {
         flops: plan.flops,
         peak_bytes: plan.peak_bytes as u64,
         answer_bytes: values.saturating_mul(size_of::<f32>()) as u64,
+        kept: false,
     }
 }
 
@@ -258,8 +269,7 @@ async fn read<'a>(
     trace.update(|trace| trace.request_bytes = bytes.len() as u64);
     if tensor_file::is_named(text(&head.headers, header::CONTENT_TYPE).as_deref()) {
         let unwrapping = move || {
-            let inner = tensor_file::unwrap(&bytes, &mut parameters)?;
-            drop(bytes);
+            let inner = tensor_file::unwrap(bytes, &mut parameters)?;
             lease.shrink_to(inner.capacity() as u64);
             Ok::<_, Refusal>((inner, parameters, lease))
         };
@@ -385,28 +395,6 @@ pub(crate) fn check_size(
             "Expected at most {max_pixels} pixels in one request. Got {batch} picture(s) of {width}x{height} (width x height)."
         ))
     })
-}
-
-/// Checks what a plan needs against the limit on memory.
-pub(crate) fn check_plan(
-    shared: &Shared,
-    plan: Result<PlanSummary, EngineError>,
-) -> Result<PlanSummary, Refusal> {
-    let plan = plan.map_err(|error| {
-        if matches!(error, EngineError::Budget { .. }) {
-            shared.metrics.rejected(Rejection::Memory);
-        }
-        engine_refusal(error)
-    })?;
-    let need = plan.peak_bytes as u64;
-    match shared.options.limits.max_plan_bytes {
-        Some(limit) if need > limit => {
-            shared.metrics.rejected(Rejection::Memory);
-            let message = format!("This request needs {need} bytes of memory; the server allows {limit}.");
-            Err(Refusal::too_large(message))
-        }
-        _ => Ok(plan),
-    }
 }
 
 pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {

@@ -15,6 +15,7 @@ use crate::jobs::Jobs;
 use crate::metrics::{Metrics, Rejection};
 use crate::options::{Limits, ServerOptions};
 use crate::queue::{Bounds, NoPlace, Place, Queue};
+use crate::turns::Turns;
 
 /// A model and the name it is served under: `POST /NAME`. The first of a server is its default.
 #[derive(Clone)]
@@ -78,16 +79,25 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) keys: Keys,
     pub(crate) jobs: Jobs,
+    /// At previews.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) started: Instant,
+    #[cfg(feature = "otlp")]
+    pub(crate) exporter: Option<crate::otlp::Exporter>,
     /// Requests for work between their head and their answer's head.
     active: AtomicUsize,
     /// Threads that unpack and compress pictures at one time.
     pictures: Arc<Semaphore>,
+    /// Threads that search for plans at one time.
+    searches: Arc<Semaphore>,
 }
 
 /// What a client is told to wait while models load or a replacement starts.
 const PHASE_RETRY: Duration = Duration::from_secs(5);
+
+/// When to come back if answers that are being sent hold all the room there is.
+const ANSWER_RETRY: Duration = Duration::from_secs(1);
 
 fn bounds(limits: &Limits) -> Bounds {
     Bounds {
@@ -99,7 +109,7 @@ fn bounds(limits: &Limits) -> Bounds {
 
 impl Shared {
     /// # Errors
-    /// The file of keys cannot be used.
+    /// The file of keys cannot be used, or the collector's address is none.
     pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
         let keys = Keys::new(options.api_keys.clone(), options.api_key_file.as_deref())?;
         let metrics = Arc::new(Metrics::new());
@@ -109,8 +119,12 @@ impl Shared {
             budget: ByteBudget::new(options.limits.max_held_bytes),
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
+            #[cfg(feature = "otlp")]
+            exporter: options.otlp_endpoint.as_deref().map(crate::otlp::Exporter::start).transpose()?,
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
+            turns: Turns::new(cores, options.limits.max_queue),
+            searches: Arc::new(Semaphore::new((cores / 4).max(1))),
             jobs: Jobs::new(options.limits.max_jobs, options.job_ttl),
             options,
             models,
@@ -166,9 +180,13 @@ impl Shared {
             }
             NoPlace::Answers { retry_after } => {
                 let limit = limits.max_answer_bytes;
-                let message =
-                    format!("The server holds as many answers as it may ({limit} bytes). Try again shortly.");
-                (Rejection::Answers, message, retry_after)
+                let message = format!(
+                    "The server holds as many answers as it may ({limit} bytes, the last quarter for clients that hold \
+                     little). Try again."
+                );
+                // What is made leaves at once, but for the results that wait to be fetched.
+                let leaving = || self.jobs.until_expiry().unwrap_or(ANSWER_RETRY);
+                (Rejection::Answers, message, retry_after.unwrap_or_else(leaving))
             }
         };
         self.metrics.rejected(reason);
@@ -185,22 +203,22 @@ impl Shared {
         Refusal::overloaded(refusal.message, self.queue.until_next())
     }
 
-    /// Runs work on pictures beside the event loop, a few at a time. A request that is dropped meanwhile leaves the
-    /// work running to its end: what bounds it (the permit here, places and leases in `work`) stays taken until then.
+    /// Runs work on pictures beside the event loop, a few at a time.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
         let failed = || Refusal::internal("The server failed while handling a picture.");
-        let permit = Arc::clone(&self.pictures).acquire_owned().await.map_err(|_| failed())?;
-        let (answer, receiver) = oneshot::channel();
-        tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            if !answer.is_closed() {
-                let _ = answer.send(work());
-            }
-        });
-        receiver.await.map_err(|_| failed())
+        beside(&self.pictures, work).await.ok_or_else(failed)
+    }
+
+    /// Runs the search for a plan beside the event loop, fewer at a time than there are processors.
+    pub(crate) async fn searching<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let failed = || Refusal::internal("The server failed while planning the work.");
+        beside(&self.searches, work).await.ok_or_else(failed)
     }
 
     /// Counts a request for work as active for as long as the guard lives.
@@ -213,6 +231,24 @@ impl Shared {
     pub(crate) fn is_idle(&self) -> bool {
         self.active.load(Ordering::SeqCst) == 0 && self.queue.is_idle()
     }
+}
+
+/// Runs `work` on a thread of its own once there is a permit; none if it panicked. A request that is dropped meanwhile
+/// leaves the work running to its end: what bounds it (the permit here, places and leases in `work`) stays taken until
+/// then.
+async fn beside<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    let (answer, receiver) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        if !answer.is_closed() {
+            let _ = answer.send(work());
+        }
+    });
+    receiver.await.ok()
 }
 
 /// An active request.

@@ -106,7 +106,7 @@ async fn events_tell_progress_and_deleting_stops_the_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_bounded_and_expire() {
-    let mut options = ServerOptions { job_ttl: Duration::from_secs(2), ..options() };
+    let mut options = ServerOptions { job_ttl: Duration::from_secs(6), ..options() };
     options.limits.max_jobs = 1;
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let first = location(&server.post_job(&SHAPE).await);
@@ -114,7 +114,7 @@ async fn jobs_are_bounded_and_expire() {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(refusal(response).await.0, 429);
     server.ended(&first).await;
-    tokio::time::sleep(Duration::from_millis(2050)).await;
+    tokio::time::sleep(Duration::from_millis(6050)).await;
     assert_eq!(refusal(server.ask(Method::GET, &first).await).await.0, 404);
     location(&server.post_job(&SHAPE).await);
 }
