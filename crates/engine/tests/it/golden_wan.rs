@@ -14,9 +14,9 @@ const WHOLE: Windows = Windows { frames: false, tiles: false };
 
 /// Models and the files of what diffusers makes of them.
 const CASES: [(&str, &str, [usize; 2]); 3] = [
-    ("wan", "wan", [5, 4]),
-    ("wan22", "wan22", [4, 3]),
-    ("qwen-image.safetensors", "qwen-image_expected", [3, 2]),
+    ("wan", "wan", [7, 4]),
+    ("wan22", "wan22", [6, 3]),
+    ("qwen-image.safetensors", "qwen-image_expected", [7, 2]),
 ];
 
 fn folder() -> PathBuf {
