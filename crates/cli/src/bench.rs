@@ -125,7 +125,7 @@ struct Task {
     summary: PlanSummary,
     parts: usize,
     /// Of the first part.
-    plan: Plan,
+    plan: Arc<Plan>,
 }
 
 impl Task {

@@ -1,6 +1,7 @@
 //! `remote-vae plan`: what the work on a picture or a clip would cost, step by step, without doing it. Reads no weights.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows, memory};
@@ -171,8 +172,8 @@ pub(crate) fn check_picture(frames: usize) -> Result<()> {
     Ok(())
 }
 
-fn part_reports(parts: &[(Plan, usize)]) -> Vec<PartReport> {
-    let report = |(plan, count): &(Plan, usize)| {
+fn part_reports(parts: &[(Arc<Plan>, usize)]) -> Vec<PartReport> {
+    let report = |(plan, count): &(Arc<Plan>, usize)| {
         let PlanSummary { input: [_, channels, height, width], frames, flops, .. } = plan.summary();
         PartReport { input: [channels, frames[0], height, width], count: *count, flops }
     };

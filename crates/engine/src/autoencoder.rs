@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use remote_vae_model::{Graph, Model};
+use remote_vae_model::{Graph, Model, Start};
 use remote_vae_wire::{Operation, Scaling};
 
+use crate::plans::{Key, Plans};
 use crate::still::{self, SummedTaps};
-use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program};
+use crate::windows::Cut;
+use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program, Windows};
 
 /// Pixels as a decoder gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +53,7 @@ pub struct Autoencoder {
     /// Of single pictures, where a model of clips has less to do for them.
     still_decoder: Still,
     still_encoder: Still,
+    plans: Plans,
 }
 
 /// A graph of single pictures, if it is another, and its program.
@@ -72,7 +75,8 @@ impl Autoencoder {
     pub fn new(model: Model, engine: Arc<dyn Engine>) -> Autoencoder {
         let (still_decoder, still_encoder) = (Still::new(model.decoder()), Still::new(model.encoder()));
         let (decoder, encoder) = (Mutex::default(), Mutex::default());
-        Autoencoder { model, engine, decoder, encoder, still_decoder, still_encoder }
+        let plans = Plans::default();
+        Autoencoder { model, engine, decoder, encoder, still_decoder, still_encoder, plans }
     }
 
     /// The model.
@@ -190,7 +194,7 @@ impl Autoencoder {
         operation: Operation,
         shape: [usize; 4],
         precision: Precision,
-    ) -> Result<Plan, EngineError> {
+    ) -> Result<Arc<Plan>, EngineError> {
         if operation == Operation::Encode {
             let factor = self.model.spatial_factor();
             let [_, _, height, width] = shape;
@@ -198,7 +202,49 @@ impl Autoencoder {
                 return Err(EngineError::ImageSides { height, width, factor });
             }
         }
-        self.engine.plan(self.graph(operation, 1)?, shape, precision)
+        let [batch, channels, height, width] = shape;
+        self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), precision)
+    }
+
+    /// The plan of a part of a clip of `frames`, made now unless it is known.
+    pub(crate) fn planned(
+        &self,
+        operation: Operation,
+        frames: usize,
+        (input, start): Cut,
+        precision: Precision,
+    ) -> Result<Arc<Plan>, EngineError> {
+        let graph = self.graph(operation, frames)?;
+        let make = || self.engine.plan_part(graph, input, start, precision);
+        self.plans.get_or_make(self.plan_key(operation, frames, (input, start), precision), make)
+    }
+
+    fn plan_key(
+        &self,
+        operation: Operation,
+        frames: usize,
+        (input, start): Cut,
+        precision: Precision,
+    ) -> Key {
+        let still = self.still(operation, frames).is_some();
+        Key { operation, still, input, start, precision }
+    }
+
+    /// Whether the plans for an input `[batch, channels, frames, height, width]` are known, so that what it costs is told
+    /// without a search. `windows` say how a clip is cut.
+    pub fn is_planned(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> bool {
+        let frames = shape[2];
+        let parts = match self.model.temporal_factor() {
+            Some(_) => self.clip_parts(operation, shape, windows),
+            None => vec![((shape, Start::Clip), 1)],
+        };
+        parts.into_iter().all(|(cut, _)| self.plans.knows(&self.plan_key(operation, frames, cut, precision)))
     }
 
     /// Clamps decoded pixels where the model says so; what is not a number stays so.

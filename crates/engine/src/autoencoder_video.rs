@@ -2,10 +2,12 @@
 //! life of the programs are in [`crate::autoencoder`].
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
 
+use crate::plan::output_shape;
 use crate::windows::{self, Cut, Part, Scale};
 use crate::{
     Autoencoder, Control, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress, Windows,
@@ -39,9 +41,7 @@ impl Autoencoder {
     /// # Errors
     /// The shape does not fit the model, or there is no decoder.
     pub fn clip_pixels(&self, latents: [usize; 5]) -> Result<[usize; 5], EngineError> {
-        let plan = self.plan_part(Operation::Decode, latents, Precision::Exact)?;
-        let [batch, channels, height, width] = plan.output;
-        Ok([batch, channels, plan.frames[1], height, width])
+        self.clip_output(Operation::Decode, latents)
     }
 
     /// What decoding latents `[batch, channels, frames, height, width]` costs; input, output and frames are those of the
@@ -79,18 +79,25 @@ impl Autoencoder {
     pub fn plan_clip_parts(
         &self,
         operation: Operation,
-        [_, channels, frames, height, width]: [usize; 5],
+        shape: [usize; 5],
         windows: Windows,
         precision: Precision,
-    ) -> Result<Vec<(Plan, usize)>, EngineError> {
-        let shape = [1, channels, frames, height, width];
-        self.plan_part(operation, shape, precision)?;
-        windows::parts(shape, windows, self.scale(operation))
+    ) -> Result<Vec<(Arc<Plan>, usize)>, EngineError> {
+        self.clip_output(operation, shape)?;
+        self.clip_parts(operation, shape, windows)
             .into_iter()
-            .map(|((part, start), count)| {
-                Ok((self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?, count))
-            })
+            .map(|(cut, count)| Ok((self.planned(operation, shape[2], cut, precision)?, count)))
             .collect()
+    }
+
+    /// What a clip of `shape` is cut into, and how many there are of each.
+    pub(crate) fn clip_parts(
+        &self,
+        operation: Operation,
+        [_, channels, frames, height, width]: [usize; 5],
+        windows: Windows,
+    ) -> Vec<(Cut, usize)> {
+        windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
     }
 
     /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
@@ -152,7 +159,7 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        self.plan_part(Operation::Decode, shape, precision)?;
+        self.clip_output(Operation::Decode, shape)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, flat(shape), scaling)?;
         self.run_clips(Operation::Decode, &latents, shape, windows, precision, control, emit)
@@ -173,10 +180,9 @@ impl Autoencoder {
         precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        let plan = self.plan_part(Operation::Encode, shape, precision)?;
+        let output = self.clip_output(Operation::Encode, shape)?;
         check_length(&pixels, shape)?;
-        let [batch, channels, height, width] = plan.output;
-        let mut moments = Part::zeroed([batch, channels, plan.frames[1], height, width])?;
+        let mut moments = Part::zeroed(output)?;
         self.run_clips(Operation::Encode, &pixels, shape, windows, precision, control, &mut |frames| {
             moments.put_frames(&frames)
         })?;
@@ -200,10 +206,10 @@ impl Autoencoder {
         let (program, scale) = (self.program(operation, frames)?, self.scale(operation));
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
-        let mut plans: HashMap<Cut, Plan> = HashMap::new();
+        let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
         for (cut, count) in windows::parts(shape, windows, scale) {
-            let plan = self.engine.plan_part(self.graph(operation, frames)?, cut.0, cut.1, precision)?;
+            let plan = self.planned(operation, frames, cut, precision)?;
             let flops = plan.summary().flops.saturating_mul((count * batch) as u64);
             progress.total_flops = progress.total_flops.saturating_add(flops);
             progress.steps += plan.steps.len() * count * batch;
@@ -267,43 +273,40 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<Parts, EngineError> {
-        let whole = self.plan_part(operation, shape, precision)?.summary();
-        let [input_bytes, output_bytes] = tensor_bytes(&whole);
-        let mut parts = Parts {
-            whole: PlanSummary { flops: 0, steps: 0, activation_bytes: 0, ..whole },
-            input_bytes,
-            output_bytes,
-            largest_output: 0,
+        let output = self.clip_output(operation, shape)?;
+        let [batch, _, frames, ..] = shape;
+        let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
+        let mut whole = PlanSummary {
+            input: picture(shape),
+            output: picture(output),
+            frames: [frames, output[2]],
+            ..PlanSummary::default()
         };
-        let [batch, channels, frames, height, width] = shape;
-        let scale = self.scale(operation);
-        for ((part, start), count) in windows::parts([1, channels, frames, height, width], windows, scale) {
-            let plan =
-                self.engine.plan_part(self.graph(operation, frames)?, part, start, precision)?.summary();
+        let [input_bytes, output_bytes] = tensor_bytes(&whole);
+        let (scale, mut largest_output) = (self.scale(operation), 0);
+        for (cut, count) in self.clip_parts(operation, shape, windows) {
+            let plan = self.planned(operation, frames, cut, precision)?.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
-            parts.whole.flops = parts.whole.flops.saturating_add(flops);
-            parts.whole.steps += plan.steps * count;
+            whole.flops = whole.flops.saturating_add(flops);
+            whole.steps += plan.steps * count;
+            (whole.weight_bytes, whole.load_bytes) = (plan.weight_bytes, plan.load_bytes);
             let [input, output] = tensor_bytes(&plan);
             // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
             let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
-            let bytes = plan.activation_bytes + input + left;
-            parts.whole.activation_bytes = parts.whole.activation_bytes.max(bytes);
-            parts.largest_output = parts.largest_output.max(output);
+            whole.history_bytes = whole.history_bytes.max(plan.history_bytes);
+            whole.activation_bytes = whole.activation_bytes.max(plan.activation_bytes + input + left);
+            largest_output = largest_output.max(output);
         }
         if windows.cut_pictures(shape, scale) {
             // Tiles, bands of them, and the pictures put together.
             let frames = windows::window_frames(shape, windows, scale);
-            parts.largest_output = output_bytes / (batch * whole.frames[1]) * frames * 3;
+            largest_output = output_bytes / (batch * whole.frames[1]) * frames * 3;
         }
-        Ok(parts)
+        Ok(Parts { whole, input_bytes, output_bytes, largest_output })
     }
 
-    fn plan_part(
-        &self,
-        operation: Operation,
-        shape: [usize; 5],
-        precision: Precision,
-    ) -> Result<Plan, EngineError> {
+    /// The shape of what `shape` becomes, if the model takes it.
+    fn clip_output(&self, operation: Operation, shape: [usize; 5]) -> Result<[usize; 5], EngineError> {
         let [_, _, frames, height, width] = shape;
         let temporal = self.model.temporal_factor();
         if temporal.is_none() && frames != 1 {
@@ -318,7 +321,7 @@ impl Autoencoder {
                 return Err(EngineError::ClipFrames { frames, factor: time });
             }
         }
-        self.engine.plan_clip(self.graph(operation, frames)?, shape, precision)
+        output_shape(self.graph(operation, frames)?, shape, Start::Clip)
     }
 
     fn scale(&self, operation: Operation) -> Scale {

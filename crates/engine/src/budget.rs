@@ -5,11 +5,12 @@
 //! overwritten, one after the other, until the rest fits; then what turned out not to be needed is taken back. Nothing
 //! here changes a bit of what a plan computes (see [`crate::groups`]).
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::EngineError;
 use crate::fusion::{Fused, Value};
-use crate::groups::{Choices, Means};
+use crate::groups::{Choices, Means, Schedules};
 use crate::plan::{Plan, Task};
 
 /// Pixels of a strip: enough that its steps feed many threads, or less where memory is short, down to a row of tiles.
@@ -19,12 +20,19 @@ const MOST_WORK: u64 = 3;
 /// Tensors that are streamed in the hope that it helps later.
 const PATIENCE: usize = 8;
 
-/// A plan and how it came about.
+/// What a plan costs, and how it comes about.
+#[derive(Clone)]
 struct Found {
     means: Means,
-    plan: Plan,
+    cost: Cost,
+}
+
+#[derive(Clone)]
+struct Cost {
     peak: usize,
     flops: u64,
+    /// As [`Plan::stored`].
+    stored: Vec<usize>,
 }
 
 /// What the smallest plan needs where none fits.
@@ -33,19 +41,30 @@ pub(crate) struct Shortage {
     pub need: usize,
     /// Bytes at the peak of the smallest one.
     pub smallest: usize,
+    /// How the smallest one comes about.
+    pub means: Means,
 }
 
 /// The straight plan if its peak is within `budget` bytes, or else one that is.
 pub(crate) fn plan(task: &Task<'_>, budget: Option<usize>) -> Result<Plan, Shortage> {
     let search = Search::new(task);
     let straight = search.straight();
-    let Some(budget) = budget.filter(|budget| straight.peak > *budget) else { return Ok(straight.plan) };
-    let need = straight.peak;
-    search.within(straight, budget).map_err(|smallest| Shortage { need, smallest })
+    let need = straight.cost.peak;
+    let found = match budget.filter(|budget| need > *budget) {
+        None => Ok(straight),
+        Some(budget) => search.within(&straight, budget),
+    };
+    match found {
+        Ok(found) => Ok(Plan::remembering(task, &found.means, &mut search.schedules.borrow_mut())),
+        Err(Found { means, cost }) => Err(Shortage { need, smallest: cost.peak, means }),
+    }
 }
 
 struct Search<'a> {
     task: &'a Task<'a>,
+    schedules: RefCell<Schedules>,
+    /// What was tried before.
+    known: RefCell<HashMap<Means, Cost>>,
     streamable: BTreeSet<usize>,
     /// Nodes whose values several convolutions read.
     shared: BTreeSet<usize>,
@@ -64,13 +83,19 @@ impl<'a> Search<'a> {
             Value::Table(_) | Value::Copy(_) => None,
         });
         let shared = made.filter(|node| readers(*node) > 1).collect();
-        Search { task, streamable: Choices::new(&task.shapes(), &task.fused).streamable, shared }
+        let streamable = Choices::new(&task.shapes(), &task.fused).streamable;
+        Search { task, schedules: RefCell::default(), known: RefCell::default(), streamable, shared }
     }
 
     fn found(&self, means: Means) -> Found {
-        let plan = Plan::new(self.task, &means);
+        if let Some(cost) = self.known.borrow().get(&means) {
+            return Found { cost: cost.clone(), means };
+        }
+        let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
-        Found { means, plan, peak: summary.peak_bytes, flops: summary.flops }
+        let cost = Cost { peak: summary.peak_bytes, flops: summary.flops, stored: plan.stored };
+        self.known.borrow_mut().insert(means.clone(), cost.clone());
+        Found { means, cost }
     }
 
     fn straight(&self) -> Found {
@@ -80,7 +105,7 @@ impl<'a> Search<'a> {
     /// Overwrites tensors that `may` be, as long as that lowers the peak.
     fn overwritten(&self, mut found: Found, may: impl Fn(usize) -> bool) -> Found {
         loop {
-            let candidates = found.plan.stored.iter().filter(|node| {
+            let candidates = found.cost.stored.iter().filter(|node| {
                 may(**node) && !found.means.overwritten.contains(node) && !found.means.streamed.contains(node)
             });
             let tried = candidates.map(|node| {
@@ -88,36 +113,46 @@ impl<'a> Search<'a> {
                 means.overwritten.insert(*node);
                 self.found(means)
             });
-            match tried.filter(|tried| tried.peak < found.peak).min_by_key(|tried| tried.peak) {
+            let smaller = tried.filter(|tried| tried.cost.peak < found.cost.peak);
+            match smaller.min_by_key(|tried| tried.cost.peak) {
                 Some(better) => found = better,
                 None => return found,
             }
         }
     }
 
-    /// The plan within `budget` with the least work, or the bytes of the smallest plan.
-    fn within(&self, straight: Found, budget: usize) -> Result<Plan, usize> {
-        let mut smallest = straight.peak;
+    /// The plan within `budget` with the least work, or else the smallest plan.
+    fn within(&self, straight: &Found, budget: usize) -> Result<Found, Found> {
+        let mut smallest = straight.clone();
         let mut best: Option<Found> = None;
         for strip_pixels in STRIP_PIXELS {
-            match self.in_strips(&straight, strip_pixels, budget) {
-                Ok(found) if best.as_ref().is_none_or(|best| found.flops < best.flops) => best = Some(found),
+            match self.in_strips(straight, strip_pixels, budget) {
+                Ok(found) if best.as_ref().is_none_or(|best| found.cost.flops < best.cost.flops) => {
+                    best = Some(found);
+                }
                 Ok(_) => {}
-                Err(peak) => smallest = smallest.min(peak),
+                Err(found) if found.cost.peak < smallest.cost.peak => smallest = found,
+                Err(_) => {}
             }
         }
-        best.map(|best| best.plan).ok_or(smallest)
+        best.ok_or(smallest)
     }
 
-    fn in_strips(&self, straight: &Found, strip_pixels: usize, budget: usize) -> Result<Found, usize> {
+    fn in_strips(&self, straight: &Found, strip_pixels: usize, budget: usize) -> Result<Found, Found> {
         let start = self.found(Means { strip_pixels, ..straight.means.clone() });
+        let most = straight.cost.flops.saturating_mul(MOST_WORK);
         let mut found = self.overwritten(start, |_| true);
-        let (mut smallest, mut waited) = (found.peak, 0);
-        while found.peak > budget {
-            let most = straight.flops.saturating_mul(MOST_WORK);
-            found = self.streamed(&found, budget, most).filter(|_| waited < PATIENCE).ok_or(smallest)?;
-            waited = if found.peak < smallest { 0 } else { waited + 1 };
-            smallest = smallest.min(found.peak);
+        let (mut smallest, mut waited) = (found.clone(), 0);
+        while found.cost.peak > budget {
+            match self.streamed(&found, budget, most).filter(|_| waited < PATIENCE) {
+                Some(next) => found = next,
+                None => return Err(smallest),
+            }
+            if found.cost.peak < smallest.cost.peak {
+                (smallest, waited) = (found.clone(), 0);
+            } else {
+                waited += 1;
+            }
         }
         Ok(self.pruned(found, budget))
     }
@@ -125,7 +160,7 @@ impl<'a> Search<'a> {
     /// With one more tensor streamed, the one that helps most.
     fn streamed(&self, found: &Found, budget: usize, most_flops: u64) -> Option<Found> {
         let candidates = found
-            .plan
+            .cost
             .stored
             .iter()
             .filter(|node| self.streamable.contains(node) && !found.means.streamed.contains(node));
@@ -135,8 +170,8 @@ impl<'a> Search<'a> {
             means.overwritten.remove(node);
             self.overwritten(self.found(means), |_| true)
         });
-        let tried = tried.filter(|tried| tried.flops <= most_flops);
-        tried.min_by_key(|tried| (tried.peak.max(budget), tried.flops))
+        let tried = tried.filter(|tried| tried.cost.flops <= most_flops);
+        tried.min_by_key(|tried| (tried.cost.peak.max(budget), tried.cost.flops))
     }
 
     /// Without what the budget does not demand.
@@ -157,7 +192,7 @@ impl<'a> Search<'a> {
             let mut means = found.means.clone();
             change(&mut means);
             let tried = self.found(means);
-            if tried.peak <= budget && tried.flops <= found.flops {
+            if tried.cost.peak <= budget && tried.cost.flops <= found.cost.flops {
                 found = tried;
             }
         }
@@ -165,37 +200,35 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Height and width in pixels of the largest picture with the proportions of `input` whose smallest plan needs at most
-/// `budget` bytes, a few percent short of it; `smallest` is what the whole input needs.
+/// Height and width in pixels of the largest picture with the proportions of `input` for which a plan needs at most
+/// `budget` bytes, a few percent short of it; `means` are those of the smallest plan for the whole input.
 pub(crate) fn largest<'a>(
     task: &impl Fn([usize; 5]) -> Result<Task<'a>, EngineError>,
     input: [usize; 5],
     budget: usize,
-    smallest: usize,
+    means: &Means,
 ) -> Option<[usize; 2]> {
+    const HALVINGS: usize = 7;
+    const CHECKS: usize = 4;
     let [batch, channels, frames, height, width] = input;
-    let whole = task(input).ok()?;
-    let factor = whole.encoder_factor();
-    let scaled = |share: f64| {
+    let factor = task(input).ok()?.encoder_factor();
+    let at = |share: f64| {
         let side = |side: usize| (side as f64 * share.sqrt()) as usize / factor * factor;
-        [batch, channels, frames, side(height), side(width)]
+        task([batch, channels, frames, side(height), side(width)]).ok()
     };
-    let need = |input: [usize; 5]| {
-        let task = task(input).ok()?;
-        match plan(&task, Some(0)) {
-            Ok(_) => None,
-            Err(Shortage { smallest, .. }) => Some((smallest, task.pixels())),
+    // What makes the whole input smallest makes smaller ones about as small: one plan each instead of a search.
+    let (mut share, mut above) = (0.0, 1.0);
+    for _ in 0..HALVINGS {
+        let middle = f64::midpoint(share, above);
+        let fits = at(middle).is_some_and(|task| Plan::new(&task, means).summary().peak_bytes <= budget);
+        *(if fits { &mut share } else { &mut above }) = middle;
+    }
+    for _ in 0..CHECKS {
+        let task = at(share)?;
+        if plan(&task, Some(budget)).is_ok() {
+            return Some(task.pixels());
         }
-    };
-    // Memory is nearly linear in the number of pixels.
-    let (half, _) = need(scaled(0.5))?;
-    let each = smallest.saturating_sub(half).max(1) as f64 / 0.5;
-    let mut share = 1.0 - smallest.saturating_sub(budget) as f64 / each;
-    for _ in 0..8 {
-        match need(scaled(share.max(0.0))) {
-            Some((bytes, pixels)) if bytes <= budget => return Some(pixels),
-            _ => share *= 0.9,
-        }
+        share *= 0.95;
     }
     None
 }

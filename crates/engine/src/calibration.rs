@@ -1,12 +1,13 @@
-//! Where `fast` may use integers: each convolution is compared with itself in `f32` on a small made-up input, and then
+//! Where `fast` may use integers: each convolution and attention is compared with itself in `f32` on a small made-up input, and then
 //! the whole graph with `exact`. What comes out depends on the weights and the instruction tier alone.
 
-use remote_vae_kernels::Buffer;
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue};
 use remote_vae_kernels::layout::blocked_len;
+use remote_vae_kernels::{Buffer, Storage};
 use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
+use crate::attend::Attend;
 use crate::cpu::{CpuProgram, place};
 use crate::fusion::Fused;
 use crate::groups::Means;
@@ -134,7 +135,7 @@ fn difference(found: &[f32], expected: &[f32]) -> (f64, f32) {
     (10.0 * (range * range / mean).log10(), largest)
 }
 
-/// The error of each convolution that may use integers, by node: root mean square over that of its sums.
+/// The error of each convolution and attention, by node: root mean square over that of its sums.
 fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<(usize, f64)>, EngineError> {
     let [_, channels, height, width] = plan.input;
     let mut arena = buffer(plan.arena_len)?;
@@ -143,29 +144,34 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     let mut errors = Vec::new();
     for step in &plan.steps {
         for operation in &step.operations {
-            if let Fused::Convolution { node, .. } = &operation.fused
-                && let Some(error) = layer_error(program, plan, operation, &mut arena)?
-            {
-                errors.push((*node, error));
-            }
+            let error = match &operation.fused {
+                Fused::Convolution { node, .. } => {
+                    Some((*node, convolution_error(program, plan, operation, &mut arena)?))
+                }
+                Fused::Attention { node, .. } => {
+                    Some((*node, attention_error(program, plan, operation, &mut arena)?))
+                }
+                _ => None,
+            };
+            errors.extend(error);
         }
         program.step(plan, step, None, None, &mut arena, &Control::new())?;
     }
     Ok(errors)
 }
 
-/// `None` if the layer knows no integers.
-fn layer_error(
+fn convolution_error(
     program: &CpuProgram,
     plan: &Plan,
     operation: &PlacedOperation,
     arena: &mut [f32],
-) -> Result<Option<f64>, EngineError> {
-    let Fused::Convolution { node, source, .. } = &operation.fused else { return Ok(None) };
-    let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else { return Ok(None) };
-    if geometry.arithmetic(Arithmetic::Integer16, source.upsample) == Arithmetic::Float32 {
-        return Ok(None);
-    }
+) -> Result<f64, EngineError> {
+    let Fused::Convolution { node, source, .. } = &operation.fused else {
+        unreachable!("called for convolutions alone")
+    };
+    let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else {
+        unreachable!("convolution nodes have a geometry")
+    };
     let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
     let views = Views::new(arena, &reads);
     let operands = program.operands(plan, operation, &views, &[]);
@@ -179,10 +185,39 @@ fn layer_error(
         Ok(sums)
     };
     let (expected, found) = (sums(Arithmetic::Float32)?, sums(Arithmetic::Integer16)?);
+    Ok(relative_error(&found, &expected))
+}
+
+fn attention_error(
+    program: &CpuProgram,
+    plan: &Plan,
+    operation: &PlacedOperation,
+    arena: &mut [f32],
+) -> Result<f64, EngineError> {
+    let Fused::Attention { reach, inputs, .. } = &operation.fused else {
+        unreachable!("called for attention alone")
+    };
+    let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
+    let views = Views::new(arena, &reads);
+    let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
+    let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
+    let result = |arithmetic| -> Result<Buffer, EngineError> {
+        let attend = Attend::new(*reach, channels, size, arithmetic);
+        let mut result = buffer(Storage::Float32.len(operands[0].groups()))?;
+        let mut scratch = buffer(attend.shape.scratch_len(program.isa))?;
+        attend.run(program.isa, &program.pool, operands, &mut scratch, (&mut result[..]).into());
+        Ok(result)
+    };
+    let (expected, found) = (result(Arithmetic::Float32)?, result(Arithmetic::Integer16)?);
+    Ok(relative_error(&found, &expected))
+}
+
+/// Root mean square of the difference, over that of `expected`.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |value: f32| f64::from(value) * f64::from(value);
-    let error: f64 = found.iter().zip(&*expected).map(|(found, expected)| square(found - expected)).sum();
+    let error: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
     let size: f64 = expected.iter().map(|value| square(*value)).sum();
-    Ok(Some(if error == 0.0 { 0.0 } else { (error / size).sqrt() }))
+    if error == 0.0 { 0.0 } else { (error / size).sqrt() }
 }
 
 fn buffer(len: usize) -> Result<Buffer, EngineError> {

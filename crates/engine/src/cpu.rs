@@ -1,6 +1,5 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
-use remote_vae_kernels::attention::clip_attention;
 use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
 };
@@ -12,11 +11,12 @@ use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
 use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
-use remote_vae_model::{Graph, Operation, Reach, Start, Time, WeightId, WeightSource};
+use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::arena::{Region, Views};
+use crate::attend::Attend;
 use crate::budget::Shortage;
 use crate::calibration::Calibration;
 use crate::fusion::Fused;
@@ -89,9 +89,9 @@ impl Engine for CpuEngine {
             .memory_budget
             .map(|budget| usize::try_from(budget.saturating_sub(self.process_bytes)).unwrap_or(usize::MAX));
         let process = self.process_bytes as usize;
-        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest }| {
+        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
             let budget = available.unwrap_or(usize::MAX);
-            let largest = budget::largest(&task, input, budget, smallest);
+            let largest = budget::largest(&task, input, budget, &means);
             EngineError::Budget {
                 need: need + process,
                 budget: budget + process,
@@ -334,7 +334,7 @@ impl CpuProgram {
             return self.operation(plan, &step.operations[0], None, calibration, history, arena);
         };
         let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
-        for Slice { member, rows } in slices {
+        for Slice { member, rows } in slices.iter() {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
             self.operation(plan, &step.operations[*member], Some(strip), calibration, None, arena)?;
@@ -464,20 +464,12 @@ impl CpuProgram {
                     linear_attention(isa, pool, &operands, channels, *head, pixels, output);
                 }
             }
-            Fused::Attention { reach, inputs } => {
+            Fused::Attention { node, reach, inputs } => {
                 let (scratch, output) = (views.take(places.scratch), views.take_tensor(places.output));
                 let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
-                let (channels, pixels) = (plan.channels[inputs[0]], pixels(inputs[0]));
-                // Frames that attend to themselves are clips of their own.
-                let [clips, frames] = match reach {
-                    Reach::Frame => [frames(inputs[0]), 1],
-                    Reach::Past => [1, frames(inputs[0])],
-                };
-                let len = operands[0].groups() / clips;
-                for (clip, output) in output.parts(len).into_iter().enumerate() {
-                    let operands = operands.map(|operand| operand.part(clip * len, len));
-                    clip_attention(isa, pool, operands, channels, [frames, pixels], scratch, output);
-                }
+                let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
+                let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
+                Attend::new(*reach, channels, size, arithmetic).run(isa, pool, operands, scratch, output);
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);

@@ -58,6 +58,7 @@ pub(crate) enum Fused {
         activation: Activation,
     },
     Attention {
+        node: usize,
         reach: Reach,
         inputs: [usize; 3],
     },
@@ -222,7 +223,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
             }
             Operation::Attention(reach) => {
                 let inputs = [input(0), input(1), input(2)];
-                push(Fused::Attention { reach: *reach, inputs }, Value::Node(index));
+                push(Fused::Attention { node: index, reach: *reach, inputs }, Value::Node(index));
             }
             Operation::LinearAttention { head } => {
                 let inputs = node.inputs.iter().map(|input| input.0).collect();

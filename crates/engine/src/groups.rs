@@ -6,6 +6,7 @@
 //! Both change where numbers lie, and how often they are computed, but not one bit of them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use remote_vae_kernels::Storage;
 use remote_vae_kernels::layout::blocks;
@@ -15,7 +16,7 @@ use crate::shapes::Shapes;
 use crate::strips::{Over, Schedule, schedule};
 
 /// How memory is saved; nothing by default.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Means {
     /// Nodes whose values are streamed.
     pub streamed: BTreeSet<usize>,
@@ -47,7 +48,17 @@ pub(crate) struct Group {
     pub sinks: Vec<usize>,
     pub overs: Vec<Over>,
     /// `None` where the only member runs as a whole.
-    pub strips: Option<Schedule>,
+    pub strips: Option<Arc<Schedule>>,
+}
+
+/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, and
+/// rows of a strip.
+type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, usize);
+
+/// Groups of one task that were cut before: the plans that a search tries differ in few of them.
+#[derive(Default)]
+pub(crate) struct Schedules {
+    known: HashMap<Uncut, Group>,
 }
 
 /// What may be streamed and overwritten at all.
@@ -80,7 +91,12 @@ impl Choices {
 }
 
 /// The groups in which `steps` run, in order.
-pub(crate) fn groups(shapes: &Shapes<'_>, steps: &[FusedStep], means: &Means) -> Vec<Group> {
+pub(crate) fn groups(
+    shapes: &Shapes<'_>,
+    steps: &[FusedStep],
+    means: &Means,
+    schedules: &mut Schedules,
+) -> Vec<Group> {
     let grouping = Grouping { shapes, steps, means };
     let makers: HashMap<Value, usize> =
         steps.iter().enumerate().map(|(index, step)| (step.output, index)).collect();
@@ -123,7 +139,7 @@ pub(crate) fn groups(shapes: &Shapes<'_>, steps: &[FusedStep], means: &Means) ->
     let last_reads = last_reads(shapes, &groups);
     for (index, group) in groups.iter_mut().enumerate() {
         if group.members.len() > 1 || !group.overs.is_empty() {
-            grouping.cut(group, |value| last_reads.get(&value) == Some(&index));
+            grouping.cut(group, |value| last_reads.get(&value) == Some(&index), schedules);
         }
     }
     groups
@@ -215,7 +231,7 @@ impl Grouping<'_> {
 
     /// Gives the group its schedule; sums take the place of a summand that `ends` here, and what would be written over
     /// too early is copied.
-    fn cut(&self, group: &mut Group, ends: impl Fn(Value) -> bool) {
+    fn cut(&self, group: &mut Group, ends: impl Fn(Value) -> bool, schedules: &mut Schedules) {
         let shapes = self.shapes;
         for sink in group.sinks.clone() {
             let member = &group.members[sink];
@@ -237,11 +253,20 @@ impl Grouping<'_> {
             (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.width(node),
         };
         let rows = (self.means.strip_pixels / width / LEAST_ROWS * LEAST_ROWS).max(LEAST_ROWS);
+        let outputs = group.members.iter().map(|member| member.output).collect();
+        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), rows);
+        let cut = schedules.known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));
+        *group = cut.clone();
+    }
+
+    /// The group with a schedule in which its sinks make `rows` rows at a time.
+    fn scheduled(&self, mut group: Group, rows: usize) -> Group {
+        let shapes = self.shapes;
         loop {
             match schedule(shapes, &group.members, &group.sinks, &group.overs, rows) {
                 Ok(schedule) => {
-                    group.strips = Some(schedule);
-                    return;
+                    group.strips = Some(Arc::new(schedule));
+                    return group;
                 }
                 Err(node) => {
                     let copy =

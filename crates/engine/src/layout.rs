@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::BLOCK;
-use remote_vae_kernels::{Isa, Storage, attention};
-use remote_vae_model::Reach;
+use remote_vae_kernels::{Isa, Storage};
 
 use crate::Precision;
 use crate::arena::{Block, Piece, Region, Span, place};
@@ -254,12 +253,8 @@ fn scratch_len(shapes: &Shapes<'_>, operation: &Fused, isa: Isa) -> usize {
                 Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { reach, inputs } => {
-            let tokens = match reach {
-                Reach::Frame => shapes.pixels(inputs[0]),
-                Reach::Past => shapes.sizes[inputs[0]].iter().product(),
-            };
-            attention::scratch_len(isa, shapes.graph.nodes[inputs[0]].channels, tokens)
+        Fused::Attention { reach, inputs, .. } => {
+            shapes.attentions(*reach, inputs[0]).map(|shape| shape.scratch_len(isa)).max().unwrap_or(0)
         }
         _ => 0,
     }

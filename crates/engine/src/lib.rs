@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod attend;
 mod autoencoder;
 mod autoencoder_video;
 mod budget;
@@ -19,6 +20,7 @@ mod history;
 mod layout;
 pub mod memory;
 mod plan;
+mod plans;
 mod precision;
 mod shapes;
 mod still;

@@ -1,18 +1,20 @@
 //! The plan: steps with places in one arena, and what they cost, known before anything runs. Which steps run in strips
 //! is decided in [`crate::budget`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use remote_vae_kernels::Isa;
 use remote_vae_kernels::convolution::{Convolution, Geometry};
 use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_kernels::{Isa, attention, linear_attention};
+use remote_vae_kernels::linear_attention;
 use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
 use crate::arena::Region;
 use crate::fusion::{Fused, FusedStep, Value, fuse};
-use crate::groups::{Group, Means, groups};
+use crate::groups::{Group, Means, Schedules, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
 use crate::strips::Slice;
@@ -35,7 +37,7 @@ pub struct Step {
     output_len: usize,
     pub(crate) operations: Vec<PlacedOperation>,
     /// In which order the operations make their rows; `None` where the only one runs as a whole.
-    pub(crate) slices: Option<Vec<Slice>>,
+    pub(crate) slices: Option<Arc<[Slice]>>,
 }
 
 /// An operation with the places of what it reads and makes.
@@ -109,7 +111,7 @@ pub struct Plan {
 }
 
 /// What a plan costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlanSummary {
     /// Input `[batch, channels, height, width]`.
     pub input: [usize; 4],
@@ -138,7 +140,12 @@ pub struct PlanSummary {
 impl Plan {
     /// The plan that saves memory by `means`.
     pub(crate) fn new(task: &Task<'_>, means: &Means) -> Plan {
-        let groups = groups(&task.shapes(), &task.fused, means);
+        Plan::remembering(task, means, &mut Schedules::default())
+    }
+
+    /// As [`Plan::new`], among many plans of one task.
+    pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
+        let groups = groups(&task.shapes(), &task.fused, means, schedules);
         task.plan(groups)
     }
 
@@ -247,6 +254,20 @@ impl<'a> Task<'a> {
     }
 }
 
+/// `[batch, channels, frames, height, width]` of what `graph` makes of an input of such a shape.
+///
+/// # Errors
+/// The shape does not fit the graph, or is beyond what can be counted.
+pub(crate) fn output_shape(
+    graph: &Graph,
+    input: [usize; 5],
+    start: Start,
+) -> Result<[usize; 5], EngineError> {
+    let shapes = graph.clip_shapes(input, start)?;
+    check_addressable(&shapes)?;
+    Ok(shapes[graph.output.0])
+}
+
 /// Refuses shapes whose plan could not be counted in machine words: all tensors together must stay far below them.
 fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
     let bytes = shapes.iter().try_fold(0usize, |sum, [batch, channels, frames, height, width]| {
@@ -315,8 +336,8 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
                 Convolution::worker_bytes(isa, geometry, rows.clone(), size, source.upsample, arithmetic)
             })
         }
-        Fused::Attention { inputs, .. } => {
-            attention::worker_bytes(isa, shapes.graph.nodes[inputs[0]].channels)
+        Fused::Attention { reach, inputs, .. } => {
+            shapes.attentions(*reach, inputs[0]).map(|shape| shape.worker_bytes(isa)).max().unwrap_or(0)
         }
         Fused::GroupedConvolution { node, .. } => match &shapes.graph.nodes[*node] {
             Node { operation: Operation::GroupedConvolution { kernel, group, .. }, channels, .. } => {
@@ -333,12 +354,8 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
             most = group.members.iter().map(|member| of(member, None)).fold(most, usize::max);
             continue;
         };
-        // Strips of equally many rows take equally much, but for the first and the last.
-        let mut seen = HashSet::new();
-        for Slice { member, rows } in &schedule.slices {
-            if seen.insert((*member, rows.len(), rows.start == 0)) {
-                most = most.max(of(&group.members[*member], Some(rows)));
-            }
+        for Slice { member, rows } in &schedule.kinds {
+            most = most.max(of(&group.members[*member], Some(rows)));
         }
     }
     most
@@ -368,7 +385,7 @@ fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
         operations: operations
             .map(|(member, places)| PlacedOperation { fused: member.operation, places })
             .collect(),
-        slices: group.strips.map(|schedule| schedule.slices),
+        slices: group.strips.map(|schedule| Arc::clone(&schedule.slices)),
     }
 }
 

@@ -31,7 +31,7 @@ impl Precision {
         Precision::ALL.into_iter().find(|precision| precision.name() == name)
     }
 
-    /// What a convolution may be computed in; the first is preferred.
+    /// What a convolution or attention may be computed in; the first is preferred.
     pub(crate) fn arithmetics(self) -> &'static [Arithmetic] {
         match self {
             Precision::Exact => &[Arithmetic::Float32],

@@ -1,10 +1,11 @@
 //! What each tensor of a run is like: its sides, and how it is stored.
 
-use remote_vae_kernels::Storage;
 use remote_vae_kernels::convolution::Geometry;
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_model::{Edge, Graph, Node, Operation, Start};
+use remote_vae_kernels::{Storage, attention};
+use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
 
+use crate::attend::Attend;
 use crate::fusion::Value;
 use crate::{Precision, frames};
 
@@ -83,6 +84,13 @@ impl Shapes<'_> {
             _ => 1,
         };
         (0..taps).map(|zero_taps| geometry.without_taps(zero_taps, taps)).collect()
+    }
+
+    /// What attention may run on, for each arithmetic.
+    pub(crate) fn attentions(&self, reach: Reach, query: usize) -> impl Iterator<Item = attention::Shape> {
+        let (channels, size) = (self.graph.nodes[query].channels, self.sizes[query]);
+        let of = move |arithmetic: &_| Attend::new(reach, channels, size, *arithmetic).shape;
+        self.precision.arithmetics().iter().map(of)
     }
 
     /// Bytes of the frames that convolutions over time read again in the next part of a clip; 0 where clips cannot come in

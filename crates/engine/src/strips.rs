@@ -3,7 +3,9 @@
 //! The group's last steps make some rows more at a time; every step before them makes what that needs, and nothing is
 //! made twice. Rows of a tensor that is not stored are dropped when the last step that reads them has done so.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use remote_vae_kernels::norm::Sums;
 
@@ -20,7 +22,7 @@ pub(crate) struct Slice {
 }
 
 /// A member whose output is written over a tensor that the group reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Over {
     pub member: usize,
     /// Whose value is written over.
@@ -32,7 +34,9 @@ pub(crate) struct Over {
 /// How a group runs in strips.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    pub slices: Vec<Slice>,
+    pub slices: Arc<[Slice]>,
+    /// One slice of each kind: those of one member that begin at the top or do not, and have equally many rows.
+    pub kinds: Vec<Slice>,
     /// Rows of each member's output that must be in memory at the same time.
     pub kept: Vec<usize>,
 }
@@ -50,7 +54,7 @@ pub(crate) fn schedule(
     let mut state = State { shapes, members, sources, made: vec![0; members.len()] };
     let heights: Vec<usize> = members.iter().map(|member| height(shapes, member)).collect();
     let total = sinks.last().map_or(0, |sink| heights[*sink]);
-    let mut schedule = Schedule { slices: Vec::new(), kept: vec![0; members.len()] };
+    let (mut slices, mut kept) = (Vec::new(), vec![0; members.len()]);
     let mut target = 0;
     while target < total {
         target = (target + rows).min(total);
@@ -78,12 +82,15 @@ pub(crate) fn schedule(
                     return Err(over.node);
                 }
             }
-            schedule.kept[member] = schedule.kept[member].max(end - state.oldest(member));
-            schedule.slices.push(Slice { member, rows: state.made[member]..end });
+            kept[member] = kept[member].max(end - state.oldest(member));
+            slices.push(Slice { member, rows: state.made[member]..end });
             state.made[member] = end;
         }
     }
-    Ok(schedule)
+    let mut seen = HashSet::new();
+    let is_new = |slice: &&Slice| seen.insert((slice.member, slice.rows.len(), slice.rows.start == 0));
+    let kinds = slices.iter().filter(is_new).cloned().collect();
+    Ok(Schedule { slices: slices.into(), kinds, kept })
 }
 
 /// The tensors that `member` reads, each with the earlier member that makes it, if one does; tables are left out.

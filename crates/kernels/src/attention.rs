@@ -2,232 +2,239 @@
 //! keeps a running maximum, a running sum and a running result (Milakov and Gimelshein, 2018; Dao et al., 2022), so
 //! that the score matrix never exists.
 
+mod operands;
+
+use std::ops::Range;
+
+use crate::convolution::Arithmetic;
+use crate::integers::SPLIT;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::exp;
-use crate::microkernel::{Generic, Rows, Tile};
-use crate::pool::{Pool, carve};
-use crate::shared::SharedOutput;
+use crate::microkernel::Tile;
+use crate::pool::{Pool, carve, whole_lines};
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
+use operands::{Fill, Left, Panels};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels.
 const QUERIES: usize = 48;
-/// Keys that meet a tile of queries at a time; a multiple of every tier's lanes.
-const KEYS: usize = 256;
+/// Keys that meet a tile of queries at a time: whole splits.
+const KEYS: usize = 2 * SPLIT * BLOCK;
 
-/// How many `f32` of `scratch` [`attention`] needs for `[channels, tokens]`.
-pub fn scratch_len(isa: Isa, channels: usize, tokens: usize) -> usize {
-    let [keys, values] = packed_lens(isa, channels, tokens);
-    keys + values
+/// The tensors' shape, and what the products are computed in.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Of query, key and value.
+    pub channels: usize,
+    /// Frames of a clip: a token sees those of its own frame and of the frames before.
+    pub frames: usize,
+    /// Tokens of a frame.
+    pub tokens: usize,
+    /// Of the factors of both products; sums and softmax are `f32`.
+    pub arithmetic: Arithmetic,
 }
 
-/// Bytes of scratch that each worker takes beside that.
-pub fn worker_bytes(isa: Isa, channels: usize) -> usize {
-    Scratch::floats(isa, channels) * size_of::<f32>()
+impl Shape {
+    /// How many `f32` of scratch [`attention`] needs.
+    pub fn scratch_len(&self, isa: Isa) -> usize {
+        self.panels(isa).map(|panels| whole_lines(panels.len())).iter().sum()
+    }
+
+    /// Bytes of scratch that each worker takes beside that.
+    pub fn worker_bytes(&self, isa: Isa) -> usize {
+        let packing = SPLIT * BLOCK * isa.lanes();
+        Scratch::floats(isa, self).max(packing) * size_of::<f32>()
+    }
+
+    /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
+    /// frame are padded to whole splits, lest a scale or a sum depend on a later frame.
+    fn panels(&self, isa: Isa) -> [Panels; 2] {
+        let (lanes, arithmetic) = (isa.lanes(), self.arithmetic);
+        let tokens = self.frames * self.padded_tokens();
+        [
+            Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, arithmetic },
+            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, arithmetic },
+        ]
+    }
+
+    fn padded_tokens(&self) -> usize {
+        self.tokens.next_multiple_of(SPLIT * BLOCK)
+    }
+
+    /// Frame and token of a place among the padded tokens.
+    fn token(&self, place: usize) -> Option<[usize; 2]> {
+        let [frame, token] = [place / self.padded_tokens(), place % self.padded_tokens()];
+        (token < self.tokens).then_some([frame, token])
+    }
+
+    /// Groups of sixteen channels of one pixel in a frame.
+    fn frame_groups(&self) -> usize {
+        blocks(self.channels) * self.tokens
+    }
 }
 
-fn packed_lens(isa: Isa, channels: usize, tokens: usize) -> [usize; 2] {
-    let lanes = isa.lanes();
-    let padded = blocks(channels) * BLOCK;
-    [
-        tokens.div_ceil(lanes) * lanes * padded,
-        channels.div_ceil(lanes) * lanes * tokens.div_ceil(BLOCK) * BLOCK,
-    ]
-}
-
-/// `softmax(q · kᵀ / √channels) · v` over tokens; all tensors blocked `[channels, tokens]`.
+/// `softmax(q · kᵀ / √channels) · v` over tokens; all tensors blocked `[frame][channels, tokens]`.
 ///
 /// # Panics
-/// The lengths do not fit, `scratch` is shorter than [`scratch_len`], or there are no tokens.
-#[allow(clippy::too_many_arguments)] // three operands, their shape and two buffers
+/// The lengths do not fit, `scratch` is shorter than [`Shape::scratch_len`], or there are no tokens.
 pub fn attention(
     isa: Isa,
     pool: &Pool,
     [query, key, value]: [Tensor<'_>; 3],
-    channels: usize,
-    tokens: usize,
+    shape: Shape,
     scratch: &mut [f32],
     output: TensorMut<'_>,
 ) {
-    clip_attention(isa, pool, [query, key, value], channels, [1, tokens], scratch, output);
-}
-
-/// As [`attention`], over the frames of a clip (`tokens` each): a token sees those of its own frame and of the frames
-/// before. `scratch` is [`scratch_len`] of all tokens together.
-///
-/// # Panics
-/// As [`attention`].
-#[allow(clippy::too_many_arguments)] // three operands, their shape and two buffers
-pub fn clip_attention(
-    isa: Isa,
-    pool: &Pool,
-    [query, key, value]: [Tensor<'_>; 3],
-    channels: usize,
-    [frames, tokens]: [usize; 2],
-    scratch: &mut [f32],
-    output: TensorMut<'_>,
-) {
-    let frame_groups = blocks(channels) * tokens;
-    let (groups, all) = (frames * frame_groups, frames * tokens);
-    assert!(tokens > 0 && output.groups() == groups);
+    let groups = shape.frames * shape.frame_groups();
+    assert!(shape.tokens > 0 && output.groups() == groups);
     assert!([query, key, value].iter().all(|tensor| tensor.groups() == groups));
-    let [keys_len, values_len] = packed_lens(isa, channels, all);
-    let (keys, rest) = scratch.split_at_mut(keys_len);
-    let values = &mut rest[..values_len];
-    pack_keys(pool, key, channels, [frames, tokens], isa.lanes(), keys);
-    pack_values(pool, value, channels, [frames, tokens], isa.lanes(), values);
-    let (keys, values) = (&*keys, &*values);
+    let panels = shape.panels(isa);
+    let mut scratch = scratch;
+    let [keys, values] = panels.map(|panels| carve(&mut scratch, panels.len()));
+    panels[0].pack(pool, keys, &Keys { shape, key });
+    panels[1].pack(pool, values, &Values { shape, value });
+    let (packed, output) = ([&*keys, &*values], output.parts(shape.frame_groups()));
     let jobs: Vec<Job<'_>> = output
-        .parts(frame_groups)
         .into_iter()
         .enumerate()
         .map(|(frame, output)| Job {
-            query: query.part(frame * frame_groups, frame_groups),
-            keys,
-            values,
-            channels,
-            tokens,
-            seen: (frame + 1) * tokens,
-            all,
+            shape,
+            frame,
+            query: query.part(frame * shape.frame_groups(), shape.frame_groups()),
+            panels,
+            packed,
             output: SharedTensor::new(output),
         })
         .collect();
-    let tasks = tokens.div_ceil(QUERIES);
-    pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, channels), |room, index| {
+    let tasks = shape.tokens.div_ceil(QUERIES);
+    pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, &shape), |room, index| {
         let (job, index) = (&jobs[index / tasks], index % tasks);
-        let scratch = &mut Scratch::new(isa, channels, room);
+        let scratch = &mut Scratch::new(isa, &shape, room);
         dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
     });
 }
 
-/// `[group of lanes tokens][channel][lanes]`: the right operand of q · kᵀ.
-fn pack_keys(
-    pool: &Pool,
-    key: Tensor<'_>,
-    channels: usize,
-    [frames, tokens]: [usize; 2],
-    lanes: usize,
-    packed: &mut [f32],
-) {
-    let padded = blocks(channels) * BLOCK;
-    let shared = SharedOutput::new(packed);
-    pool.run((frames * tokens).div_ceil(lanes), |group| {
-        // SAFETY: each task owns one group of tokens.
-        let out = unsafe { shared.part(group * padded * lanes, padded * lanes) };
-        for (block, rows) in out.chunks_exact_mut(BLOCK * lanes).enumerate() {
-            for lane in 0..lanes {
-                let (frame, token) = ((group * lanes + lane) / tokens, (group * lanes + lane) % tokens);
-                // SAFETY: the portable tier is always there.
-                let pixel = unsafe {
-                    if frame < frames {
-                        key.group::<Generic>((frame * blocks(channels) + block) * tokens + token)
-                    } else {
-                        [0.0; BLOCK]
-                    }
-                };
-                for (row, value) in rows.chunks_exact_mut(lanes).zip(pixel) {
-                    row[lane] = value;
-                }
-            }
-        }
-    });
+/// The right operand of q · kᵀ.
+struct Keys<'a> {
+    shape: Shape,
+    key: Tensor<'a>,
 }
 
-/// `[group of lanes channels][token][lanes]`, tokens padded to whole blocks: the right operand of p · v.
-fn pack_values(
-    pool: &Pool,
-    value: Tensor<'_>,
-    channels: usize,
-    [frames, tokens]: [usize; 2],
-    lanes: usize,
-    packed: &mut [f32],
-) {
-    let rows = (frames * tokens).div_ceil(BLOCK) * BLOCK;
-    let shared = SharedOutput::new(packed);
-    pool.run(channels.div_ceil(lanes), |group| {
-        // SAFETY: each task owns one group of channels.
-        let out = unsafe { shared.part(group * rows * lanes, rows * lanes) };
-        out.fill(0.0);
-        for (part, block) in (group * lanes / BLOCK..blocks(channels)).take(lanes / BLOCK).enumerate() {
-            for (frame, out) in out.chunks_mut(tokens * lanes).enumerate().take(frames) {
-                let first = (frame * blocks(channels) + block) * tokens;
-                for (token, row) in out.chunks_exact_mut(lanes).enumerate() {
-                    // SAFETY: the portable tier is always there.
-                    let pixel = unsafe { value.group::<Generic>(first + token) };
-                    row[part * BLOCK..][..BLOCK].copy_from_slice(&pixel);
+impl Fill for Keys<'_> {
+    #[inline(always)]
+    unsafe fn fill<T: Tile>(&self, group: usize, block: usize, rows: &mut [f32]) {
+        for lane in 0..T::LANES {
+            let Some([frame, token]) = self.shape.token(group * T::LANES + lane) else { break };
+            let place = frame * self.shape.frame_groups() + block * self.shape.tokens + token;
+            // SAFETY: the caller vouches for the CPU.
+            let pixel = unsafe { self.key.group::<T>(place) };
+            for (row, value) in rows.chunks_exact_mut(T::LANES).zip(pixel) {
+                row[lane] = value;
+            }
+        }
+    }
+}
+
+/// The right operand of p · v.
+struct Values<'a> {
+    shape: Shape,
+    value: Tensor<'a>,
+}
+
+impl Fill for Values<'_> {
+    #[inline(always)]
+    unsafe fn fill<T: Tile>(&self, group: usize, block: usize, rows: &mut [f32]) {
+        for (row, rows) in rows.chunks_exact_mut(T::LANES).enumerate() {
+            let Some([frame, token]) = self.shape.token(block * BLOCK + row) else { break };
+            for (part, out) in rows.chunks_exact_mut(BLOCK).enumerate() {
+                let channels = group * (T::LANES / BLOCK) + part;
+                if channels < blocks(self.shape.channels) {
+                    let place = frame * self.shape.frame_groups() + channels * self.shape.tokens + token;
+                    // SAFETY: the caller vouches for the CPU.
+                    out.copy_from_slice(&unsafe { self.value.group::<T>(place) });
                 }
             }
         }
-    });
+    }
 }
 
 struct Job<'a> {
+    shape: Shape,
+    /// Of the queries.
+    frame: usize,
+    /// That frame's.
     query: Tensor<'a>,
-    keys: &'a [f32],
-    values: &'a [f32],
-    channels: usize,
-    /// Of the query's frame.
-    tokens: usize,
-    /// Tokens that the queries see, the first of all.
-    seen: usize,
-    all: usize,
+    /// Of keys and values.
+    panels: [Panels; 2],
+    packed: [&'a [f32]; 2],
     output: SharedTensor<'a>,
 }
 
 struct Scratch<'a> {
-    /// `[channel block][query][16]`
-    queries: &'a mut [f32],
+    /// Rows are channels.
+    queries: Left<'a>,
     /// `[group of keys][query][lanes]`
     scores: &'a mut [f32],
-    /// `[block of keys][query][16]`
-    weights: &'a mut [f32],
+    /// Rows are keys.
+    weights: Left<'a>,
     /// `[group of channels][query][lanes]`
     result: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
-    fn new(isa: Isa, channels: usize, mut room: &'a mut [f32]) -> Scratch<'a> {
+    fn new(isa: Isa, shape: &Shape, mut room: &'a mut [f32]) -> Scratch<'a> {
+        let room = &mut room;
         Scratch {
-            queries: carve(&mut room, blocks(channels) * BLOCK * QUERIES),
-            scores: carve(&mut room, KEYS * QUERIES),
-            weights: carve(&mut room, KEYS * QUERIES),
-            result: carve(&mut room, channels.div_ceil(isa.lanes()) * isa.lanes() * QUERIES),
+            queries: Left::new(blocks(shape.channels), shape.arithmetic, room),
+            scores: carve(room, KEYS * QUERIES),
+            weights: Left::new(KEYS / BLOCK, shape.arithmetic, room),
+            result: carve(room, shape.channels.next_multiple_of(isa.lanes()) * QUERIES),
         }
     }
 
-    fn floats(isa: Isa, channels: usize) -> usize {
-        (blocks(channels) * BLOCK + 2 * KEYS + channels.div_ceil(isa.lanes()) * isa.lanes()) * QUERIES
+    fn floats(isa: Isa, shape: &Shape) -> usize {
+        let result = shape.channels.next_multiple_of(isa.lanes()) * QUERIES;
+        Left::floats(blocks(shape.channels), shape.arithmetic)
+            + Left::floats(KEYS / BLOCK, shape.arithmetic)
+            + whole_lines(KEYS * QUERIES)
+            + whole_lines(result)
     }
 }
 
 #[inline(always)]
 unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
+    let Shape { channels, tokens, .. } = job.shape;
     let first = index * QUERIES;
-    let count = QUERIES.min(job.tokens - first);
-    let temperature = 1.0 / (job.channels as f32).sqrt();
-    for (block, plane) in scratch.queries.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
+    let count = QUERIES.min(tokens - first);
+    let temperature = 1.0 / (channels as f32).sqrt();
+    for (block, plane) in scratch.queries.values.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
         let (used, rest) = plane.split_at_mut(count * BLOCK);
         // SAFETY: the caller vouches for the CPU.
-        unsafe { job.query.part(block * job.tokens + first, count).read::<T>(used) };
+        unsafe { job.query.part(block * tokens + first, count).read::<T>(used) };
         for value in used {
             *value *= temperature;
         }
         rest.fill(0.0);
     }
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { scratch.queries.round::<T>(blocks(channels)) };
     scratch.result.fill(0.0);
     let mut maximum = [f32::NEG_INFINITY; QUERIES];
     let mut total = [0.0f32; QUERIES];
-    for start in (0..job.seen).step_by(KEYS) {
-        let keys = KEYS.min(job.seen - start);
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { score::<T>(job, scratch, start, keys) };
-        soften::<T>(scratch, keys, &mut maximum, &mut total);
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { mix::<T>(job, scratch, start, keys) };
+    for frame in 0..=job.frame {
+        for start in (0..tokens).step_by(KEYS) {
+            let place = frame * job.shape.padded_tokens() + start;
+            let keys = place..place + KEYS.min(tokens - start);
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { score::<T>(job, scratch, keys.clone()) };
+            soften::<T>(scratch, keys.len(), &mut maximum, &mut total);
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { mix::<T>(job, scratch, keys) };
+        }
     }
-    for block in 0..blocks(job.channels) {
+    for block in 0..blocks(channels) {
         let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
-        let used = (job.channels - block * BLOCK).min(BLOCK);
+        let used = (channels - block * BLOCK).min(BLOCK);
         for (query, total) in total.iter().enumerate().take(count) {
             let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
             let mut pixel = [0.0; BLOCK];
@@ -235,30 +242,20 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: u
                 *slot = value / total;
             }
             // SAFETY: the caller vouches for the CPU; each task owns the tokens of its queries.
-            unsafe { job.output.put::<T>(block * job.tokens + first + query, pixel) };
+            unsafe { job.output.put::<T>(block * tokens + first + query, pixel) };
         }
     }
 }
 
-/// Scores of the tile's queries with the `keys` tokens from `start`.
+/// Scores of the tile's queries with `keys`, places among the padded tokens.
 #[inline(always)]
-unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, start: usize, keys: usize) {
-    let panel = blocks(job.channels) * BLOCK * T::LANES;
-    for group in 0..keys.div_ceil(T::LANES) {
-        let panels = &job.keys[(start / T::LANES + group) * panel..][..panel];
+unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, keys: Range<usize>) {
+    for group in 0..keys.len().div_ceil(T::LANES) {
         let scores = &mut scratch.scores[group * QUERIES * T::LANES..][..QUERIES * T::LANES];
         scores.fill(0.0);
-        for query in (0..QUERIES).step_by(T::PIXELS) {
-            let rows = Rows {
-                patch: scratch.queries,
-                start: query * BLOCK,
-                row_stride: BLOCK,
-                block_stride: QUERIES * BLOCK,
-                taps: &[0],
-            };
-            // SAFETY: the caller vouches for the CPU.
-            unsafe { T::accumulate(&rows, panels, &mut scores[query * T::LANES..]) };
-        }
+        let place = (keys.start / T::LANES + group, 0, blocks(job.shape.channels));
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.panels[0].multiply::<T>(job.packed[0], place, &scratch.queries, scores) };
     }
 }
 
@@ -294,7 +291,7 @@ fn soften<T: Tile>(
             let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
             let scores: &[f32; BLOCK] =
                 scratch.scores[row(group) + lane..].first_chunk().expect("whole blocks of scores");
-            let weights: &mut [f32; BLOCK] = scratch.weights[(block * QUERIES + query) * BLOCK..]
+            let weights: &mut [f32; BLOCK] = scratch.weights.values[(block * QUERIES + query) * BLOCK..]
                 .first_chunk_mut()
                 .expect("whole blocks of weights");
             for lane in 0..BLOCK {
@@ -316,23 +313,15 @@ fn soften<T: Tile>(
     }
 }
 
-/// Adds the weighted values of the `keys` tokens from `start` to the running result.
+/// Adds the weighted values of `keys`, places among the padded tokens, to the running result.
 #[inline(always)]
-unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, start: usize, keys: usize) {
-    let rows_in_all = job.all.div_ceil(BLOCK) * BLOCK;
-    let rows_here = keys.div_ceil(BLOCK) * BLOCK;
+unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, keys: Range<usize>) {
+    let count = keys.len().div_ceil(BLOCK);
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { scratch.weights.round::<T>(count) };
     for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
-        let panels = &job.values[(group * rows_in_all + start) * T::LANES..][..rows_here * T::LANES];
-        for query in (0..QUERIES).step_by(T::PIXELS) {
-            let rows = Rows {
-                patch: scratch.weights,
-                start: query * BLOCK,
-                row_stride: BLOCK,
-                block_stride: QUERIES * BLOCK,
-                taps: &[0],
-            };
-            // SAFETY: the caller vouches for the CPU.
-            unsafe { T::accumulate(&rows, panels, &mut result[query * T::LANES..]) };
-        }
+        let place = (group, keys.start / BLOCK, count);
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { job.panels[1].multiply::<T>(job.packed[1], place, &scratch.weights, result) };
     }
 }

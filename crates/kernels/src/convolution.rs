@@ -69,8 +69,7 @@ pub enum Arithmetic {
     /// 32-bit floating point.
     #[default]
     Float32,
-    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast. It is for transformed and
-    /// pointwise convolutions: others stay in 32-bit floating point.
+    /// 16-bit integers with scales taken from the numbers themselves, about twice as fast.
     Integer16,
 }
 
@@ -104,14 +103,6 @@ impl Geometry {
             Algorithm::UpsampleFold
         } else {
             Algorithm::Winograd
-        }
-    }
-
-    /// What this convolution is computed in after nearest upsampling by `upsample` if `asked` is asked for.
-    pub fn arithmetic(&self, asked: Arithmetic, upsample: usize) -> Arithmetic {
-        match self.algorithm(upsample) {
-            Algorithm::Direct => Arithmetic::Float32,
-            Algorithm::Pointwise | Algorithm::Winograd | Algorithm::UpsampleFold => asked,
         }
     }
 
@@ -204,7 +195,7 @@ impl Convolution {
     /// weights, which live no longer than the call.
     pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
         match geometry.algorithm(upsample) {
-            Algorithm::Direct => 0,
+            Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
             Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
@@ -221,7 +212,7 @@ impl Convolution {
         arithmetic: Arithmetic,
     ) -> usize {
         match geometry.algorithm(upsample) {
-            Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1]),
+            Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
             Algorithm::Winograd => {
                 transformed::worker_bytes::<Winograd>(isa, geometry, rows, size[1], arithmetic)
@@ -393,7 +384,8 @@ impl Convolution {
                     pointwise::run(self.isa, pool, layer, weights, frames, scratch, ready);
                 }
                 Weights::Direct(panels) => {
-                    direct::run(self.isa, pool, geometry, span, [panels, &self.bias], frames);
+                    let (weights, ready) = ([panels.as_slice(), &self.bias], strip.weights_ready);
+                    direct::run(self.isa, pool, layer, span, weights, frames, scratch, ready);
                 }
                 Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
                     let weights = (weights, span, self.bias.as_slice());

@@ -7,7 +7,10 @@
 //!
 //! Two numbers share a 32-bit word: channels `i` (low half) and `i + 8` of a block.
 
+use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
+use crate::microkernel::Tile;
+use crate::reduce::ROWS;
 use crate::vector::Vector;
 
 /// Input channel blocks whose products are summed as integers.
@@ -16,6 +19,8 @@ pub(crate) const SPLIT: usize = 8;
 pub(crate) const PAIRS: usize = BLOCK / 2;
 /// Points of one tile's transformed inputs, at most.
 pub(crate) const MOST_POINTS: usize = 36;
+/// Those, in whole groups of registers that are reduced together.
+const REDUCED: usize = MOST_POINTS.next_multiple_of(ROWS);
 /// Output channels of one group, at most.
 pub(crate) const MOST_LANES: usize = 32;
 
@@ -94,20 +99,24 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
     out: &mut [i32],
     [point_stride, block_stride]: [usize; 2],
 ) {
-    let (mut most, mut squares) = ([0.0f32; MOST_POINTS], [0.0f32; MOST_POINTS]);
-    for point in 0..factors.len() {
+    let (mut most, mut squares) = ([0.0f32; REDUCED], [0.0f32; REDUCED]);
+    for first in (0..factors.len()).step_by(ROWS) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
         unsafe {
-            let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
-            for block in 0..sources.blocks {
-                for values in sources.block(point, block).chunks_exact(V::LANES) {
-                    let values = V::load(values);
-                    peak = peak.largest_magnitude(values);
-                    sum = values.times(values).plus(sum);
+            let (mut peaks, mut sums) = ([V::splat(0.0); ROWS], [V::splat(0.0); ROWS]);
+            for row in 0..ROWS.min(factors.len() - first) {
+                let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
+                for block in 0..sources.blocks {
+                    for values in sources.block(first + row, block).chunks_exact(V::LANES) {
+                        let values = V::load(values);
+                        peak = peak.largest_magnitude(values);
+                        sum = values.times(values).plus(sum);
+                    }
                 }
+                (peaks[row], sums[row]) = (peak, sum);
             }
-            most[point] = peak.largest_lane();
-            squares[point] = sum.sum_of_lanes();
+            most[first..][..ROWS].copy_from_slice(&V::largest_lanes(&peaks));
+            squares[first..][..ROWS].copy_from_slice(&V::sums_of_lanes(&sums));
         }
     }
     let mut scales = [0.0; MOST_POINTS];
@@ -116,8 +125,9 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
         [scales[point], factors[point]] = scale(most[point], squares[point] * unit * unit);
     }
     for point in 0..factors.len() {
-        if !SQUARABLE.contains(&most[point]) {
-            [scales[point], factors[point]] = scale(most[point], shares(sources, point, most[point]));
+        if !is_squarable(most[point]) {
+            let values = (0..sources.blocks).flat_map(|block| sources.block(point, block)).copied();
+            [scales[point], factors[point]] = scale(most[point], shares(values, most[point]));
         }
     }
     for point in 0..factors.len() {
@@ -135,59 +145,90 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
     }
 }
 
-/// Magnitudes whose squares, and the sum of a split of them, are ordinary `f32`.
-const SQUARABLE: std::ops::Range<f32> = f32::from_bits((127 - 60) << 23)..f32::from_bits((127 + 60) << 23);
+/// Whether the squares of numbers up to `most`, and the sum of a split of them, are ordinary `f32`.
+#[inline(always)]
+fn is_squarable(most: f32) -> bool {
+    const RANGE: std::ops::Range<f32> = f32::from_bits((127 - 60) << 23)..f32::from_bits((127 + 60) << 23);
+    most == 0.0 || RANGE.contains(&most)
+}
 
-/// The sum of the squares of a point's inputs over that of `most`, for magnitudes whose squares are no ordinary `f32`.
+/// The sum of the squares of `values` over that of `most`, for magnitudes whose squares are no ordinary `f32`.
 #[cold]
 #[inline(never)]
-fn shares(sources: Sources<'_>, point: usize, most: f32) -> f32 {
+fn shares(values: impl Iterator<Item = f32>, most: f32) -> f32 {
     let unit = 1.0 / most.max(SMALLEST);
-    (0..sources.blocks)
-        .flat_map(|block| sources.block(point, block))
-        .map(|value| value * unit)
-        .fold(0.0, |sum, share| sum + share * share)
+    values.map(|value| value * unit).fold(0.0, |sum, share| sum + share * share)
 }
 
 /// Rounds the split's weights of one point (`[block][16][lanes]`) into `out` (`[block][pair][lanes]`), and writes for
 /// each lane what undoes the scale, over [`BALANCE`]; NaN if a weight is not finite.
+pub(crate) fn round_weights(isa: Isa, values: &[f32], out: &mut [f32], factors: &mut [f32]) {
+    let out = words_mut(out);
+    dispatch!(isa, quantize_weights(values: &[f32], out: &mut [i32], factors: &mut [f32]));
+}
+
+/// As [`round_weights`].
+///
+/// # Safety
+/// The CPU has the tier.
 #[inline(always)]
-pub(crate) fn quantize_weights(values: &[f32], lanes: usize, out: &mut [i32], factors: &mut [f32]) {
-    let mut most = [0; MOST_LANES];
-    for row in values.chunks_exact(lanes) {
-        for lane in 0..lanes {
-            most[lane] = most[lane].max(row[lane].to_bits() & 0x7fff_ffff);
-        }
-    }
-    let most = most.map(f32::from_bits);
-    let units = most.map(|most| 1.0 / most.max(SMALLEST));
-    let mut squares = [0.0; MOST_LANES];
-    for row in values.chunks_exact(lanes) {
-        for lane in 0..lanes {
-            let share = row[lane] * units[lane];
-            squares[lane] += share * share;
-        }
-    }
+pub(crate) unsafe fn quantize_weights<T: Tile>(values: &[f32], out: &mut [i32], factors: &mut [f32]) {
+    // SAFETY: the caller vouches for the CPU.
+    let (most, squares) = unsafe { column_sizes::<T>(values) };
     let mut scales = [0.0; MOST_LANES];
-    for lane in 0..lanes {
-        let [scale, factor] = scale(most[lane], squares[lane]);
-        scales[lane] = scale;
-        factors[lane] = factor / BALANCE;
+    for lane in 0..T::LANES {
+        let unit = 1.0 / most[lane].max(SMALLEST);
+        [scales[lane], factors[lane]] = scale(most[lane], squares[lane] * unit * unit);
     }
-    for (block, out) in values.chunks_exact(BLOCK * lanes).zip(out.chunks_exact_mut(PAIRS * lanes)) {
-        let (low, high) = block.split_at(PAIRS * lanes);
-        let rows = low.chunks_exact(lanes).zip(high.chunks_exact(lanes));
-        for ((low, high), out) in rows.zip(out.chunks_exact_mut(lanes)) {
-            for lane in 0..lanes {
+    for lane in 0..T::LANES {
+        if !is_squarable(most[lane]) {
+            let column = values.iter().skip(lane).step_by(T::LANES).copied();
+            [scales[lane], factors[lane]] = scale(most[lane], shares(column, most[lane]));
+        }
+    }
+    for factor in &mut factors[..T::LANES] {
+        *factor /= BALANCE;
+    }
+    for (block, out) in values.chunks_exact(BLOCK * T::LANES).zip(out.chunks_exact_mut(PAIRS * T::LANES)) {
+        let (low, high) = block.split_at(PAIRS * T::LANES);
+        let rows = low.chunks_exact(T::LANES).zip(high.chunks_exact(T::LANES));
+        for ((low, high), out) in rows.zip(out.chunks_exact_mut(T::LANES)) {
+            for lane in 0..T::LANES {
                 out[lane] = pair(low[lane] * scales[lane], high[lane] * scales[lane]);
             }
         }
     }
 }
 
+/// The largest magnitude of each lane's values, and the sum of their squares.
+#[inline(always)]
+unsafe fn column_sizes<T: Tile>(values: &[f32]) -> ([f32; MOST_LANES], [f32; MOST_LANES]) {
+    let lanes = <T::Vector as Vector>::LANES;
+    let (mut most, mut squares) = ([0.0f32; MOST_LANES], [0.0f32; MOST_LANES]);
+    for start in (0..T::LANES).step_by(lanes) {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
+        unsafe {
+            // Two chains of each, because one waits for itself.
+            let zero = T::Vector::splat(0.0);
+            let (mut peaks, mut sums) = ([zero; 2], [zero; 2]);
+            for rows in values.chunks_exact(2 * T::LANES) {
+                for row in 0..2 {
+                    let values = T::Vector::load(&rows[row * T::LANES + start..][..lanes]);
+                    peaks[row] = peaks[row].largest_magnitude(values);
+                    sums[row] = values.times(values).plus(sums[row]);
+                }
+            }
+            peaks[0].largest_magnitude(peaks[1]).store(&mut most[start..][..lanes]);
+            sums[0].plus(sums[1]).store(&mut squares[start..][..lanes]);
+        }
+    }
+    (most, squares)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::microkernel::Generic;
     use crate::vector::Portable;
 
     /// One point alone.
@@ -197,6 +238,19 @@ mod tests {
         // SAFETY: the caller's contract.
         unsafe { quantize_sources::<Portable>(sources, &mut factors, out, [0, PAIRS]) };
         factors[0]
+    }
+
+    /// One lane's weights, the other lanes having others.
+    unsafe fn quantize_column(values: &[f32], out: &mut [i32]) {
+        const LANES: usize = Generic::LANES;
+        let column: Vec<f32> =
+            values.iter().flat_map(|value| (0..LANES).map(move |lane| value * (1 + lane) as f32)).collect();
+        let (mut words, mut factors) = (vec![0; out.len() * LANES], [0.0; LANES]);
+        // SAFETY: the caller's contract.
+        unsafe { quantize_weights::<Generic>(&column, &mut words, &mut factors) };
+        for (word, words) in out.iter_mut().zip(words.chunks_exact(LANES)) {
+            *word = words[0];
+        }
     }
 
     fn halves(word: i32) -> [i64; 2] {
@@ -221,9 +275,11 @@ mod tests {
                         .map(|i| size * (1.0 - spread * (i % period) as f32 / (period - 1) as f32))
                         .collect();
                     let (mut sources, mut weights) = (vec![0; SPLIT * PAIRS], vec![0; SPLIT * PAIRS]);
-                    quantize_weights(&values, 1, &mut weights, &mut [0.0]);
-                    // SAFETY: the portable vector needs no special instructions.
-                    unsafe { quantize(&values, &mut sources) };
+                    // SAFETY: the portable tier needs no special instructions.
+                    unsafe {
+                        quantize_column(&values, &mut weights);
+                        quantize(&values, &mut sources);
+                    }
                     let of = |words: &[i32]| words.iter().flat_map(|word| halves(*word)).collect::<Vec<_>>();
                     let (sources, weights) = (of(&sources), of(&weights));
                     // One vector with itself: the largest sum of its length.
@@ -235,7 +291,8 @@ mod tests {
         }
         // A single large one is bounded by its own 16 bits.
         let mut words = [0; PAIRS];
-        quantize_weights(&[&[-5.0][..], &[0.0; 15]].concat(), 1, &mut words, &mut [0.0]);
+        // SAFETY: as above.
+        unsafe { quantize_column(&[&[-5.0][..], &[0.0; 15]].concat(), &mut words) };
         assert_eq!(halves(words[0]), [-32767, 0]);
     }
 

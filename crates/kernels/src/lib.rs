@@ -27,6 +27,7 @@ mod pointwise;
 mod pool;
 mod prologue;
 pub mod rearrange;
+mod reduce;
 pub mod rms_norm;
 mod shared;
 pub mod strip;

@@ -97,7 +97,7 @@ pub(crate) fn run(
     let Some((first, target)) = frames.first() else { return };
     let shape = Shape::new(isa, &geometry);
     if arithmetic == Arithmetic::Integer16 && !ready {
-        quantize(pool, shape, (panels, span), scratch);
+        quantize(isa, pool, shape, (panels, span), scratch);
     }
     // Where all rows lie one after the other, they are one long row, which makes fuller stretches.
     let height = target.size[0];
@@ -134,7 +134,7 @@ pub(crate) fn run(
 }
 
 /// Rounds the weights, see [`weights_len`].
-fn quantize(pool: &Pool, shape: Shape, (panels, span): (&[f32], Span), rounded: &mut [f32]) {
+fn quantize(isa: Isa, pool: &Pool, shape: Shape, (panels, span): (&[f32], Span), rounded: &mut [f32]) {
     let Shape { input_blocks, groups, lanes } = shape;
     let split_len = SPLIT.min(input_blocks) * BLOCK * lanes;
     let output = SharedOutput::new(rounded);
@@ -147,7 +147,7 @@ fn quantize(pool: &Pool, shape: Shape, (panels, span): (&[f32], Span), rounded: 
             // SAFETY: each task owns the panels and factors of its group.
             let (words, factors) =
                 unsafe { (output.part(start, values.len() / 2), output.part(factors, lanes)) };
-            integers::quantize_weights(values, lanes, words_mut(words), factors);
+            integers::round_weights(isa, values, words, factors);
         }
     });
 }

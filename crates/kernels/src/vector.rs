@@ -1,12 +1,13 @@
 //! The few vector instructions that the micro-kernel is written in, once for each instruction set.
 
 use crate::half::Halves;
+use crate::reduce::Reduce;
 
 /// A register of `f32` lanes.
 ///
 /// All functions are `unsafe` because an implementation may use instructions that only some CPUs have; they are
 /// `#[inline(always)]` so that they compile inside the caller's `#[target_feature]`, which they cannot carry themselves.
-pub(crate) trait Vector: Copy + Halves {
+pub(crate) trait Vector: Copy + Halves + Reduce {
     /// Lanes of one register.
     const LANES: usize;
 
@@ -52,40 +53,6 @@ pub(crate) trait Vector: Copy + Halves {
     /// # Safety
     /// The CPU has the instruction set.
     unsafe fn largest_magnitude(self, other: Self) -> Self;
-
-    /// The largest of the lanes, none of which is negative, as bits: what is not finite is larger than all numbers.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set.
-    #[inline(always)]
-    unsafe fn largest_lane(self) -> f32 {
-        let mut lanes = [0.0f32; 16];
-        // SAFETY: the caller vouches for the CPU; no register is longer.
-        unsafe { self.store(&mut lanes[..Self::LANES]) };
-        for half in [8, 4, 2, 1] {
-            for lane in 0..half {
-                lanes[lane] = f32::from_bits(lanes[lane].to_bits().max(lanes[lane + half].to_bits()));
-            }
-        }
-        lanes[0]
-    }
-
-    /// The sum of the lanes: halves are added until one is left.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set.
-    #[inline(always)]
-    unsafe fn sum_of_lanes(self) -> f32 {
-        let mut lanes = [0.0f32; 16];
-        // SAFETY: the caller vouches for the CPU; no register is longer.
-        unsafe { self.store(&mut lanes[..Self::LANES]) };
-        for half in [8, 4, 2, 1] {
-            for lane in 0..half {
-                lanes[lane] += lanes[lane + half];
-            }
-        }
-        lanes[0]
-    }
 
     /// `self + scalar · vector`, rounded once where the set has a fused instruction.
     ///

@@ -7,22 +7,25 @@ use std::sync::mpsc::sync_channel;
 use remote_vae_engine::{Autoencoder, EngineError, Windows};
 use remote_vae_media::{MediaError, Mp4Layout, Mp4Options, WebpAnimation};
 use remote_vae_model::{LatentSpace, Layout, Packing};
-use remote_vae_wire::{Answer, Encoding, Negotiated, Parameters, TensorHeader, elements_from_bytes};
+use remote_vae_wire::{
+    Answer, Encoding, Negotiated, Operation, Parameters, TensorHeader, elements_from_bytes,
+};
 
 use crate::answer::Form;
 use crate::clip_answer::{ClipAnswer, make};
 use crate::clip_bytes::Recipe;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
+use crate::planning::{self, Asked};
 use crate::queue::{Cost, Tensor, Work};
-use crate::request::{Job, Prepared, check_clip_size, check_plan, cost, engine_refusal};
+use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
 use crate::state::Shared;
 
 /// Bytes of a pixel in three colours.
 const COLOURS: u64 = 3;
 
 /// Checks the request and makes its job; `header` is that of the latents in the body.
-pub(crate) fn prepare(
+pub(crate) async fn prepare(
     shared: &Shared,
     job: Job<'_>,
     negotiated: Negotiated,
@@ -39,16 +42,13 @@ pub(crate) fn prepare(
     check_scaling(channels, |probe, shape| model.latent_space.to_model(probe, shape, &scaling))?;
     let groups = autoencoder.frame_groups(latents, windows);
     let recipe = recipe(&parameters, negotiated, output, groups, sees_end)?;
-    let plan = if recipe.streams() {
-        autoencoder.plan_decode_frames(latents, windows, precision)
-    } else {
-        autoencoder.plan_decode_clip(latents, windows, precision)
-    };
-    let plan = check_plan(shared, plan)?;
+    let place = shared.reserve(&caller)?;
+    let streams = recipe.streams();
+    let asked = Asked { operation: Operation::Decode, shape: latents, windows, precision, streams };
+    let plan = planning::plan(shared, autoencoder, asked).await?;
     let answer_bytes = answer_bytes(&recipe, pixels);
     let cost = Cost { answer_bytes, ..cost(&plan) };
 
-    let place = shared.reserve(&caller)?;
     let autoencoder = Arc::clone(autoencoder);
     let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
     let batch = output[0];

@@ -4,25 +4,26 @@ use std::sync::Arc;
 
 use remote_vae_engine::EngineError;
 use remote_vae_model::ModelError;
-use remote_vae_wire::{Answer, elements_from_bytes, negotiate};
+use remote_vae_wire::{Answer, Operation, elements_from_bytes, negotiate};
 
 use crate::answer::Form;
 use crate::clip;
 use crate::error::Refusal;
+use crate::planning::{self, Asked};
 use crate::queue::{Tensor, Work};
-use crate::request::{Job, Prepared, check_plan, check_size, cost, engine_refusal};
+use crate::request::{Job, Prepared, check_size, cost, engine_refusal};
 use crate::state::Shared;
 
 /// Checks the request and makes its job.
-pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
+pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
     let answer = negotiate(&job.parameters, job.accept.as_deref());
     if job.autoencoder.model().temporal_factor().is_some() {
         let header = job.parameters.tensor_header()?;
         header.check_body(job.body.len())?;
-        return clip::prepare(shared, job, answer, header);
+        return clip::prepare(shared, job, answer, header).await;
     }
     let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
-    clip::windows(autoencoder, &parameters, shared.options.windows)?;
+    let windows = clip::windows(autoencoder, &parameters, shared.options.windows)?;
     refuse_video(answer.answer)?;
     let header = parameters.tensor_header()?;
     header.check_body(body.len())?;
@@ -36,10 +37,13 @@ pub(crate) fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal
     let pixels = check_size(shared, &caller, batch, side(height), side(width))?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
-    let plan = check_plan(shared, autoencoder.plan_decode(shape, precision))?;
+    // Whoever waits for a plan has a place: so many wait at most, and no client has all of them.
+    let place = shared.reserve(&caller)?;
+    let whole = [batch, channels, 1, height, width];
+    let asked = Asked { operation: Operation::Decode, shape: whole, windows, precision, streams: false };
+    let plan = planning::plan(shared, autoencoder, asked).await?;
     check_form(answer.answer, plan.output)?;
 
-    let place = shared.reserve(&caller)?;
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);

@@ -9,8 +9,8 @@ use remote_vae_media::{
 };
 use remote_vae_model::Model;
 use remote_vae_wire::{
-    BodyKind, Dtype, Parameters, Scaling, TensorHeader, elements_from_bytes, image_body, negotiate_encode,
-    video_body,
+    BodyKind, Dtype, Operation, Parameters, Scaling, TensorHeader, elements_from_bytes, image_body,
+    negotiate_encode, video_body,
 };
 
 use crate::answer::Form;
@@ -19,8 +19,9 @@ use crate::body::Lease;
 use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
+use crate::planning::{self, Asked};
 use crate::queue::{Place, Tensor, Work};
-use crate::request::{Job, Prepared, check_clip_size, check_plan, cost, max_pixels, random_bits};
+use crate::request::{Job, Prepared, check_clip_size, cost, max_pixels, random_bits};
 use crate::state::Shared;
 
 /// Channels of a picture.
@@ -75,12 +76,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let count = check_clip_size(shared, &caller, shape)?;
     let [batch, _, _, height, width] = shape;
     let picture = [batch, COLOURS, height, width];
-    let plan = if takes_clips {
-        autoencoder.plan_encode_clip(shape, windows, precision)
-    } else {
-        autoencoder.plan_encode(picture, precision)
-    };
-    let plan = check_plan(shared, plan)?;
+    let asked = Asked { operation: Operation::Encode, shape, windows, precision, streams: false };
+    let plan = planning::plan(shared, autoencoder, asked).await?;
 
     let autoencoder = Arc::clone(autoencoder);
     let work: Work = Box::new(move |control| {

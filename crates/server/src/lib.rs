@@ -15,6 +15,7 @@
 //! | `routes`, `info` | paths; health, information and metrics |
 //! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
+//! | `planning` | what a request costs, before it is taken |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
 //! | `preview` | previews, which need no engine |
@@ -42,6 +43,7 @@ mod observe;
 mod options;
 mod page;
 mod plain_errors;
+mod planning;
 mod preview;
 mod queue;
 mod request;

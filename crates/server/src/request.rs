@@ -154,7 +154,7 @@ async fn accept(
     let limit = deadline(shared, &head.headers)?;
     let engine = job.autoencoder.engine().name(job.precision);
     let prepared = match operation {
-        Operation::Decode => decode::prepare(shared, job)?,
+        Operation::Decode => decode::prepare(shared, job).await?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
     let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
@@ -381,28 +381,6 @@ pub(crate) fn check_size(
             "Expected at most {max_pixels} pixels in one request. Got {batch} picture(s) of {width}x{height} (width x height)."
         ))
     })
-}
-
-/// Checks what a plan needs against the limit on memory.
-pub(crate) fn check_plan(
-    shared: &Shared,
-    plan: Result<PlanSummary, EngineError>,
-) -> Result<PlanSummary, Refusal> {
-    let plan = plan.map_err(|error| {
-        if matches!(error, EngineError::Budget { .. }) {
-            shared.metrics.rejected(Rejection::Memory);
-        }
-        engine_refusal(error)
-    })?;
-    let need = plan.peak_bytes as u64;
-    match shared.options.limits.max_plan_bytes {
-        Some(limit) if need > limit => {
-            shared.metrics.rejected(Rejection::Memory);
-            let message = format!("This request needs {need} bytes of memory; the server allows {limit}.");
-            Err(Refusal::too_large(message))
-        }
-        _ => Ok(plan),
-    }
 }
 
 pub(crate) fn job_refusal(error: JobError, limit: Duration) -> Refusal {

@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     active: AtomicUsize,
     /// Threads that unpack and compress pictures at one time.
     pictures: Arc<Semaphore>,
+    /// Threads that search for plans at one time.
+    searches: Arc<Semaphore>,
 }
 
 /// What a client is told to wait while models load or a replacement starts.
@@ -111,6 +113,7 @@ impl Shared {
             started: Instant::now(),
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
+            searches: Arc::new(Semaphore::new((cores / 4).max(1))),
             jobs: Jobs::new(options.limits.max_jobs, options.job_ttl),
             options,
             models,
@@ -185,22 +188,22 @@ impl Shared {
         Refusal::overloaded(refusal.message, self.queue.until_next())
     }
 
-    /// Runs work on pictures beside the event loop, a few at a time. A request that is dropped meanwhile leaves the
-    /// work running to its end: what bounds it (the permit here, places and leases in `work`) stays taken until then.
+    /// Runs work on pictures beside the event loop, a few at a time.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
         let failed = || Refusal::internal("The server failed while handling a picture.");
-        let permit = Arc::clone(&self.pictures).acquire_owned().await.map_err(|_| failed())?;
-        let (answer, receiver) = oneshot::channel();
-        tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            if !answer.is_closed() {
-                let _ = answer.send(work());
-            }
-        });
-        receiver.await.map_err(|_| failed())
+        beside(&self.pictures, work).await.ok_or_else(failed)
+    }
+
+    /// Runs the search for a plan beside the event loop, fewer at a time than there are processors.
+    pub(crate) async fn searching<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let failed = || Refusal::internal("The server failed while planning the work.");
+        beside(&self.searches, work).await.ok_or_else(failed)
     }
 
     /// Counts a request for work as active for as long as the guard lives.
@@ -213,6 +216,24 @@ impl Shared {
     pub(crate) fn is_idle(&self) -> bool {
         self.active.load(Ordering::SeqCst) == 0 && self.queue.is_idle()
     }
+}
+
+/// Runs `work` on a thread of its own once there is a permit; none if it panicked. A request that is dropped meanwhile
+/// leaves the work running to its end: what bounds it (the permit here, places and leases in `work`) stays taken until
+/// then.
+async fn beside<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    let (answer, receiver) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        if !answer.is_closed() {
+            let _ = answer.send(work());
+        }
+    });
+    receiver.await.ok()
 }
 
 /// An active request.

@@ -81,7 +81,7 @@ impl Panels {
         let block = BLOCK * self.lanes;
         let transformed = match self.arithmetic {
             Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => self.points * SPLIT.min(self.input_blocks) * block,
+            Arithmetic::Integer16 => self.points * (SPLIT.min(self.input_blocks) * block + SKEW),
         };
         [TAPS * TAPS * block, transformed]
     }
@@ -117,7 +117,7 @@ struct Job<'a> {
 struct Scratch<'a> {
     /// Weights between sixteen input channels and one group, `[tap][16][lanes]`.
     taps: &'a mut [f32],
-    /// Their transform before it is rounded, `[point][input block of the split][16][lanes]`.
+    /// Their transform before it is rounded, `[point][input block of the split][16][lanes]`, points skewed.
     transformed: &'a mut [f32],
 }
 
@@ -130,6 +130,7 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
     let count = panels.blocks_per_task().min(panels.input_blocks - first);
     let len = TAPS * TAPS * BLOCK * T::LANES;
     let block_len = BLOCK * T::LANES;
+    let point_len = count * block_len + SKEW;
     for block in 0..count {
         let at = (group * job.span.all + job.span.first + first + block) * len;
         let taps = job.weights.widen(at, len, scratch.taps);
@@ -141,7 +142,7 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
                     factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
                 }),
                 Arithmetic::Integer16 => transform_block::<T, W>(taps, |point, row, factor| {
-                    let offset = (point * count + block) * block_len + row;
+                    let offset = point * point_len + block * block_len + row;
                     factor.store(&mut scratch.transformed[offset..][..<T::Vector as Vector>::LANES]);
                 }),
             }
@@ -149,41 +150,38 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
     }
     if panels.arithmetic == Arithmetic::Integer16 {
         for point in 0..panels.points {
-            let values = &scratch.transformed[point * count * block_len..][..count * block_len];
+            let values = &scratch.transformed[point * point_len..][..count * block_len];
             let start = panels.start(group, point) + first * panels.block_len();
             // SAFETY: as above; panels and factors do not overlap.
-            let (words, factors) = unsafe {
-                (
-                    job.output.part(start, count * panels.block_len()),
-                    job.output.part(panels.factors(group, point, part), T::LANES),
-                )
-            };
-            integers::quantize_weights(values, T::LANES, integers::words_mut(words), factors);
+            unsafe {
+                let words = job.output.part(start, count * panels.block_len());
+                let factors = job.output.part(panels.factors(group, point, part), T::LANES);
+                integers::quantize_weights::<T>(values, integers::words_mut(words), factors);
+            }
         }
     }
 }
 
 /// One input block: `[tap][16][lanes]` → `put(point, offset in [16][lanes], factors)`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // iterators over arrays of registers are not unrolled
 unsafe fn transform_block<T: Tile, W: Transform>(taps: &[f32], mut put: impl FnMut(usize, usize, T::Vector)) {
     for row in (0..BLOCK * T::LANES).step_by(<T::Vector as Vector>::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
         unsafe {
-            let mut half = [[T::Vector::splat(0.0); TAPS]; 6];
+            let mut half = [[T::Vector::splat(0.0); 6]; TAPS];
             for column in 0..TAPS {
                 let mut w = [T::Vector::splat(0.0); TAPS];
-                for (y, w) in w.iter_mut().enumerate() {
+                for y in 0..TAPS {
                     let from = (y * TAPS + column) * BLOCK * T::LANES + row;
-                    *w = T::Vector::load(&taps[from..][..<T::Vector as Vector>::LANES]);
+                    w[y] = T::Vector::load(&taps[from..][..<T::Vector as Vector>::LANES]);
                 }
-                let factors = W::weight(w);
-                for (half, factor) in half.iter_mut().zip(factors) {
-                    half[column] = factor;
-                }
+                half[column] = W::weight(w);
             }
-            for (y, half) in half.into_iter().enumerate().take(W::PRODUCTS) {
-                for (x, factor) in W::weight(half).into_iter().enumerate().take(W::PRODUCTS) {
-                    put(y * W::PRODUCTS + x, row, factor);
+            for y in 0..W::PRODUCTS {
+                let factors = W::weight([half[0][y], half[1][y], half[2][y]]);
+                for x in 0..W::PRODUCTS {
+                    put(y * W::PRODUCTS + x, row, factors[x]);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! Streamed attention against the whole score matrix.
 
 use crate::support::{assert_close, blocked, each_tier, plain, values};
-use remote_vae_kernels::attention::{attention, scratch_len};
+use remote_vae_kernels::attention::{Shape, attention};
+use remote_vae_kernels::convolution::Arithmetic;
 use remote_vae_kernels::{Isa, Pool};
 
 fn oracle([query, key, value]: [&[f32]; 3], channels: usize, tokens: usize) -> Vec<f64> {
@@ -25,26 +26,41 @@ fn oracle([query, key, value]: [&[f32]; 3], channels: usize, tokens: usize) -> V
     out
 }
 
-fn run(isa: Isa, pool: &Pool, tensors: [&[f32]; 3], channels: usize, tokens: usize) -> Vec<f32> {
+/// Both arithmetics, and how close each comes.
+const ARITHMETICS: [(Arithmetic, f64); 2] = [(Arithmetic::Float32, 2e-5), (Arithmetic::Integer16, 2e-3)];
+
+fn run(
+    isa: Isa,
+    pool: &Pool,
+    arithmetic: Arithmetic,
+    tensors: [&[f32]; 3],
+    [channels, tokens]: [usize; 2],
+) -> Vec<f32> {
+    let shape = Shape { channels, frames: 1, tokens, arithmetic };
     let [query, key, value] = tensors.map(|tensor| blocked(tensor, channels, tokens));
-    let mut scratch = vec![f32::NAN; scratch_len(isa, channels, tokens)];
+    let mut scratch = vec![f32::NAN; shape.scratch_len(isa)];
     let mut output = vec![f32::NAN; query.len()];
     let operands = [&query, &key, &value].map(|tensor| tensor.as_slice().into());
-    attention(isa, pool, operands, channels, tokens, &mut scratch, output.as_mut_slice().into());
+    attention(isa, pool, operands, shape, &mut scratch, output.as_mut_slice().into());
     plain(&output, channels, tokens)
 }
 
 #[test]
 fn any_number_of_tokens_and_channels_agrees_with_the_definition() {
-    for (channels, tokens) in [(1, 1), (16, 7), (20, 48), (33, 49), (32, 256), (40, 300), (96, 777)] {
+    for (channels, tokens) in
+        [(1, 1), (16, 7), (20, 48), (33, 49), (32, 256), (40, 300), (96, 777), (150, 130)]
+    {
         let tensors = [1, 2, 3].map(|seed| -> Vec<f32> {
             values(channels * tokens, seed).iter().map(|value| value * 3.0).collect()
         });
         let tensors = [0, 1, 2].map(|index| tensors[index].as_slice());
         let expected = oracle(tensors, channels, tokens);
         each_tier(|isa, pool| {
-            let found = run(isa, pool, tensors, channels, tokens);
-            assert_close(&found, &expected, 2e-5, &format!("{} {channels}x{tokens}", isa.name()));
+            for (arithmetic, tolerance) in ARITHMETICS {
+                let found = run(isa, pool, arithmetic, tensors, [channels, tokens]);
+                let what = format!("{} {arithmetic:?} {channels}x{tokens}", isa.name());
+                assert_close(&found, &expected, tolerance, &what);
+            }
         });
     }
 }
@@ -58,8 +74,42 @@ fn scores_that_grow_from_block_to_block_are_rescaled() {
     let tensors = [query.as_slice(), key.as_slice(), value.as_slice()];
     let expected = oracle(tensors, channels, tokens);
     each_tier(|isa, pool| {
-        assert_close(&run(isa, pool, tensors, channels, tokens), &expected, 5e-5, isa.name());
+        for (arithmetic, tolerance) in [(Arithmetic::Float32, 5e-5), (Arithmetic::Integer16, 1e-2)] {
+            let found = run(isa, pool, arithmetic, tensors, [channels, tokens]);
+            assert_close(&found, &expected, tolerance, isa.name());
+        }
     });
+}
+
+#[test]
+fn values_of_any_size_keep_their_share() {
+    // Each channel has a size of its own, and so has each stretch of tokens.
+    let (channels, tokens) = (20, 600);
+    let (query, key) = (values(channels * tokens, 1), values(channels * tokens, 2));
+    for size in [1e-30, 1e30] {
+        let value: Vec<f32> = values(channels * tokens, 3)
+            .iter()
+            .enumerate()
+            .map(|(index, value)| value * size * [1.0, 1e-5][index / tokens % 2])
+            .collect();
+        let expected = oracle([&query, &key, &value], channels, tokens);
+        each_tier(|isa, pool| {
+            for (arithmetic, tolerance) in ARITHMETICS {
+                let found = run(isa, pool, arithmetic, [&query, &key, &value], [channels, tokens]);
+                for (channel, (found, expected)) in
+                    found.chunks_exact(tokens).zip(expected.chunks_exact(tokens)).enumerate()
+                {
+                    let unit = f64::from(size) * [1.0, 1e-5][channel % 2];
+                    let [found, expected]: [Vec<f64>; 2] = [
+                        found.iter().map(|value| f64::from(*value) / unit).collect(),
+                        expected.iter().map(|value| value / unit).collect(),
+                    ];
+                    let found: Vec<f32> = found.iter().map(|value| *value as f32).collect();
+                    assert_close(&found, &expected, tolerance, isa.name());
+                }
+            }
+        });
+    }
 }
 
 #[test]
@@ -69,9 +119,11 @@ fn not_a_number_in_one_query_stays_there() {
     query[10] = f32::NAN;
     let (key, value) = (values(channels * tokens, 2), values(channels * tokens, 3));
     each_tier(|isa, pool| {
-        let found = run(isa, pool, [&query, &key, &value], channels, tokens);
-        for (index, value) in found.iter().enumerate() {
-            assert_eq!(value.is_nan(), index % tokens == 10, "{} [{index}]", isa.name());
+        for (arithmetic, _) in ARITHMETICS {
+            let found = run(isa, pool, arithmetic, [&query, &key, &value], [channels, tokens]);
+            for (index, value) in found.iter().enumerate() {
+                assert_eq!(value.is_nan(), index % tokens == 10, "{} [{index}]", isa.name());
+            }
         }
     });
 }
@@ -79,17 +131,12 @@ fn not_a_number_in_one_query_stays_there() {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let tensors = [1, 2, 3].map(|seed| values(24 * 500, seed));
+    let tensors = [0, 1, 2].map(|index| tensors[index].as_slice());
     for isa in Isa::available() {
-        let run = |threads| {
-            run(
-                isa,
-                &Pool::new(Some(threads)).unwrap(),
-                [0, 1, 2].map(|index| tensors[index].as_slice()),
-                24,
-                500,
-            )
-        };
-        let one = run(1);
-        assert!(one == run(2) && one == run(7), "{}", isa.name());
+        for (arithmetic, _) in ARITHMETICS {
+            let run = |threads| run(isa, &Pool::new(Some(threads)).unwrap(), arithmetic, tensors, [24, 500]);
+            let one = run(1);
+            assert!(one == run(2) && one == run(7), "{}", isa.name());
+        }
     }
 }

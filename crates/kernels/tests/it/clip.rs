@@ -1,7 +1,7 @@
 //! Convolution through time and attention over frames against their definitions.
 
 use crate::support::{assert_close, blocked, each_tier, plain, values};
-use remote_vae_kernels::attention::{clip_attention, scratch_len};
+use remote_vae_kernels::attention::{Shape, attention};
 use remote_vae_kernels::clip::{Clip, Edge, First};
 use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
@@ -228,15 +228,47 @@ fn a_frame_attends_to_itself_and_to_what_came_before() {
         tensor.chunks_exact(channels * tokens).flat_map(|frame| blocked(frame, channels, tokens)).collect()
     });
     each_tier(|isa, pool| {
-        let mut scratch = vec![f32::NAN; scratch_len(isa, channels, frames * tokens)];
-        let mut output = vec![f32::NAN; cut[0].len()];
-        let operands = cut.each_ref().map(|values| values.as_slice().into());
-        let target = output.as_mut_slice().into();
-        clip_attention(isa, pool, operands, channels, [frames, tokens], &mut scratch, target);
-        let found: Vec<f32> = output
-            .chunks_exact(blocked_len(channels, tokens))
-            .flat_map(|frame| plain(frame, channels, tokens))
-            .collect();
-        assert_close(&found, &expected, 1e-5, isa.name());
+        for (arithmetic, tolerance) in [(Arithmetic::Float32, 1e-5), (Arithmetic::Integer16, 2e-4)] {
+            let found = attend(isa, pool, &cut, Shape { channels, frames, tokens, arithmetic });
+            assert_close(&found, &expected, tolerance, isa.name());
+        }
     });
+}
+
+#[test]
+fn a_frame_does_not_depend_on_those_behind_it() {
+    let (frames, channels, tokens) = (3, 20, 37);
+    let len = blocked_len(channels, tokens);
+    let tensors = [1, 2, 3].map(|seed| -> Vec<f32> {
+        values(frames * channels * tokens, seed)
+            .chunks_exact(channels * tokens)
+            .flat_map(|frame| blocked(frame, channels, tokens))
+            .collect()
+    });
+    let mut wrong = tensors.clone();
+    for tensor in &mut wrong {
+        tensor[2 * len..].fill(f32::NAN);
+    }
+    each_tier(|isa, pool| {
+        for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
+            let shape = Shape { channels, frames, tokens, arithmetic };
+            let [before, after] = [&tensors, &wrong].map(|tensors| attend(isa, pool, tensors, shape));
+            let kept = 2 * channels * tokens;
+            assert_eq!(before[..kept], after[..kept], "{}", isa.name());
+            assert!(after[kept..].iter().all(|value| value.is_nan()), "{}", isa.name());
+        }
+    });
+}
+
+/// Attention among frames `[frame][channels, tokens]`, blocked; the result is plain.
+fn attend(isa: Isa, pool: &Pool, tensors: &[Vec<f32>; 3], shape: Shape) -> Vec<f32> {
+    let Shape { channels, tokens, .. } = shape;
+    let mut scratch = vec![f32::NAN; shape.scratch_len(isa)];
+    let mut output = vec![f32::NAN; tensors[0].len()];
+    let operands = tensors.each_ref().map(|values| values.as_slice().into());
+    attention(isa, pool, operands, shape, &mut scratch, output.as_mut_slice().into());
+    output
+        .chunks_exact(blocked_len(channels, tokens))
+        .flat_map(|frame| plain(frame, channels, tokens))
+        .collect()
 }

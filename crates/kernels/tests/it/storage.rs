@@ -1,7 +1,7 @@
 //! 16-bit storage: each operation gives what it gives on the same values in `f32`, rounded to halves.
 
 use crate::support::{blocked, each_tier, values};
-use remote_vae_kernels::attention::{self, attention};
+use remote_vae_kernels::attention::{Shape, attention};
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, add, map, upsample_nearest};
 use remote_vae_kernels::norm::{GroupNorm, apply, statistics};
@@ -154,9 +154,10 @@ fn attention_reads_and_writes_halves() {
     let operands = [1, 2, 3].map(|seed| tensor(channels, tokens, seed));
     each_tier(|isa, pool| {
         check(&operands, None, operands[0].groups, isa.name(), |tensors, out| {
-            let mut scratch = vec![0.0; attention::scratch_len(isa, channels, tokens)];
+            let shape = Shape { channels, frames: 1, tokens, arithmetic: Arithmetic::Float32 };
+            let mut scratch = vec![0.0; shape.scratch_len(isa)];
             let tensors = [tensors[0], tensors[1], tensors[2]];
-            attention(isa, pool, tensors, channels, tokens, &mut scratch, out);
+            attention(isa, pool, tensors, shape, &mut scratch, out);
         });
     });
 }

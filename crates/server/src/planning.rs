@@ -1,0 +1,69 @@
+//! What a request costs. Plans that are known are told at once; a search for one takes its turn on another thread, so that
+//! no request can keep the event loop, or all processors, busy by asking for sizes that nobody asked for before.
+
+use std::sync::Arc;
+
+use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision, Windows};
+use remote_vae_wire::Operation;
+
+use crate::error::Refusal;
+use crate::metrics::Rejection;
+use crate::request::engine_refusal;
+use crate::state::Shared;
+
+/// What is to be planned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) operation: Operation,
+    /// `[batch, channels, frames, height, width]` of latents or pixels.
+    pub(crate) shape: [usize; 5],
+    pub(crate) windows: Windows,
+    pub(crate) precision: Precision,
+    /// Whether a clip's frames leave as they are made, and are not kept.
+    pub(crate) streams: bool,
+}
+
+impl Asked {
+    fn cost(self, autoencoder: &Autoencoder) -> Result<PlanSummary, EngineError> {
+        let Asked { operation, shape, windows, precision, streams } = self;
+        let [batch, channels, _, height, width] = shape;
+        let picture = [batch, channels, height, width];
+        match (operation, autoencoder.model().temporal_factor().is_some()) {
+            (Operation::Decode, false) => autoencoder.plan_decode(picture, precision),
+            (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
+            (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),
+            (Operation::Decode, true) => autoencoder.plan_decode_clip(shape, windows, precision),
+            (Operation::Encode, true) => autoencoder.plan_encode_clip(shape, windows, precision),
+        }
+    }
+}
+
+/// What the work costs, or 413 for what memory can never hold.
+pub(crate) async fn plan(
+    shared: &Shared,
+    autoencoder: &Arc<Autoencoder>,
+    asked: Asked,
+) -> Result<PlanSummary, Refusal> {
+    let Asked { operation, shape, windows, precision, .. } = asked;
+    let plan = if autoencoder.is_planned(operation, shape, windows, precision) {
+        asked.cost(autoencoder)
+    } else {
+        let autoencoder = Arc::clone(autoencoder);
+        shared.searching(move || asked.cost(&autoencoder)).await?
+    };
+    let plan = plan.map_err(|error| {
+        if matches!(error, EngineError::Budget { .. }) {
+            shared.metrics.rejected(Rejection::Memory);
+        }
+        engine_refusal(error)
+    })?;
+    let need = plan.peak_bytes as u64;
+    match shared.options.limits.max_plan_bytes {
+        Some(limit) if need > limit => {
+            shared.metrics.rejected(Rejection::Memory);
+            let message = format!("This request needs {need} bytes of memory; the server allows {limit}.");
+            Err(Refusal::too_large(message))
+        }
+        _ => Ok(plan),
+    }
+}
