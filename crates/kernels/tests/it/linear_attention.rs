@@ -74,8 +74,8 @@ fn positions_get_the_mean_of_values_weighted_by_products() {
 #[test]
 fn queries_and_keys_without_a_product_get_zeros() {
     each_tier(|isa, pool| {
-        let negative = blocked(&vec![-1.0; 16 * 3], 16, 3);
-        let ones = blocked(&vec![1.0; 16 * 3], 16, 3);
+        let negative = blocked(&[-1.0; 16 * 3], 16, 3);
+        let ones = blocked(&[1.0; 16 * 3], 16, 3);
         let mut output = vec![f32::NAN; ones.len()];
         let inputs = [negative.as_slice().into(), ones.as_slice().into(), ones.as_slice().into()];
         linear_attention(isa, pool, &inputs, 16, 16, 3, output.as_mut_slice().into());
