@@ -237,6 +237,38 @@ def test_asyncio_keeps_its_loop_free(scripted):
     assert pictures == 4 and ticks >= 10
 
 
+def test_a_cancelled_decode_keeps_its_room_and_the_loop_stays_free(scripted):
+    scripted.answers, scripted.delay = [picture()] * 3, 0.5
+
+    async def main():
+        async with AsyncDecodeQueue(scripted.url, size=1, parallel=1) as queue:
+            begun = asyncio.ensure_future(queue.decode(LATENTS))
+            while not scripted.asked:
+                await asyncio.sleep(0.01)
+            begun.cancel()
+            longest, last = 0.0, time.monotonic()
+            second = asyncio.ensure_future(queue.decode(LATENTS))
+            while not second.done():
+                await asyncio.sleep(0.01)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            return second.result().size, longest
+
+    size, longest = asyncio.run(main())
+    assert size == (16, 16) and longest < 0.4, longest
+
+
+def test_results_that_nobody_takes_are_bounded(scripted):
+    scripted.answers = [picture()] * 3
+    with DecodeQueue(scripted.url, unread=2) as queue:
+        queue.put(LATENTS)
+        queue.put(LATENTS)
+        with pytest.raises(RemoteVAEError, match="2 results wait"):
+            queue.put(LATENTS)
+        assert next(queue).size == (16, 16)
+        queue.put(LATENTS)
+        assert len(list(queue)) == 2
+
+
 def test_progress_counts_the_bytes_of_both_ways(scripted):
     latents = np.zeros((1, 4, 300, 300), np.float32)
     scripted.answers = [picture()]

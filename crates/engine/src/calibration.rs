@@ -205,7 +205,8 @@ fn attention_error(
         let attend = Attend::new(*reach, channels, size, arithmetic);
         let mut result = buffer(Storage::Float32.len(operands[0].groups()))?;
         let mut scratch = buffer(attend.shape.scratch_len(program.isa))?;
-        attend.run(program.isa, &program.pool, operands, &mut scratch, (&mut result[..]).into());
+        let output = (&mut result[..]).into();
+        attend.run(program.isa, &program.pool, operands, &mut scratch, output, &Control::new());
         Ok(result)
     };
     let (expected, found) = (result(Arithmetic::Float32)?, result(Arithmetic::Integer16)?);

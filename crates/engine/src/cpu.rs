@@ -279,6 +279,14 @@ impl CpuProgram {
     }
 }
 
+/// What all operations of a run have in common.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    plan: &'a Plan,
+    calibration: Option<&'a Calibration>,
+    control: &'a Control,
+}
+
 pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
     &mut arena[region.values.offset..][..region.values.len]
 }
@@ -329,26 +337,27 @@ impl CpuProgram {
         arena: &mut [f32],
         control: &Control,
     ) -> Result<(), EngineError> {
+        let run = Run { plan, calibration, control };
         let Some(slices) = &step.slices else {
             control.check()?;
-            return self.operation(plan, &step.operations[0], None, calibration, history, arena);
+            self.operation(run, &step.operations[0], None, history, arena)?;
+            return control.check();
         };
         let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
         for Slice { member, rows } in slices.iter() {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
-            self.operation(plan, &step.operations[*member], Some(strip), calibration, None, arena)?;
+            self.operation(run, &step.operations[*member], Some(strip), None, arena)?;
         }
-        Ok(())
+        control.check()
     }
 
     /// Runs one operation, as a whole or some rows of it; statistics of rows are summed up in what comes with these.
     fn operation(
         &self,
-        plan: &Plan,
+        Run { plan, calibration, control }: Run<'_>,
         operation: &PlacedOperation,
         strip: Option<(&Range<usize>, &mut Option<Sums>)>,
-        calibration: Option<&Calibration>,
         history: Option<&mut History>,
         arena: &mut [f32],
     ) -> Result<(), EngineError> {
@@ -469,7 +478,8 @@ impl CpuProgram {
                 let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
                 let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
-                Attend::new(*reach, channels, size, arithmetic).run(isa, pool, operands, scratch, output);
+                let attend = Attend::new(*reach, channels, size, arithmetic);
+                attend.run(isa, pool, operands, scratch, output, control);
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);

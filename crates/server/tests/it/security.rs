@@ -63,7 +63,7 @@ fn tls_files() -> TlsFiles {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_spoken_when_there_is_a_certificate() {
     let options =
-        ServerOptions { tls: Some(tls_files()), header_timeout: Duration::from_millis(500), ..options() };
+        ServerOptions { tls: Some(tls_files()), header_timeout: Duration::from_secs(3), ..options() };
     let server = TestServer::with(options, vec![("default", kl())]).await;
     http_client();
     let certificate = Certificate::from_pem(&std::fs::read(tls_files().certificate).unwrap()).unwrap();
@@ -76,7 +76,7 @@ async fn tls_is_spoken_when_there_is_a_certificate() {
     let mut silent = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let mut buffer = [0; 16];
     let reading = tokio::io::AsyncReadExt::read(&mut silent, &mut buffer);
-    assert!(matches!(tokio::time::timeout(Duration::from_secs(20), reading).await, Ok(Ok(0) | Err(_))));
+    assert!(matches!(tokio::time::timeout(PATIENCE, reading).await, Ok(Ok(0) | Err(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,6 +207,21 @@ async fn a_panic_of_the_engine_is_one_500_and_the_next_request_is_served() {
     let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.lines().any(|line| line == "rvae_worker_restarts_total 1"), "{metrics}");
     assert_eq!(server.http.get(server.url("/health")).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_server_that_fails_to_start() {
+    let engine = Faulty { inner: engine(), armed: Arc::new(AtomicBool::new(true)) };
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
+    let mut server = TestServer::starting(options(), vec![("default", model)]).await;
+    assert_eq!(tokio::time::timeout(PATIENCE, server.handle.ready()).await, Ok(false));
+    assert!((&mut server.task).await.unwrap().is_err());
+
+    let models = vec![remote_vae_server::ModelEntry { name: "default".into(), autoencoder: kl() }];
+    let server = Server::bind(options(), models).await.unwrap();
+    let handle = server.shutdown_handle();
+    drop(server);
+    assert!(!handle.ready().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
