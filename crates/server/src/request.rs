@@ -25,7 +25,7 @@ use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
 use crate::watched::Holding;
-use crate::{answer, decode, encode, jobs, preview, tensor_file};
+use crate::{answer, decode, early, encode, jobs, preview, tensor_file};
 
 /// How long a request may take, in milliseconds; only ever shortens what the operator allows.
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -130,9 +130,13 @@ async fn handle(
         let limit = deadline(shared, &head.headers)?;
         return preview::serve(shared, job, operation, limit, trace).await;
     }
+    let (job, picture) = match (purpose, operation) {
+        (Purpose::Job, Operation::Decode) => early::preview(shared, job).await?,
+        _ => (job, None),
+    };
     let accepted = accept(shared, target.model.name.clone(), head, job, operation, purpose).await?;
     if purpose == Purpose::Job {
-        let status = jobs::start(shared, accepted, owner)?;
+        let status = jobs::start(shared, accepted, owner, picture)?;
         return Ok(jobs::describe(&status, StatusCode::ACCEPTED));
     }
     let (response, charge) = complete(shared, accepted, trace).await?;

@@ -24,7 +24,18 @@ use crate::state::{ModelEntry, Shared};
         description = "Decodes the latents of diffusion models and encodes pictures. The protocol of Hugging Face's \
                        Remote VAE endpoints, which the same server speaks at `/`, is described in docs/protocol.md."
     ),
-    paths(decode, encode, models, post_job, get_job, get_events, get_result, delete_job, document),
+    paths(
+        decode,
+        encode,
+        models,
+        post_job,
+        get_job,
+        get_events,
+        get_preview,
+        get_result,
+        delete_job,
+        document
+    ),
     components(schemas(ErrorBody, JobState, JobStatus, Model, ModelList))
 )]
 struct Document;
@@ -251,7 +262,8 @@ pub(crate) async fn get_job(
     asker(shared, id, request)?.status()
 }
 
-/// Follow a job: server-sent events `progress`, and `end` at last, each with the job's state as data.
+/// Follow a job: server-sent events `progress`, and `end` at last, each with the job's state as data. The first is `preview`
+/// if there is one, with the PNG file of `/v1/jobs/{id}/preview` as a data URL in `image`.
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
@@ -267,6 +279,25 @@ pub(crate) async fn get_events(
     request: Request,
 ) -> Result<Response, Refusal> {
     asker(shared, id, request)?.events()
+}
+
+/// Fetch a job's early preview: one pixel for each latent, at most 128 each way, of the first picture or the middle latent
+/// frame of the first clip.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/preview",
+    params(("id" = String, Path)),
+    responses(
+        (status = 200, content_type = "image/png", description = "Made before the job waited in line"),
+        (status = 404, body = ErrorBody, description = "Unknown or expired, an encode, or a latent space without a preview"),
+    )
+)]
+pub(crate) async fn get_preview(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    asker(shared, id, request)?.preview()
 }
 
 /// Fetch a job's result, as often as wanted until it expires.
