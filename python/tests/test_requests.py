@@ -67,6 +67,16 @@ def picture():
     return 200, {}, file.getvalue()
 
 
+def test_options_of_a_clip_travel_when_they_are_given(scripted):
+    scripted.answers = [(200, {}, b"a file"), (200, {}, b"a file")]
+    clip = np.zeros((1, 4, 3, 2, 2), np.float16)
+    options = {"output_type": "mp4", "do_scaling": None}
+    assert remote_decode(scripted.url, clip, **options, fps=24, crf=18, windows=False, tiling=True) == b"a file"
+    remote_decode(scripted.url, clip, **options)
+    with_options, without = (path for path, *_ in scripted.asked)
+    assert with_options == without + "&fps=24&crf=18&windows=off&tiling=on"
+
+
 def test_parameters_travel_as_the_protocol_says(scripted):
     scripted.answers = [picture(), picture()]
     latents = np.arange(16, dtype=np.float32).reshape(1, 4, 4)

@@ -105,7 +105,7 @@ def jobs_of(page):
 def test_latents_are_a_job_with_a_preview(server, open_page):
     page = open_page(server.url)
     held = []
-    page.route(re.compile(r"/v1/jobs/\w+/result"), held.append)
+    page.route(re.compile(r"/v1/jobs/\w+/result"), lambda route: held.append(route))
     drop(page, "gentle.safetensors", latents_file(1, 4, 24, 40), "")
     page.locator("#stage[data-mode=preview]").wait_for()
     assert page.evaluate("[after.naturalWidth, after.naturalHeight, after.width]") == [40, 24, 320]

@@ -3,10 +3,12 @@
 use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
 };
+use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::blocks;
+use remote_vae_kernels::linear_attention::linear_attention;
 use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
-use remote_vae_kernels::rms_norm::rms_norm;
+use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
 use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
@@ -146,7 +148,15 @@ impl CpuEngine {
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
             }
-            Operation::RmsNorm { weight } => Layer::RmsNorm { gamma: read(*weight)? },
+            Operation::RmsNorm { weight, bias, epsilon } => {
+                let bias = bias.map(read).transpose()?;
+                Layer::RmsNorm { weight: read(*weight)?, bias, epsilon: *epsilon }
+            }
+            Operation::GroupedConvolution { weight, bias, kernel, group } => {
+                let (weight, bias) = (read(*weight)?, bias.map(read).transpose()?);
+                let (channels, bias) = (node.channels, bias.as_deref());
+                Layer::Grouped(GroupedConvolution::new(channels, *group, *kernel, &weight, bias))
+            }
             _ => Layer::Weightless,
         })
     }
@@ -156,7 +166,8 @@ impl CpuEngine {
 enum Layer {
     Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
-    RmsNorm { gamma: Vec<f32> },
+    RmsNorm { weight: Vec<f32>, bias: Option<Vec<f32>>, epsilon: f32 },
+    Grouped(GroupedConvolution),
     Weightless,
 }
 
@@ -433,15 +444,39 @@ impl CpuProgram {
                 }
             }
             Fused::RmsNorm { node, input, activation } => {
-                let Layer::RmsNorm { gamma } = &self.layers[*node] else {
+                let Layer::RmsNorm { weight, bias, epsilon } = &self.layers[*node] else {
                     unreachable!("the plan belongs to another graph")
                 };
+                let norm = RmsNorm { weight, bias: bias.as_deref(), epsilon: *epsilon };
                 let output = views.take_tensor(places.output);
                 let values = views.tensor(reads[0]);
                 let len = frame_groups(*input);
                 for (frame, output) in output.parts(len).into_iter().enumerate() {
                     let values = values.part(frame * len, len);
-                    rms_norm(isa, pool, values, pixels(*input), gamma, *activation, output);
+                    rms_norm(isa, pool, values, pixels(*input), norm, *activation, output);
+                }
+            }
+            Fused::GroupedConvolution { node, input, activation } => {
+                let Layer::Grouped(convolution) = &self.layers[*node] else {
+                    unreachable!("the plan belongs to another graph")
+                };
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    convolution.run(isa, pool, values, [height, width], *activation, output);
+                }
+            }
+            Fused::LinearAttention { head, inputs } => {
+                let output = views.take_tensor(places.output);
+                let (channels, pixels, len) =
+                    (plan.channels[inputs[0]], pixels(inputs[0]), frame_groups(inputs[0]));
+                let made = blocks(channels * inputs.len() / 3) * pixels;
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let operands: Vec<Tensor<'_>> =
+                        reads.iter().map(|read| views.tensor(*read).part(frame * len, len)).collect();
+                    linear_attention(isa, pool, &operands, channels, *head, pixels, output);
                 }
             }
             Fused::Attention { node, reach, inputs } => {
@@ -530,12 +565,14 @@ impl CpuProgram {
                     );
                 }
             }
-            Fused::Add { .. } => {
+            Fused::Add { .. } | Fused::Multiply { .. } => {
                 let output = views.take_tensor(places.output);
                 let (first, second) =
                     if in_place(reads[1]) { (reads[1], reads[0]) } else { (reads[0], reads[1]) };
                 let first = elsewhere(first).map(|region| views.tensor(region));
-                elementwise::add(isa, pool, first, views.tensor(second), output);
+                let is_sum = matches!(&operation.fused, Fused::Add { .. });
+                let combine = if is_sum { elementwise::add } else { elementwise::multiply };
+                combine(isa, pool, first, views.tensor(second), output);
             }
         }
         Ok(())

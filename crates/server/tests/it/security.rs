@@ -234,14 +234,20 @@ async fn a_flood_of_one_key_does_not_starve_another() {
         ServerOptions { api_keys: vec![ApiKey::new("flood"), ApiKey::new("other")], ..options() };
     options.limits.max_queue = 16;
     let server = TestServer::with(options, vec![("default", kl())]).await;
-    let middle = [2, 4, 48, 48];
+    let middle = [8, 4, 64, 64];
     let flood: Vec<_> = (0..24)
         .map(|_| {
             let request = server.post(&path(&middle), latents(&middle, 84).0).bearer_auth("flood").send();
             tokio::spawn(async move { (request.await.unwrap().status().as_u16(), std::time::Instant::now()) })
         })
         .collect();
-    server.until_queue(12, 1).await;
+    let waiting = async || {
+        let info = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+        info["queue"]["waiting"].as_u64().unwrap()
+    };
+    while waiting().await < 8 {
+        assert!(!flood.iter().all(|request| request.is_finished()), "the flood was too thin");
+    }
     let response = server.decode_as("other", &middle).await;
     let answered = std::time::Instant::now();
     assert_eq!(response.status(), 200);
@@ -251,5 +257,5 @@ async fn a_flood_of_one_key_does_not_starve_another() {
         assert!(status == 200 || status == 429, "{status}");
         later += usize::from(status == 200 && at > answered);
     }
-    assert!(later >= 8, "only {later} of the flood came after the other's");
+    assert!(later >= 4, "only {later} of the flood came after the other's");
 }
