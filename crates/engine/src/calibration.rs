@@ -153,7 +153,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
             };
             errors.extend(error);
         }
-        program.step(plan, step, None, None, &mut arena, &Control::new())?;
+        program.step(plan, step, None, None, &mut arena, None, &Control::new())?;
     }
     Ok(errors)
 }

@@ -46,7 +46,7 @@ impl Control {
         let progress = self.progress.clone().map(|report| -> Arc<dyn Fn(Progress) + Send + Sync> {
             Arc::new(move |part| {
                 report(Progress {
-                    done_flops: before.done_flops + part.done_flops,
+                    done_flops: before.done_flops.saturating_add(part.done_flops),
                     step: before.step + part.step,
                     ..before
                 })

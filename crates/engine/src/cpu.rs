@@ -7,7 +7,7 @@ use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::rms_norm;
-use remote_vae_kernels::strip::{Strip, copy_rows};
+use remote_vae_kernels::strip::{Strip, copy_rows, rows_from_blocked};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
 use std::ops::Range;
@@ -256,13 +256,16 @@ impl CpuProgram {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
-                self.step(plan, step, calibration, history.as_deref_mut(), &mut arena, control)?;
+                let history = history.as_deref_mut();
+                self.step(plan, step, calibration, history, &mut arena, Some(&mut *to), control)?;
                 progress.step += 1;
-                progress.done_flops += step.flops;
+                progress.done_flops = progress.done_flops.saturating_add(step.flops);
                 control.report(progress);
             }
-            let result = place(&mut arena, plan.output_place);
-            frames::from_blocked(result, [output_channels, output_frames, output_height * output_width], to)?;
+            if let Some(region) = plan.output_place {
+                let shape = [output_channels, output_frames, output_height * output_width];
+                frames::from_blocked(place(&mut arena, region), shape, to)?;
+            }
         }
         Ok(output)
     }
@@ -309,6 +312,8 @@ impl CpuProgram {
         Operands { isa: self.isa, geometry, convolution, frames, size: [height, width], prologue }
     }
 
+    /// Runs one step. Rows of the graph's result that it finishes go to `result`, plain `[channels, height, width]`.
+    #[allow(clippy::too_many_arguments)] // a run's own state, which its steps share
     pub(crate) fn step(
         &self,
         plan: &Plan,
@@ -316,6 +321,7 @@ impl CpuProgram {
         calibration: Option<&Calibration>,
         history: Option<&mut History>,
         arena: &mut [f32],
+        mut result: Option<&mut [f32]>,
         control: &Control,
     ) -> Result<(), EngineError> {
         let Some(slices) = &step.slices else {
@@ -326,7 +332,13 @@ impl CpuProgram {
         for Slice { member, rows } in slices.iter() {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
-            self.operation(plan, &step.operations[*member], Some(strip), calibration, None, arena)?;
+            let operation = &step.operations[*member];
+            self.operation(plan, operation, Some(strip), calibration, None, arena)?;
+            if let (true, Some(result)) = (operation.places.leaves, result.as_deref_mut()) {
+                let [_, channels, height, width] = plan.output;
+                let ring = (&*place(arena, operation.places.output), operation.places.output_rows);
+                rows_from_blocked(ring, [channels, height, width], rows.clone(), result);
+            }
         }
         Ok(())
     }
