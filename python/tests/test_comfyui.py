@@ -3,6 +3,7 @@ result for each of RETURN_TYPES. Numbers are held to the golden files, which dif
 
 import http.server
 import importlib.util
+import json
 import sys
 import threading
 import time
@@ -153,6 +154,38 @@ def test_videos_become_frames():
         assert torch.allclose(latents, expected, rtol=2e-3, atol=2e-3)
         with pytest.raises(ValueError, match=r"Got shape \[1, 16, 4, 4\]"):
             call("RemoteVAEDecodeVideo", samples={"samples": torch.zeros(1, 16, 4, 4)}, url=address)
+
+
+#: Wan's latents as ComfyUI's samplers give them: `process_out` has put means and deviations back.
+WAN = {"wan": ("1", "2", "encode.1"), "wan22": ("1", "2", "encode.2")}
+
+
+@pytest.mark.parametrize("name", WAN)
+def test_wan_takes_the_autoencoders_own_latents(name):
+    case = load_file(VIDEO / f"{name}.safetensors")
+    folder = VIDEO / name
+    config = json.loads((folder / "config.json").read_text())
+    mean, std = (torch.tensor(config[part]).reshape(1, -1, 1, 1, 1) for part in ("latents_mean", "latents_std"))
+    one, two, encode = WAN[name]
+    with serve(f"--model=video={folder}") as address:
+        sampled = case["client.latents"]
+        images = call("RemoteVAEDecodeVideo", samples={"samples": sampled * std + mean}, url=address)
+        assert_images(images, case["client.pixels"])
+        for number in (one, two):
+            latents = case[f"decode.{number}.latents"]
+            batch, _, frames, _, _ = latents.shape
+            images = call("RemoteVAEDecodeVideo", samples={"samples": latents}, url=address)
+            assert len(images) == batch * (4 * frames - 3)
+            assert_images(images, case[f"decode.{number}.pixels"])
+        picture = case["decode.0.latents"]
+        images = call("RemoteVAEDecode", samples={"samples": picture}, url=address)
+        assert images.shape[0] == 1
+        assert_images(images, case["decode.0.pixels"])
+        frames = images_of(case[f"{encode}.pixels"][:1].float())[0]
+        latents = call("RemoteVAEEncode", pixels=frames, url=address)["samples"]
+        expected = case[f"{encode}.moments"][:1].chunk(2, dim=1)[0]
+        assert latents.shape == expected.shape
+        assert torch.allclose(latents, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_errors_are_one_sentence(golden, monkeypatch):

@@ -67,6 +67,16 @@ def picture():
     return 200, {}, file.getvalue()
 
 
+def test_options_of_a_clip_travel_when_they_are_given(scripted):
+    scripted.answers = [(200, {}, b"a file"), (200, {}, b"a file")]
+    clip = np.zeros((1, 4, 3, 2, 2), np.float16)
+    options = {"output_type": "mp4", "do_scaling": None}
+    assert remote_decode(scripted.url, clip, **options, fps=24, crf=18, windows=False, tiling=True) == b"a file"
+    remote_decode(scripted.url, clip, **options)
+    with_options, without = (path for path, *_ in scripted.asked)
+    assert with_options == without + "&fps=24&crf=18&windows=off&tiling=on"
+
+
 def test_parameters_travel_as_the_protocol_says(scripted):
     scripted.answers = [picture(), picture()]
     latents = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
@@ -225,6 +235,38 @@ def test_asyncio_keeps_its_loop_free(scripted):
 
     pictures, ticks = asyncio.run(main())
     assert pictures == 4 and ticks >= 10
+
+
+def test_a_cancelled_decode_keeps_its_room_and_the_loop_stays_free(scripted):
+    scripted.answers, scripted.delay = [picture()] * 3, 0.5
+
+    async def main():
+        async with AsyncDecodeQueue(scripted.url, size=1, parallel=1) as queue:
+            begun = asyncio.ensure_future(queue.decode(LATENTS))
+            while not scripted.asked:
+                await asyncio.sleep(0.01)
+            begun.cancel()
+            longest, last = 0.0, time.monotonic()
+            second = asyncio.ensure_future(queue.decode(LATENTS))
+            while not second.done():
+                await asyncio.sleep(0.01)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            return second.result().size, longest
+
+    size, longest = asyncio.run(main())
+    assert size == (16, 16) and longest < 0.4, longest
+
+
+def test_results_that_nobody_takes_are_bounded(scripted):
+    scripted.answers = [picture()] * 3
+    with DecodeQueue(scripted.url, unread=2) as queue:
+        queue.put(LATENTS)
+        queue.put(LATENTS)
+        with pytest.raises(RemoteVAEError, match="2 results wait"):
+            queue.put(LATENTS)
+        assert next(queue).size == (16, 16)
+        queue.put(LATENTS)
+        assert len(list(queue)) == 2
 
 
 def test_progress_counts_the_bytes_of_both_ways(scripted):

@@ -3,6 +3,8 @@
 With REMOTE_VAE_SCREENSHOTS set, the pictures of `docs/page.md` are written to that folder.
 """
 
+import json
+import math
 import os
 import re
 import struct
@@ -86,6 +88,51 @@ def test_a_preview_comes_before_the_picture(server, open_page):
     held.pop().continue_()
     done(page, "compare")
     assert page.evaluate("after.naturalWidth") == 384
+
+
+def latents_file(*shape):
+    """A file of float32 latents, a gentle pattern."""
+    count = math.prod(shape)
+    values = struct.pack(f"<{count}f", *(math.sin(0.01 * at) for at in range(count)))
+    header = json.dumps({"latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(values)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + values
+
+
+def jobs_of(page):
+    return page.evaluate("fetch('info').then((answer) => answer.json()).then((info) => info.queue.jobs)")
+
+
+def test_latents_are_a_job_with_a_preview(server, open_page):
+    page = open_page(server.url)
+    held = []
+    page.route(re.compile(r"/v1/jobs/\w+/result"), lambda route: held.append(route))
+    drop(page, "gentle.safetensors", latents_file(1, 4, 24, 40), "")
+    page.locator("#stage[data-mode=preview]").wait_for()
+    assert page.evaluate("[after.naturalWidth, after.naturalHeight, after.width]") == [40, 24, 320]
+    page.locator("#left", has_text="100 %").wait_for()
+    assert page.evaluate("document.querySelector('#share').value") == 1
+    held.pop().continue_()
+    done(page, "single")
+    assert page.evaluate("after.naturalWidth") == 320
+    assert not page.locator("#work").is_visible()
+    page.wait_for_function("fetch('info').then((answer) => answer.json()).then((info) => info.queue.jobs === 0)")
+
+
+def test_a_job_can_be_cancelled(server, open_page):
+    page = open_page(server.url)
+    drop(page, "large.safetensors", latents_file(1, 4, 192, 192), "")
+    page.locator("#stage[data-mode=preview]").wait_for()
+    assert page.evaluate("after.naturalWidth") == 96
+    page.locator("#left", has_text=re.compile(r"[1-9]\d* %, about .* left")).wait_for()
+    page.click("#cancel")
+    assert page.inner_text("#progress") == "Cancelled."
+    assert page.get_attribute("#stage", "data-mode") == "empty"
+    assert page.evaluate("document.activeElement.id") == "again"
+    idle = "fetch('status').then((answer) => answer.json()).then((status) => status.running.length === 0)"
+    page.wait_for_function(idle)
+    assert jobs_of(page) == 0
+    drop(page, "small.safetensors", latents_file(1, 4, 8, 8), "")
+    done(page, "single")
 
 
 def run_shell(page, folder):

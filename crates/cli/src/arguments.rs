@@ -201,6 +201,11 @@ pub(crate) struct ServeOptions {
     /// server's own]
     #[arg(long = "cors-origin", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
+    /// An OpenTelemetry collector that gets a span of each request for work, e.g. `http://127.0.0.1:4318`, as JSON over
+    /// HTTP.
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Requests that may wait while one is computed; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue: u32,
@@ -495,6 +500,9 @@ pub(crate) struct LoadArguments {
     /// Kinds of requests in turn, e.g. `512x512:raw,256x256:png`; raw, uint8, png or jpg [default: --size, raw]
     #[arg(long, value_name = "WxH:FORMAT", requires = "url", value_delimiter = ',', value_parser = parse_kind)]
     pub mix: Vec<Kind>,
+    /// Samples of each request.
+    #[arg(long, value_name = "N", requires = "url", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batch: u32,
     /// Percent of the requests that are left within half a second, wherever they are by then.
     #[arg(long, value_name = "PERCENT", requires = "url", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub abandon: u32,

@@ -91,7 +91,9 @@ struct Report {
     engine_utilisation: Option<f64>,
     /// Memory of the server's process.
     resident_mib: Option<Resident>,
-    /// Answers of each key, where several are used.
+    /// Running work whose client had left.
+    stopped: Option<Stopped>,
+    /// What each key had of the server, where several are used.
     per_key: Option<PerKey>,
 }
 
@@ -103,11 +105,34 @@ struct Resident {
 }
 
 #[derive(Debug, Serialize)]
+struct Stopped {
+    jobs: u64,
+    /// From the client's leaving to the engine's being free.
+    mean_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
 struct PerKey {
     keys: usize,
-    fewest: usize,
-    most: usize,
-    most_by_fewest: f64,
+    answers: Spread,
+    megapixels: Spread,
+}
+
+/// The least and the most that a key had.
+#[derive(Debug, Serialize)]
+struct Spread {
+    least: f64,
+    most: f64,
+    ratio: f64,
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        let (least, most) = values
+            .iter()
+            .fold((f64::INFINITY, 0.0_f64), |(least, most), &value| (least.min(value), most.max(value)));
+        Self { least, most, ratio: most / least }
+    }
 }
 
 /// A kind of request, ready to be sent.
@@ -147,7 +172,8 @@ impl Load {
     /// Sends request `number`, which decides what it asks, and notes what became of it. True if it was answered.
     async fn send(&self, number: u64, scheduled: Instant) -> bool {
         let mut dice = Dice::new(number);
-        let kind = number as usize % self.requests.len();
+        // Kinds in turn would give each client of an even number of them one kind for ever.
+        let kind = (dice.next() * self.requests.len() as f64) as usize;
         let request = &self.requests[kind];
         let variant = (dice.next() * request.tensors.len() as f64) as usize;
         let key = number as usize % self.clients.len();
@@ -247,6 +273,8 @@ struct Sample {
     at: Instant,
     busy_seconds: Option<f64>,
     resident_mib: Option<f64>,
+    /// Seconds and number of the running jobs that ended after their client had left.
+    stopped: Option<(f64, f64)>,
 }
 
 async fn sample(client: &Client) -> Result<Sample> {
@@ -259,6 +287,7 @@ async fn sample(client: &Client) -> Result<Sample> {
         at: Instant::now(),
         busy_seconds: value("rvae_engine_busy_seconds_total"),
         resident_mib: value("process_resident_memory_bytes").map(|bytes| bytes / f64::from(1 << 20)),
+        stopped: value("rvae_cancel_seconds_sum").zip(value("rvae_cancel_seconds_count")),
     })
 }
 
@@ -293,10 +322,10 @@ fn model_at(info: &Value, url: &str) -> Result<(usize, usize)> {
     ))
 }
 
-fn request(kind: Kind, channels: usize, factor: usize) -> Result<Request> {
+fn request(kind: Kind, batch: usize, channels: usize, factor: usize) -> Result<Request> {
     let [height, width] = [kind.size.height, kind.size.width].map(|side| side.div_ceil(factor));
-    let shape = [1, channels, height, width];
-    let values = |seed| input([1, channels, 1, height, width], seed);
+    let shape = [batch, channels, height, width];
+    let values = |seed| input([batch, channels, 1, height, width], seed);
     let tensors = (0..VARIANTS)
         .map(|seed| Tensor::from_f32(shape.to_vec(), Dtype::Float16, &values(seed + 1)))
         .collect::<Result<_, _>>()?;
@@ -307,7 +336,7 @@ fn request(kind: Kind, channels: usize, factor: usize) -> Result<Request> {
         Format::Jpg => Output::Jpeg,
     };
     let options = DecodeOptions::new(output).scaled_by_model();
-    Ok(Request { tensors, options, pixels: height * width * factor * factor })
+    Ok(Request { tensors, options, pixels: batch * height * width * factor * factor })
 }
 
 async fn measure(options: &BenchOptions, url: &str) -> Result<Report> {
@@ -336,7 +365,10 @@ async fn measure(options: &BenchOptions, url: &str) -> Result<Report> {
     };
     let shared = Arc::new(Load {
         clients,
-        requests: kinds.into_iter().map(|kind| request(kind, channels, factor)).collect::<Result<_>>()?,
+        requests: kinds
+            .into_iter()
+            .map(|kind| request(kind, load.batch as usize, channels, factor))
+            .collect::<Result<_>>()?,
         abandon: f64::from(load.abandon) / 100.0,
         answers: load.check.then(Mutex::default),
         records: Mutex::default(),
@@ -392,6 +424,12 @@ fn report(
         most: samples.iter().filter_map(|sample| sample.resident_mib).fold(before, f64::max),
         after,
     });
+    // Before the first there is no such line.
+    let stopped = last.stopped.map(|(seconds, jobs)| {
+        let (before, jobs_before) = first.stopped.unwrap_or_default();
+        let jobs = jobs - jobs_before;
+        Stopped { jobs: jobs as u64, mean_ms: (seconds - before) * 1e3 / jobs.max(1.0) }
+    });
     let time =
         |part: fn(&(Duration, Timing, usize, bool)) -> Duration| Percentiles::of(answers.iter().map(part));
     Report {
@@ -415,19 +453,20 @@ fn report(
         health_ms: Percentiles::of(health.iter().copied()),
         engine_utilisation: busy,
         resident_mib: resident,
+        stopped,
         per_key: per_key(load.clients.len(), records),
     }
 }
 
 fn per_key(keys: usize, records: &[Record]) -> Option<PerKey> {
-    let mut answered = vec![0_usize; keys];
+    let (mut answers, mut megapixels) = (vec![0.0; keys], vec![0.0; keys]);
     for record in records {
-        if matches!(record.outcome, Outcome::Answered { .. }) {
-            answered[record.key] += 1;
+        if let Outcome::Answered { pixels, .. } = record.outcome {
+            answers[record.key] += 1.0;
+            megapixels[record.key] += pixels as f64 / 1e6;
         }
     }
-    let (fewest, most) = (*answered.iter().min()?, *answered.iter().max()?);
-    (keys > 1).then(|| PerKey { keys, fewest, most, most_by_fewest: most as f64 / fewest as f64 })
+    (keys > 1).then(|| PerKey { keys, answers: Spread::of(&answers), megapixels: Spread::of(&megapixels) })
 }
 
 impl Report {
@@ -467,8 +506,14 @@ impl Report {
         if let Some(Resident { before, most, after }) = self.resident_mib {
             writeln!(output, "memory {before:.0} MiB before, {most:.0} at most, {after:.0} after")?;
         }
-        if let Some(PerKey { keys, fewest, most, most_by_fewest }) = self.per_key {
-            writeln!(output, "{keys} keys: {fewest} to {most} answers each, ratio {most_by_fewest:.2}")?;
+        if let Some(Stopped { jobs, mean_ms }) = self.stopped.as_ref().filter(|stopped| stopped.jobs > 0) {
+            writeln!(output, "{jobs} running jobs were left, and stopped {mean_ms:.1} ms after on average")?;
+        }
+        if let Some(PerKey { keys, answers, megapixels }) = &self.per_key {
+            let Spread { least, most, ratio } = answers;
+            write!(output, "{keys} keys: {least} to {most} answers each (ratio {ratio:.2}), ")?;
+            let Spread { least, most, ratio } = megapixels;
+            writeln!(output, "{least:.2} to {most:.2} megapixels (ratio {ratio:.2})")?;
         }
         Ok(())
     }
@@ -486,6 +531,25 @@ mod tests {
         let one = Percentiles::of(std::iter::once(Duration::from_millis(7))).unwrap();
         assert_eq!((one.p50, one.max), (7.0, 7.0));
         assert_eq!(Percentiles::of(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn keys_are_compared_by_answers_and_pixels() {
+        let answered = |key, pixels| Record {
+            key,
+            outcome: Outcome::Answered {
+                latency: Duration::ZERO,
+                timing: Timing::default(),
+                pixels,
+                same: true,
+            },
+        };
+        let left = Record { key: 1, outcome: Outcome::Abandoned };
+        let records = [answered(0, 1_000_000), answered(0, 500_000), answered(1, 1_000_000), left];
+        let found = per_key(2, &records).unwrap();
+        assert_eq!((found.answers.least, found.answers.most, found.answers.ratio), (1.0, 2.0, 2.0));
+        assert_eq!((found.megapixels.least, found.megapixels.ratio), (1.0, 1.5));
+        assert!(per_key(1, &records[..2]).is_none());
     }
 
     #[test]

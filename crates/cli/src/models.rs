@@ -53,7 +53,7 @@ pub(crate) fn run(options: &ModelsOptions) -> Result<()> {
     writeln!(
         output,
         "\nServed: AutoencoderKL (SD 1.x, SD 2, SDXL, SD3, FLUX.1, Playground), AutoencoderKLFlux2 (FLUX.2), AutoencoderTiny \
-         (TAESD family); of videos AutoencoderKLHunyuanVideo, AutoencoderKLWan (Wan 2.1, Wan 2.2) and \
+         (TAESD family), AutoencoderDC (Sana); of videos AutoencoderKLHunyuanVideo, AutoencoderKLWan (Wan 2.1, Wan 2.2) and \
          AutoencoderKLQwenImage."
     )?;
     writeln!(output, "Use any of them with: remote-vae serve --model NAME=SOURCE")?;

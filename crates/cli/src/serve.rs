@@ -72,6 +72,8 @@ fn server_options(options: &ServeOptions) -> Result<ServerOptions> {
         tls,
         cors_origins: options.cors_origins.clone(),
         job_ttl: seconds(options.job_ttl),
+        #[cfg(feature = "otlp")]
+        otlp_endpoint: options.otlp_endpoint.clone(),
         ..ServerOptions::default()
     })
 }

@@ -65,7 +65,8 @@ impl Client {
         options: &DecodeOptions,
         parallel: usize,
     ) -> impl Iterator<Item = Result<Reply, ClientError>> + 'a {
-        let mut queue = DecodeQueue::new(self.inner.clone(), options.clone(), parallel, parallel);
+        let mut queue =
+            DecodeQueue::new(self.inner.clone(), options.clone(), parallel, parallel).untaken(parallel);
         let mut latents = latents.into_iter();
         let mut waiting = 0;
         std::iter::from_fn(move || {
@@ -75,7 +76,9 @@ impl Client {
             while waiting < parallel.max(1)
                 && let Some(next) = latents.next()
             {
-                self.runtime.block_on(queue.put(next));
+                if let Err(error) = self.runtime.block_on(queue.put(next)) {
+                    return Some(Err(error));
+                }
                 waiting += 1;
             }
             waiting = waiting.saturating_sub(1);

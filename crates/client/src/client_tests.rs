@@ -141,12 +141,14 @@ async fn the_queue_is_bounded_and_keeps_the_order() {
     let router = Router::new()
         .fallback(move |request: Request| crowded(Arc::clone(&seen), Arc::clone(&current), request));
     let client = Client::new(serve(router).await).unwrap();
-    let mut queue = crate::DecodeQueue::new(client, DecodeOptions::default(), 3, 2);
+    let mut queue = crate::DecodeQueue::new(client, DecodeOptions::default(), 3, 2).untaken(7);
     let begun = std::time::Instant::now();
     for number in 0..7_u8 {
         let dtype = if number == 4 { Dtype::Float16 } else { Dtype::Uint8 };
-        queue.put(Tensor::new(vec![1], dtype, vec![number; dtype.size()]).unwrap()).await;
+        queue.put(Tensor::new(vec![1], dtype, vec![number; dtype.size()]).unwrap()).await.unwrap();
     }
+    let further = queue.put(Tensor::new(vec![1], Dtype::Uint8, vec![7]).unwrap()).await;
+    assert!(matches!(further, Err(ClientError::Untaken { waiting: 7 })));
     // The last put had to wait for four answers, two of which come at one time.
     assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
     assert_eq!(queue.len(), 7);

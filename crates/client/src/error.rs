@@ -59,6 +59,12 @@ pub enum ClientError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A queue holds as many replies as it may.
+    #[error("Expected replies to be taken before more is put. {waiting} wait already.")]
+    Untaken {
+        /// Replies that wait, or are under way.
+        waiting: usize,
+    },
     /// A decode of a queue ended without an answer.
     #[error("The decode was stopped: {reason}.")]
     Stopped {

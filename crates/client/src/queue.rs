@@ -12,6 +12,9 @@ use crate::options::DecodeOptions;
 use crate::reply::Reply;
 use crate::tensor::Tensor;
 
+/// Replies that may wait to be taken unless the queue is told otherwise.
+const UNTAKEN: usize = 256;
+
 /// A bounded queue of decodes. Dropping it gives up what is under way.
 ///
 /// ```no_run
@@ -21,7 +24,7 @@ use crate::tensor::Tensor;
 /// let options = DecodeOptions::new(Output::Png).scaled_by_model();
 /// let mut queue = DecodeQueue::new(Client::new("http://127.0.0.1:8080")?, options, 8, 2);
 /// for latents in made {
-///     queue.put(latents).await; // waits while 8 decodes are under way
+///     queue.put(latents).await?; // waits while 8 decodes are under way
 /// }
 /// while let Some(reply) = queue.next().await {
 ///     println!("{} bytes", reply?.file()?.len());
@@ -35,6 +38,7 @@ pub struct DecodeQueue {
     options: DecodeOptions,
     room: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    untaken: usize,
     order: VecDeque<JoinHandle<Result<Reply, ClientError>>>,
 }
 
@@ -43,11 +47,24 @@ impl DecodeQueue {
     pub fn new(client: Client, options: DecodeOptions, size: usize, parallel: usize) -> Self {
         let semaphore = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
         let (room, requests) = (semaphore(size), semaphore(parallel));
-        Self { client, options, room, requests, order: VecDeque::new() }
+        Self { client, options, room, requests, untaken: UNTAKEN, order: VecDeque::new() }
+    }
+
+    /// Lets at most `count` replies wait to be taken; 256 unless set.
+    #[must_use]
+    pub fn untaken(mut self, count: usize) -> Self {
+        self.untaken = count.max(1);
+        self
     }
 
     /// Begins to decode `latents`; waits until there is room. Runs on the Tokio runtime that polls it.
-    pub async fn put(&mut self, latents: Tensor) {
+    ///
+    /// # Errors
+    /// [`ClientError::Untaken`] when as many replies wait as may, since none can be taken while this one is put.
+    pub async fn put(&mut self, latents: Tensor) -> Result<(), ClientError> {
+        if self.order.len() >= self.untaken {
+            return Err(ClientError::Untaken { waiting: self.order.len() });
+        }
         // Nobody closes the semaphores, so a missing permit cannot occur and would only mean less waiting.
         let place = Arc::clone(&self.room).acquire_owned().await.ok();
         let (client, options) = (self.client.clone(), self.options.clone());
@@ -57,6 +74,7 @@ impl DecodeQueue {
             let _request = requests.acquire().await;
             client.decode(&latents, &options).await
         }));
+        Ok(())
     }
 
     /// The next reply in the order of [`DecodeQueue::put`]; `None` when all have been taken.

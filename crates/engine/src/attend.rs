@@ -1,9 +1,11 @@
 //! Attention among the frames of a clip: how often the kernel runs, and on which shape.
 
-use remote_vae_kernels::attention::{Shape, attention};
+use remote_vae_kernels::attention::{Shape, stoppable_attention};
 use remote_vae_kernels::convolution::Arithmetic;
 use remote_vae_kernels::{Isa, Pool, Tensor, TensorMut};
 use remote_vae_model::Reach;
+
+use crate::Control;
 
 /// An attention node on tensors of one size.
 pub(crate) struct Attend {
@@ -28,7 +30,7 @@ impl Attend {
         Attend { clips, shape: Shape { channels, frames, tokens: height * width, arithmetic } }
     }
 
-    /// Attention of query, key and value.
+    /// Attention of query, key and value. Ends early, with a result that means nothing, when the run is cancelled.
     pub(crate) fn run(
         &self,
         isa: Isa,
@@ -36,11 +38,12 @@ impl Attend {
         operands: [Tensor<'_>; 3],
         scratch: &mut [f32],
         output: TensorMut<'_>,
+        control: &Control,
     ) {
         let len = operands[0].groups() / self.clips;
         for (clip, output) in output.parts(len).into_iter().enumerate() {
             let operands = operands.map(|operand| operand.part(clip * len, len));
-            attention(isa, pool, operands, self.shape, scratch, output);
+            stoppable_attention(isa, pool, operands, self.shape, scratch, output, control.flag());
         }
     }
 }

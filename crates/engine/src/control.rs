@@ -36,9 +36,13 @@ impl Control {
         Control { progress: Some(Arc::new(report)), ..Control::default() }
     }
 
-    /// Setting this flag ends the run before its next step.
+    /// Setting this flag ends the run before its next step or strip, and attention, whose steps may be long, within one.
     pub fn cancel_handle(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
+    }
+
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.cancelled
     }
 
     /// The control of one of several runs: `before` has what was done before it, and the totals of all.

@@ -3,10 +3,12 @@
 use remote_vae_kernels::convolution::{
     Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
 };
+use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::blocks;
+use remote_vae_kernels::linear_attention::linear_attention;
 use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
-use remote_vae_kernels::rms_norm::rms_norm;
+use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
 use remote_vae_kernels::strip::{Strip, copy_rows, rows_from_blocked};
 use remote_vae_kernels::{Activation, Buffer, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
@@ -144,7 +146,15 @@ impl CpuEngine {
             Operation::GroupNorm { groups, epsilon, weight, bias } => {
                 Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
             }
-            Operation::RmsNorm { weight } => Layer::RmsNorm { gamma: read(*weight)? },
+            Operation::RmsNorm { weight, bias, epsilon } => {
+                let bias = bias.map(read).transpose()?;
+                Layer::RmsNorm { weight: read(*weight)?, bias, epsilon: *epsilon }
+            }
+            Operation::GroupedConvolution { weight, bias, kernel, group } => {
+                let (weight, bias) = (read(*weight)?, bias.map(read).transpose()?);
+                let (channels, bias) = (node.channels, bias.as_deref());
+                Layer::Grouped(GroupedConvolution::new(channels, *group, *kernel, &weight, bias))
+            }
             _ => Layer::Weightless,
         })
     }
@@ -154,7 +164,8 @@ impl CpuEngine {
 enum Layer {
     Convolution { convolution: Convolution, time: Time },
     Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
-    RmsNorm { gamma: Vec<f32> },
+    RmsNorm { weight: Vec<f32>, bias: Option<Vec<f32>>, epsilon: f32 },
+    Grouped(GroupedConvolution),
     Weightless,
 }
 
@@ -271,6 +282,14 @@ impl CpuProgram {
     }
 }
 
+/// What all operations of a run have in common.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    plan: &'a Plan,
+    calibration: Option<&'a Calibration>,
+    control: &'a Control,
+}
+
 pub(crate) fn place(arena: &mut [f32], region: Region) -> &mut [f32] {
     &mut arena[region.values.offset..][..region.values.len]
 }
@@ -324,32 +343,33 @@ impl CpuProgram {
         mut result: Option<&mut [f32]>,
         control: &Control,
     ) -> Result<(), EngineError> {
+        let run = Run { plan, calibration, control };
         let Some(slices) = &step.slices else {
             control.check()?;
-            return self.operation(plan, &step.operations[0], None, calibration, history, arena);
+            self.operation(run, &step.operations[0], None, history, arena)?;
+            return control.check();
         };
         let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
         for Slice { member, rows } in slices.iter() {
             control.check()?;
             let strip = (rows, &mut sums[*member]);
             let operation = &step.operations[*member];
-            self.operation(plan, operation, Some(strip), calibration, None, arena)?;
+            self.operation(run, operation, Some(strip), None, arena)?;
             if let (true, Some(result)) = (operation.places.leaves, result.as_deref_mut()) {
                 let [_, channels, height, width] = plan.output;
                 let ring = (&*place(arena, operation.places.output), operation.places.output_rows);
                 rows_from_blocked(ring, [channels, height, width], rows.clone(), result);
             }
         }
-        Ok(())
+        control.check()
     }
 
     /// Runs one operation, as a whole or some rows of it; statistics of rows are summed up in what comes with these.
     fn operation(
         &self,
-        plan: &Plan,
+        Run { plan, calibration, control }: Run<'_>,
         operation: &PlacedOperation,
         strip: Option<(&Range<usize>, &mut Option<Sums>)>,
-        calibration: Option<&Calibration>,
         history: Option<&mut History>,
         arena: &mut [f32],
     ) -> Result<(), EngineError> {
@@ -430,15 +450,39 @@ impl CpuProgram {
                 }
             }
             Fused::RmsNorm { node, input, activation } => {
-                let Layer::RmsNorm { gamma } = &self.layers[*node] else {
+                let Layer::RmsNorm { weight, bias, epsilon } = &self.layers[*node] else {
                     unreachable!("the plan belongs to another graph")
                 };
+                let norm = RmsNorm { weight, bias: bias.as_deref(), epsilon: *epsilon };
                 let output = views.take_tensor(places.output);
                 let values = views.tensor(reads[0]);
                 let len = frame_groups(*input);
                 for (frame, output) in output.parts(len).into_iter().enumerate() {
                     let values = values.part(frame * len, len);
-                    rms_norm(isa, pool, values, pixels(*input), gamma, *activation, output);
+                    rms_norm(isa, pool, values, pixels(*input), norm, *activation, output);
+                }
+            }
+            Fused::GroupedConvolution { node, input, activation } => {
+                let Layer::Grouped(convolution) = &self.layers[*node] else {
+                    unreachable!("the plan belongs to another graph")
+                };
+                let output = views.take_tensor(places.output);
+                let values = views.tensor(reads[0]);
+                let ([_, height, width], len) = (plan.sizes[*input], frame_groups(*input));
+                for (frame, output) in output.parts(len).into_iter().enumerate() {
+                    let values = values.part(frame * len, len);
+                    convolution.run(isa, pool, values, [height, width], *activation, output);
+                }
+            }
+            Fused::LinearAttention { head, inputs } => {
+                let output = views.take_tensor(places.output);
+                let (channels, pixels, len) =
+                    (plan.channels[inputs[0]], pixels(inputs[0]), frame_groups(inputs[0]));
+                let made = blocks(channels * inputs.len() / 3) * pixels;
+                for (frame, output) in output.parts(made).into_iter().enumerate() {
+                    let operands: Vec<Tensor<'_>> =
+                        reads.iter().map(|read| views.tensor(*read).part(frame * len, len)).collect();
+                    linear_attention(isa, pool, &operands, channels, *head, pixels, output);
                 }
             }
             Fused::Attention { node, reach, inputs } => {
@@ -446,7 +490,8 @@ impl CpuProgram {
                 let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
                 let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
-                Attend::new(*reach, channels, size, arithmetic).run(isa, pool, operands, scratch, output);
+                let attend = Attend::new(*reach, channels, size, arithmetic);
+                attend.run(isa, pool, operands, scratch, output, control);
             }
             Fused::Map { map, input } => {
                 let output = views.take_tensor(places.output);
@@ -526,12 +571,14 @@ impl CpuProgram {
                     );
                 }
             }
-            Fused::Add { .. } => {
+            Fused::Add { .. } | Fused::Multiply { .. } => {
                 let output = views.take_tensor(places.output);
                 let (first, second) =
                     if in_place(reads[1]) { (reads[1], reads[0]) } else { (reads[0], reads[1]) };
                 let first = elsewhere(first).map(|region| views.tensor(region));
-                elementwise::add(isa, pool, first, views.tensor(second), output);
+                let is_sum = matches!(&operation.fused, Fused::Add { .. });
+                let combine = if is_sum { elementwise::add } else { elementwise::multiply };
+                combine(isa, pool, first, views.tensor(second), output);
             }
         }
         Ok(())

@@ -52,10 +52,19 @@ pub(crate) enum Fused {
         input: usize,
         activation: Activation,
     },
+    GroupedConvolution {
+        node: usize,
+        input: usize,
+        activation: Activation,
+    },
     Attention {
         node: usize,
         reach: Reach,
         inputs: [usize; 3],
+    },
+    LinearAttention {
+        head: usize,
+        inputs: Vec<usize>,
     },
     Map {
         map: Map,
@@ -85,6 +94,9 @@ pub(crate) enum Fused {
     Add {
         inputs: [usize; 2],
     },
+    Multiply {
+        inputs: [usize; 2],
+    },
     /// Only in strips: keeps rows that others are about to write over.
     Copy {
         input: usize,
@@ -103,6 +115,7 @@ impl Fused {
             Fused::NormApply { node, input } => vec![Value::Node(*input), Value::Table(*node)],
             Fused::NormStatistics { input, .. }
             | Fused::RmsNorm { input, .. }
+            | Fused::GroupedConvolution { input, .. }
             | Fused::Map { input, .. }
             | Fused::Expand { input, .. }
             | Fused::Collect { input, .. }
@@ -111,7 +124,8 @@ impl Fused {
             Fused::Attention { inputs, .. } | Fused::DoubleFrames { inputs } => {
                 inputs.iter().copied().map(Value::Node).collect()
             }
-            Fused::Add { inputs } | Fused::FirstFrame { inputs } => {
+            Fused::LinearAttention { inputs, .. } => inputs.iter().copied().map(Value::Node).collect(),
+            Fused::Add { inputs } | Fused::Multiply { inputs } | Fused::FirstFrame { inputs } => {
                 inputs.iter().copied().map(Value::Node).collect()
             }
         }
@@ -134,7 +148,9 @@ impl Fused {
             }
             Fused::Map { input, .. } => vec![Value::Node(*input)],
             Fused::FirstFrame { inputs } if inputs[0] != inputs[1] => vec![Value::Node(inputs[1])],
-            Fused::Add { inputs } if inputs[0] != inputs[1] => inputs.map(Value::Node).to_vec(),
+            Fused::Add { inputs } | Fused::Multiply { inputs } if inputs[0] != inputs[1] => {
+                inputs.map(Value::Node).to_vec()
+            }
             _ => Vec::new(),
         }
     }
@@ -180,6 +196,12 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 let operation = Fused::RmsNorm { node: index, input: input(0), activation: tail.activation };
                 push(operation, Value::Node(tail.last));
             }
+            Operation::GroupedConvolution { .. } => {
+                let tail = tails.of[index];
+                let (input, activation) = (input(0), tail.activation);
+                let operation = Fused::GroupedConvolution { node: index, input, activation };
+                push(operation, Value::Node(tail.last));
+            }
             _ if lazy[index] || tails.absorbed[index] => {}
             Operation::Activation(kind) => {
                 let map = Map::Activation(activation(*kind));
@@ -203,6 +225,10 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 let inputs = [input(0), input(1), input(2)];
                 push(Fused::Attention { node: index, reach: *reach, inputs }, Value::Node(index));
             }
+            Operation::LinearAttention { head } => {
+                let inputs = node.inputs.iter().map(|input| input.0).collect();
+                push(Fused::LinearAttention { head: *head, inputs }, Value::Node(index));
+            }
             Operation::FirstFrame => {
                 push(Fused::FirstFrame { inputs: [input(0), input(1)] }, Value::Node(index));
             }
@@ -217,6 +243,9 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<FusedStep> {
                 push(Fused::Collect { cell: *cell, mean: *mean, input: input(0) }, Value::Node(index));
             }
             Operation::Add => push(Fused::Add { inputs: [input(0), input(1)] }, Value::Node(index)),
+            Operation::Multiply => {
+                push(Fused::Multiply { inputs: [input(0), input(1)] }, Value::Node(index));
+            }
         }
     }
     steps
@@ -241,7 +270,7 @@ fn consumers(graph: &Graph) -> Vec<Vec<usize>> {
     consumers
 }
 
-/// What follows a convolution or an RMS norm and is done on its way out.
+/// What follows a convolution, grouped or not, or an RMS norm and is done on its way out.
 #[derive(Clone, Copy, Default)]
 struct Tail {
     residual: Option<usize>,
@@ -274,7 +303,11 @@ fn tails(graph: &Graph, consumers: &[Vec<usize>]) -> Tails {
                 tail.last = sum;
             }
         }
-        if matches!(node.operation, Operation::Convolution { .. } | Operation::RmsNorm { .. })
+        let finishes = matches!(
+            node.operation,
+            Operation::Convolution { .. } | Operation::GroupedConvolution { .. } | Operation::RmsNorm { .. }
+        );
+        if finishes
             && let Some((next, Node { operation: Operation::Activation(kind), .. })) =
                 only_consumer(tail.last)
         {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use remote_vae_kernels::Isa;
 use remote_vae_kernels::convolution::{Convolution, Geometry};
+use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::{BLOCK, blocks};
+use remote_vae_kernels::linear_attention;
 use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
 use crate::arena::Region;
@@ -292,7 +294,12 @@ fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
                 Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
             }
             (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
-            (_, Operation::RmsNorm { .. }) => node.channels * size_of::<f32>(),
+            (_, Operation::RmsNorm { bias, .. }) => {
+                (1 + usize::from(bias.is_some())) * node.channels * size_of::<f32>()
+            }
+            (_, Operation::GroupedConvolution { kernel, group, .. }) => {
+                GroupedConvolution::weight_bytes(node.channels, *group, *kernel)
+            }
             _ => 0,
         })
         .sum()
@@ -333,6 +340,13 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
         Fused::Attention { reach, inputs, .. } => {
             shapes.attentions(*reach, inputs[0]).map(|shape| shape.worker_bytes(isa)).max().unwrap_or(0)
         }
+        Fused::GroupedConvolution { node, .. } => match &shapes.graph.nodes[*node] {
+            Node { operation: Operation::GroupedConvolution { kernel, group, .. }, channels, .. } => {
+                GroupedConvolution::worker_bytes(*channels, *group, *kernel)
+            }
+            _ => unreachable!("a grouped step starts from a grouped node"),
+        },
+        Fused::LinearAttention { head, .. } => linear_attention::worker_bytes(*head),
         _ => 0,
     };
     let mut most = 0;
@@ -393,7 +407,9 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
         [graph.nodes[node].channels, height, width]
     };
     let (node, output) = match (&step.operation, step.output) {
-        (Fused::Convolution { node, .. }, Value::Node(last)) => (*node, of(last)),
+        (Fused::Convolution { node, .. } | Fused::GroupedConvolution { node, .. }, Value::Node(last)) => {
+            (*node, of(last))
+        }
         (_, Value::Node(node) | Value::Copy(node)) => (node, of(node)),
         (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
     };
@@ -432,6 +448,21 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
                 tokens.saturating_mul(tokens).saturating_mul(output[0] as u64).saturating_mul(seen);
             ("attention".into(), products.saturating_mul(4))
         }
+        Fused::GroupedConvolution { node, .. } => {
+            let Operation::GroupedConvolution { kernel, group, .. } = graph.nodes[*node].operation else {
+                unreachable!("a grouped step starts from a grouped node")
+            };
+            let outputs = output.iter().product::<usize>() as u64;
+            let outputs = outputs.saturating_mul(made_frames as u64);
+            let taps = (kernel * kernel * group) as u64;
+            let kind = if group == 1 { "depthwise".to_owned() } else { format!("in groups of {group}") };
+            (format!("convolution {kernel}x{kernel}, {kind}"), outputs.saturating_mul(2 * taps))
+        }
+        Fused::LinearAttention { head, .. } => {
+            let outputs = output.iter().product::<usize>() as u64;
+            let products = outputs.saturating_mul(made_frames as u64).saturating_mul(*head as u64);
+            ("linear attention".into(), products.saturating_mul(4))
+        }
         Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
         Fused::NormApply { .. } | Fused::RmsNorm { .. } => ("norm".into(), 0),
         Fused::Map { .. } => ("map".into(), 0),
@@ -439,6 +470,7 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
         Fused::FirstFrame { .. } | Fused::DoubleFrames { .. } => ("frames".into(), 0),
         Fused::Expand { .. } | Fused::Collect { .. } => ("rearrange".into(), 0),
         Fused::Add { .. } => ("add".into(), 0),
+        Fused::Multiply { .. } => ("multiply".into(), 0),
         Fused::Copy { .. } => ("kept rows".into(), 0),
     };
     Described { name: graph.nodes[node].name.clone(), operation, output, flops }

@@ -170,6 +170,11 @@ pub const ALIASES: &[Alias] = &[
         others: &["qwenimage", "qwen-image-edit"],
         ..video("qwen-image", "Qwen/Qwen-Image", Space::Wan21, Family::AutoencoderKlQwenImage, "Apache-2.0")
     },
+    Alias {
+        others: &["sana1.5", "sana-sprint", "dc-ae-f32c32-sana"],
+        family: Family::AutoencoderDc,
+        ..alias("sana", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", Space::Sana, "MIT")
+    },
     tiny("taesd", "madebyollin/taesd", Space::Sd),
     tiny("taesdxl", "madebyollin/taesdxl", Space::Sdxl),
     tiny("taesd3", "madebyollin/taesd3", Space::Sd3),

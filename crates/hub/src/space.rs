@@ -28,6 +28,8 @@ pub enum Space {
     Wan21,
     /// Wan 2.2 TI2V 5B.
     Wan22,
+    /// Sana: the deep-compression autoencoder of 32 channels.
+    Sana,
 }
 
 const PLAYGROUND_MEAN: [f64; 4] = [-1.6574, 1.886, -1.383, 2.5155];
@@ -36,7 +38,7 @@ const PLAYGROUND_FACTOR: f64 = 0.5;
 
 impl Space {
     /// All of them.
-    pub const ALL: [Space; 9] = [
+    pub const ALL: [Space; 10] = [
         Space::Sd,
         Space::Sdxl,
         Space::Sd3,
@@ -46,6 +48,7 @@ impl Space {
         Space::HunyuanVideo,
         Space::Wan21,
         Space::Wan22,
+        Space::Sana,
     ];
 
     /// The name that is typed.
@@ -60,6 +63,7 @@ impl Space {
             Space::HunyuanVideo => "hunyuan-video",
             Space::Wan21 => "wan21",
             Space::Wan22 => "wan22",
+            Space::Sana => "sana",
         }
     }
 
@@ -68,7 +72,7 @@ impl Space {
         match self {
             Space::Sd | Space::Sdxl | Space::Playground => 4,
             Space::Sd3 | Space::Flux | Space::HunyuanVideo | Space::Wan21 => 16,
-            Space::Flux2 => 32,
+            Space::Flux2 | Space::Sana => 32,
             Space::Wan22 => 48,
         }
     }
@@ -82,6 +86,7 @@ impl Space {
             Space::Sd3 => factors(1.5305, Some(0.0609)),
             Space::Flux => factors(0.3611, Some(0.1159)),
             Space::HunyuanVideo => factors(0.476986, None),
+            Space::Sana => factors(0.41407, None),
             Space::Flux2 | Space::Playground | Space::Wan21 | Space::Wan22 => None,
         }
     }
@@ -105,7 +110,13 @@ impl Space {
 
     /// How its latents become those of an autoencoder of this architecture; `None` where there is no such.
     fn normalisation(self, architecture: Family) -> Option<Normalisation> {
+        let lives_alone = [architecture == Family::AutoencoderDc, self == Space::Sana];
         match (architecture, self.factors()) {
+            (Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo | Family::AutoencoderDc, _)
+                if lives_alone[0] != lives_alone[1] =>
+            {
+                None
+            }
             // The tiny model takes the diffusion model's latents; the statistics of the full one are not at hand.
             (Family::AutoencoderTiny, None) if self == Space::Flux2 || self.is_wan() => {
                 Some(Normalisation::Identity { family: None })
@@ -114,7 +125,7 @@ impl Space {
                 factors.map(|family| Normalisation::Identity { family: Some(family) })
             }
             (
-                Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo,
+                Family::AutoencoderKl | Family::AutoencoderKlHunyuanVideo | Family::AutoencoderDc,
                 Some(Factors { scaling_factor, shift_factor }),
             ) => Some(Normalisation::Scalar { scaling_factor, shift_factor }),
             (Family::AutoencoderKl, None) if self == Space::Playground => Some(Normalisation::PerChannel {

@@ -5,6 +5,7 @@
 mod operands;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::convolution::Arithmetic;
 use crate::integers::SPLIT;
@@ -85,6 +86,23 @@ pub fn attention(
     scratch: &mut [f32],
     output: TensorMut<'_>,
 ) {
+    stoppable_attention(isa, pool, [query, key, value], shape, scratch, output, &AtomicBool::new(false));
+}
+
+/// As [`attention`], until `stop` is set: then it ends soon, and what is in `output` means nothing. Its time grows with the
+/// square of the number of tokens, so of large pictures it can be most of the work.
+///
+/// # Panics
+/// As [`attention`].
+pub fn stoppable_attention(
+    isa: Isa,
+    pool: &Pool,
+    [query, key, value]: [Tensor<'_>; 3],
+    shape: Shape,
+    scratch: &mut [f32],
+    output: TensorMut<'_>,
+    stop: &AtomicBool,
+) {
     let groups = shape.frames * shape.frame_groups();
     assert!(shape.tokens > 0 && output.groups() == groups);
     assert!([query, key, value].iter().all(|tensor| tensor.groups() == groups));
@@ -108,6 +126,9 @@ pub fn attention(
         .collect();
     let tasks = shape.tokens.div_ceil(QUERIES);
     pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, &shape), |room, index| {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
         let (job, index) = (&jobs[index / tasks], index % tasks);
         let scratch = &mut Scratch::new(isa, &shape, room);
         dispatch!(isa, query_tile(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));

@@ -101,6 +101,15 @@ pub fn add(isa: Isa, pool: &Pool, first: Option<Tensor<'_>>, second: Tensor<'_>,
     in_chunks(isa, pool, first, output, Change::Add(second));
 }
 
+/// `output = first · second`; without `first`, `output *= second`.
+///
+/// # Panics
+/// The tensors do not have equally many groups.
+pub fn multiply(isa: Isa, pool: &Pool, first: Option<Tensor<'_>>, second: Tensor<'_>, output: TensorMut<'_>) {
+    assert_eq!(second.groups(), output.groups());
+    in_chunks(isa, pool, first, output, Change::Multiply(second));
+}
+
 /// Repeats each pixel `factor` times in height and width.
 ///
 /// `input` is `[channels, height, width]`, `output` `[channels, height · factor, width · factor]`, both blocked.
@@ -141,6 +150,7 @@ unsafe fn repeat<T: Tile>(source: Tensor<'_>, [row, factor]: [usize; 2], output:
 enum Change<'a> {
     Map { map: Map, channels: usize, pixels: usize },
     Add(Tensor<'a>),
+    Multiply(Tensor<'a>),
 }
 
 struct Job<'a> {
@@ -178,6 +188,15 @@ unsafe fn change_chunk<T: Tile>(job: &Job<'_>, [start, groups]: [usize; 2]) {
                 let term = unsafe { term.group::<T>(first + index) };
                 for lane in 0..BLOCK {
                     pixel[lane] += term[lane];
+                }
+            }
+        }
+        Change::Multiply(factor) => {
+            for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                // SAFETY: the caller vouches for the CPU.
+                let factor = unsafe { factor.group::<T>(first + index) };
+                for lane in 0..BLOCK {
+                    pixel[lane] *= factor[lane];
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! RMS norm: each pixel's channels divided by their root mean square, then a factor for each channel.
+//! RMS norm: each pixel's channels divided by their root mean square, then a factor and a summand for each channel.
 
 use crate::elementwise::{Activation, activate};
 use crate::isa::{Isa, dispatch};
@@ -13,8 +13,19 @@ const PIXELS: usize = 64;
 /// Lengths below this count as this one.
 const LEAST_LENGTH: f32 = 1e-12;
 
-/// Writes `activation(√channels · x / max(‖x‖₂, 1e-12) · gamma)` to `output`, where x are the channels of one pixel. The
-/// channels are those of `gamma`; `input` and `output` are blocked `[channels, pixels]`.
+/// The numbers of an RMS norm.
+#[derive(Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// Factor of each channel.
+    pub weight: &'a [f32],
+    /// Summand of each channel.
+    pub bias: Option<&'a [f32]>,
+    /// Added to the mean of the squares. Where it is 0, lengths below 1e-12 count as that instead.
+    pub epsilon: f32,
+}
+
+/// Writes `activation(x / √(‖x‖₂² / channels + ε) · weight + bias)` to `output`, where x are the channels of one pixel. The
+/// channels are those of the weight; `input` and `output` are blocked `[channels, pixels]`.
 ///
 /// # Panics
 /// The tensors do not have the groups of the channels and `pixels`.
@@ -23,16 +34,25 @@ pub fn rms_norm(
     pool: &Pool,
     input: Tensor<'_>,
     pixels: usize,
-    gamma: &[f32],
+    norm: RmsNorm<'_>,
     activation: Activation,
     output: TensorMut<'_>,
 ) {
-    assert_eq!(input.groups(), blocks(gamma.len()) * pixels);
+    let RmsNorm { weight, bias, epsilon } = norm;
+    let channels = weight.len();
+    assert_eq!(input.groups(), blocks(channels) * pixels);
     assert_eq!(input.groups(), output.groups());
-    let mut factors = gamma.to_vec();
-    factors.resize(blocks(gamma.len()) * BLOCK, 0.0);
-    let size = (gamma.len() as f32).sqrt();
-    let job = &Job { input, pixels, factors: &factors, size, activation, output: &SharedTensor::new(output) };
+    assert!(bias.is_none_or(|bias| bias.len() == channels));
+    let padded = |values: &[f32]| {
+        let mut values = values.to_vec();
+        values.resize(blocks(channels) * BLOCK, 0.0);
+        values
+    };
+    let (factors, summands) = (padded(weight), bias.map(padded));
+    let (factors, summands) = (factors.as_slice(), summands.as_deref());
+    let output = &SharedTensor::new(output);
+    let job =
+        &Job { input, pixels, factors, summands, channels: channels as f32, epsilon, activation, output };
     pool.run(pixels.div_ceil(PIXELS), |index| {
         dispatch!(isa, stretch(job: &Job<'_>, index: usize));
     });
@@ -43,8 +63,10 @@ struct Job<'a> {
     pixels: usize,
     /// `[padded channels]`
     factors: &'a [f32],
-    /// √channels
-    size: f32,
+    /// `[padded channels]`
+    summands: Option<&'a [f32]>,
+    channels: f32,
+    epsilon: f32,
     activation: Activation,
     output: &'a SharedTensor<'a>,
 }
@@ -80,11 +102,17 @@ unsafe fn stretch<T: Tile>(job: &Job<'_>, index: usize) {
             }
         }
         // Written so that a length that is not a number stays one.
-        let length = sum[0].sqrt();
-        *scale = job.size / if length < LEAST_LENGTH { LEAST_LENGTH } else { length };
+        *scale = if job.epsilon > 0.0 {
+            1.0 / (sum[0] / job.channels + job.epsilon).sqrt()
+        } else {
+            let length = sum[0].sqrt();
+            job.channels.sqrt() / if length < LEAST_LENGTH { LEAST_LENGTH } else { length }
+        };
     }
     for (block, factors) in job.factors.as_chunks::<BLOCK>().0.iter().enumerate() {
         let first = block * job.pixels + start;
+        let summands: Option<&[f32; BLOCK]> =
+            job.summands.and_then(|summands| summands[block * BLOCK..].first_chunk());
         // SAFETY: the caller vouches for the CPU; stretches of different blocks and places do not overlap.
         unsafe {
             job.output.edit::<T>(first, count, Some(job.input), |from, values| {
@@ -92,6 +120,11 @@ unsafe fn stretch<T: Tile>(job: &Job<'_>, index: usize) {
                 for (pixel, scale) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales) {
                     for lane in 0..BLOCK {
                         pixel[lane] *= scale * factors[lane];
+                    }
+                    if let Some(summands) = summands {
+                        for lane in 0..BLOCK {
+                            pixel[lane] += summands[lane];
+                        }
                     }
                 }
                 activate::<T>(job.activation, values);

@@ -69,6 +69,19 @@ impl Convolution {
     }
 }
 
+/// A convolution in groups to be appended; sides are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grouped {
+    /// Side of the square kernel, odd.
+    pub kernel: usize,
+    /// Channels of a group.
+    pub group: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Which part of the tensors of this name it is.
+    pub part: Part,
+}
+
 /// Appends nodes to a graph.
 pub(crate) struct GraphBuilder {
     nodes: Vec<Node>,
@@ -111,6 +124,16 @@ impl GraphBuilder {
         self.node(name, operation, vec![input], layer.output)
     }
 
+    pub(crate) fn grouped(&mut self, name: &str, input: ValueId, layer: Grouped) -> ValueId {
+        let channels = self.channels(input);
+        let Grouped { kernel, group, bias, part } = layer;
+        let shape = vec![channels, group, kernel, kernel];
+        let weight = self.weight_part(format!("{name}.weight"), shape, part);
+        let bias = bias.then(|| self.weight_part(format!("{name}.bias"), vec![channels], part));
+        let operation = Operation::GroupedConvolution { weight, bias, kernel, group };
+        self.node(name, operation, vec![input], channels)
+    }
+
     pub(crate) fn group_norm(&mut self, name: &str, input: ValueId, groups: usize, epsilon: f32) -> ValueId {
         let channels = self.channels(input);
         let weight = self.weight(format!("{name}.weight"), vec![channels]);
@@ -121,7 +144,15 @@ impl GraphBuilder {
     pub(crate) fn rms_norm(&mut self, name: &str, input: ValueId) -> ValueId {
         let channels = self.channels(input);
         let weight = self.weight(format!("{name}.gamma"), vec![channels]);
-        self.node(name, Operation::RmsNorm { weight }, vec![input], channels)
+        self.node(name, Operation::RmsNorm { weight, bias: None, epsilon: 0.0 }, vec![input], channels)
+    }
+
+    /// RMS norm as diffusers' `RMSNorm` has it, with a bias.
+    pub(crate) fn rms_norm_with_bias(&mut self, name: &str, input: ValueId, epsilon: f32) -> ValueId {
+        let channels = self.channels(input);
+        let weight = self.weight(format!("{name}.weight"), vec![channels]);
+        let bias = Some(self.weight(format!("{name}.bias"), vec![channels]));
+        self.node(name, Operation::RmsNorm { weight, bias, epsilon }, vec![input], channels)
     }
 
     pub(crate) fn silu(&mut self, name: &str, input: ValueId) -> ValueId {
@@ -141,6 +172,12 @@ impl GraphBuilder {
     pub(crate) fn attention(&mut self, name: &str, reach: Reach, inputs: [ValueId; 3]) -> ValueId {
         let channels = self.channels(inputs[2]);
         self.node(name, Operation::Attention(reach), inputs.to_vec(), channels)
+    }
+
+    /// Over `inputs` of one shape, a third of whose channels comes out.
+    pub(crate) fn linear_attention(&mut self, name: &str, head: usize, inputs: &[ValueId]) -> ValueId {
+        let channels = inputs.iter().map(|input| self.channels(*input)).sum::<usize>() / 3;
+        self.node(name, Operation::LinearAttention { head }, inputs.to_vec(), channels)
     }
 
     /// An operation on values of as many channels as its result has.
@@ -163,6 +200,11 @@ impl GraphBuilder {
     pub(crate) fn add(&mut self, name: &str, left: ValueId, right: ValueId) -> ValueId {
         let channels = self.channels(left);
         self.node(name, Operation::Add, vec![left, right], channels)
+    }
+
+    pub(crate) fn multiply(&mut self, name: &str, left: ValueId, right: ValueId) -> ValueId {
+        let channels = self.channels(left);
+        self.node(name, Operation::Multiply, vec![left, right], channels)
     }
 
     fn weight(&mut self, name: String, shape: Vec<usize>) -> WeightId {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::config_dc::DcConfig;
 use crate::config_video::HunyuanVideoConfig;
 use crate::config_wan::WanConfig;
 
@@ -30,6 +31,8 @@ pub enum VaeConfig {
     HunyuanVideo(HunyuanVideoConfig),
     /// `AutoencoderKLWan` and `AutoencoderKLQwenImage`.
     Wan(WanConfig),
+    /// `AutoencoderDC`.
+    Dc(DcConfig),
 }
 
 /// Which architecture a model is.
@@ -52,17 +55,21 @@ pub enum Family {
     /// Qwen-Image: Wan 2.1's autoencoder with weights of its own, for pictures.
     #[serde(rename = "AutoencoderKLQwenImage")]
     AutoencoderKlQwenImage,
+    /// Sana: deep compression, sides by 32.
+    #[serde(rename = "AutoencoderDC")]
+    AutoencoderDc,
 }
 
 impl Family {
     /// All there are.
-    pub const ALL: [Family; 6] = [
+    pub const ALL: [Family; 7] = [
         Family::AutoencoderKl,
         Family::AutoencoderKlFlux2,
         Family::AutoencoderTiny,
         Family::AutoencoderKlHunyuanVideo,
         Family::AutoencoderKlWan,
         Family::AutoencoderKlQwenImage,
+        Family::AutoencoderDc,
     ];
 
     /// The class name in diffusers.
@@ -74,6 +81,7 @@ impl Family {
             Family::AutoencoderKlHunyuanVideo => "AutoencoderKLHunyuanVideo",
             Family::AutoencoderKlWan => "AutoencoderKLWan",
             Family::AutoencoderKlQwenImage => "AutoencoderKLQwenImage",
+            Family::AutoencoderDc => "AutoencoderDC",
         }
     }
 }
@@ -332,7 +340,7 @@ impl ConfigFile {
         })
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
@@ -433,7 +441,7 @@ impl ConfigFile {
         size.ok_or_else(|| invalid("sample_size", value, "an integer from 1 to 1048576"))
     }
 
-    fn length_error(&self, key: &str, other: &str, expected: usize) -> ModelError {
+    pub(crate) fn length_error(&self, key: &str, other: &str, expected: usize) -> ModelError {
         let found = self.get(key).map_or_else(|| "absent".to_owned(), |value| shorten(&value.to_string()));
         let expected = format!("a list of {expected} values, as many as `{other}` has");
         ModelError::Config { key: key.into(), found, expected }
@@ -448,7 +456,7 @@ struct KlDefaults<'a> {
     sample_size: usize,
 }
 
-fn bounded(value: &Value, least: usize, most: usize) -> Option<usize> {
+pub(crate) fn bounded(value: &Value, least: usize, most: usize) -> Option<usize> {
     let integer = value.as_u64().and_then(|integer| usize::try_from(integer).ok());
     integer.filter(|integer| (least..=most).contains(integer))
 }

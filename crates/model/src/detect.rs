@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{
     Family, KlConfig, MAX_CHANNELS, MAX_LATENT_CHANNELS, MAX_LAYERS, MAX_LEVELS, TinyConfig, VaeConfig,
 };
+use crate::detect_dc;
 use crate::detect_video;
 use crate::detect_wan;
 use crate::header::tensor_error;
@@ -28,7 +29,7 @@ pub(crate) fn recognise(checkpoint: &Checkpoint) -> Result<Names, ModelError> {
     let refused = match &names {
         Some(Names::Kl(names)) => other_with_flat_layers(checkpoint, &names.prefix),
         Some(Names::Tiny(names)) => tiny_video(checkpoint, names),
-        Some(Names::HunyuanVideo(_) | Names::Wan(_)) => None,
+        Some(Names::HunyuanVideo(_) | Names::Wan(_) | Names::Dc(_)) => None,
         None => other(checkpoint),
     };
     if let Some(kind) = refused {
@@ -63,6 +64,7 @@ pub(crate) fn config(checkpoint: &Checkpoint, names: &Names) -> Result<VaeConfig
             detect_video::hunyuan_config(checkpoint, names).map(VaeConfig::HunyuanVideo)
         }
         Names::Wan(own) => detect_wan::config(checkpoint, own).map(VaeConfig::Wan),
+        Names::Dc(own) => detect_dc::config(checkpoint, own).map(VaeConfig::Dc),
     }
 }
 
@@ -89,9 +91,6 @@ fn other_with_flat_layers(checkpoint: &Checkpoint, prefix: &str) -> Option<&'sta
             Some("an asymmetric VAE (AsymmetricAutoencoderKL)")
         }
         _ if name.starts_with("decoder_unet.") => Some("a consistency decoder (ConsistencyDecoderVAE)"),
-        _ if name.contains(".to_qkv_multiscale.") || name.contains(".conv_inverted.") => {
-            Some("a deep-compression autoencoder (AutoencoderDC)")
-        }
         _ => None,
     })
 }
@@ -129,8 +128,10 @@ fn other(checkpoint: &Checkpoint) -> Option<&'static str> {
     if any("decoder.conv_t1.weight_g") || any("decoder.block.0.conv_t1") || any("decoder.layers.0.weight_g") {
         return Some("an audio autoencoder (AutoencoderOobleck)");
     }
-    if any(".op_list.") || any(".to_qkv_multiscale.") {
-        return Some("a deep-compression autoencoder (AutoencoderDC)");
+    if any(".op_list.") {
+        return Some(
+            "a deep-compression autoencoder (AutoencoderDC) with the tensor names of its original program",
+        );
     }
     if any("lora_up.weight") || any("lora_A.weight") {
         return Some("a LoRA, not a VAE");

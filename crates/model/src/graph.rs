@@ -3,6 +3,8 @@
 //! `[batch, channels, frames, height, width]`; a picture is a clip of one frame, and where only pictures are meant the
 //! frames are left out.
 
+use serde::Serialize;
+
 use crate::ModelError;
 
 /// Index of a value in [`Graph::nodes`]: the output of that node.
@@ -143,7 +145,8 @@ pub enum Edge {
 }
 
 /// Element-wise non-linearities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
@@ -182,10 +185,26 @@ pub enum Operation {
         /// Offset, `[channels]`.
         bias: WeightId,
     },
-    /// √channels · x / ‖x‖ · weight, where x are the channels of one position.
+    /// Convolution of each picture in groups of channels: an output channel reads the channels of its own group only. Stride
+    /// 1, zeros around, sides kept, as many channels as its input.
+    GroupedConvolution {
+        /// `[channels, group, kernel, kernel]`.
+        weight: WeightId,
+        /// `[channels]`.
+        bias: Option<WeightId>,
+        /// Side of the kernel, odd.
+        kernel: usize,
+        /// Channels of a group; divides the channels.
+        group: usize,
+    },
+    /// x / √(‖x‖² / channels + epsilon) · weight + bias, where x are the channels of one position.
     RmsNorm {
         /// Scale, `[channels]`.
         weight: WeightId,
+        /// Offset, `[channels]`.
+        bias: Option<WeightId>,
+        /// Added to the mean of the squares. Where it is 0, lengths ‖x‖ below 1e-12 count as that instead.
+        epsilon: f32,
     },
     /// An element-wise non-linearity.
     Activation(Activation),
@@ -210,6 +229,13 @@ pub enum Operation {
     },
     /// Inputs query, key, value of one shape: one head over all positions, softmax(query · key / √channels) · value.
     Attention(Reach),
+    /// Attention in heads over the positions of each frame, with max(x, 0) of queries and keys in place of softmax: position
+    /// i gets Σⱼ (qᵢ·kⱼ) vⱼ / (Σⱼ qᵢ·kⱼ + 1e-15). The channels of the inputs, which have one shape, are one after the other
+    /// for each head its queries, its keys and its values, `head` channels each.
+    LinearAttention {
+        /// Channels of a head.
+        head: usize,
+    },
     /// The clip's first frame of the first input, all others of the second, which have one shape.
     FirstFrame,
     /// The clip's first frame of the first input; for each further frame those of the second and of the third input, one
@@ -234,6 +260,8 @@ pub enum Operation {
     },
     /// Sum of two inputs of equal shape.
     Add,
+    /// Product of two inputs of equal shape, element by element.
+    Multiply,
 }
 
 /// Where an input of a graph begins.
@@ -356,7 +384,11 @@ impl Graph {
                     }
                     others
                 }
-                Operation::Add | Operation::Attention(_) | Operation::DoubleFrames => {
+                Operation::Add
+                | Operation::Multiply
+                | Operation::Attention(_)
+                | Operation::LinearAttention { .. }
+                | Operation::DoubleFrames => {
                     let mut shape = of(0)?;
                     for index in 1..node.inputs.len() {
                         if of(index)? != shape {
@@ -364,8 +396,10 @@ impl Graph {
                             return Err(shape_error(node, message));
                         }
                     }
-                    if node.operation == Operation::DoubleFrames {
-                        shape[2] = start.multiplied(shape[2], 2);
+                    match node.operation {
+                        Operation::DoubleFrames => shape[2] = start.multiplied(shape[2], 2),
+                        Operation::LinearAttention { .. } => shape[1] = node.channels,
+                        _ => {}
                     }
                     shape
                 }
@@ -388,7 +422,8 @@ impl Graph {
                     let [height, width] = [height, width].map(|side| side / cell.space);
                     [batch, node.channels, start.merged(frames, cell.time), height, width]
                 }
-                Operation::GroupNorm { .. }
+                Operation::GroupedConvolution { .. }
+                | Operation::GroupNorm { .. }
                 | Operation::RmsNorm { .. }
                 | Operation::Activation(_)
                 | Operation::SoftClamp { .. }

@@ -2,14 +2,17 @@
 //! per architecture. How a graph is run lies outside.
 #![forbid(unsafe_code)]
 
+pub mod autoencoder_dc;
 pub mod autoencoder_kl;
 pub mod autoencoder_tiny;
 mod builder;
 pub mod checkpoint;
 pub mod config;
+pub mod config_dc;
 pub mod config_video;
 pub mod config_wan;
 mod detect;
+mod detect_dc;
 mod detect_video;
 mod detect_wan;
 pub mod distribution;
@@ -29,6 +32,7 @@ pub mod wan;
 
 pub use checkpoint::{Checkpoint, WeightSource};
 pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
+pub use config_dc::{DcBlock, DcConfig, DcHalf, Resampling};
 pub use config_video::HunyuanVideoConfig;
 pub use config_wan::WanConfig;
 pub use error::ModelError;

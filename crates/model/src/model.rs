@@ -14,7 +14,7 @@ use crate::latent_space::{LatentSpace, Normalisation};
 use crate::names::{Half, KlNames, Names};
 use crate::packing::Packing;
 use crate::source::Source;
-use crate::{ModelError, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video, wan};
+use crate::{ModelError, autoencoder_dc, autoencoder_kl, autoencoder_tiny, detect, hunyuan_video, wan};
 
 /// An autoencoder, ready to be run by an engine. Cheap to clone: the checkpoint is shared, and no weights are in memory.
 #[derive(Clone, Debug)]
@@ -87,6 +87,7 @@ impl Model {
             }
             (Some(file), Names::HunyuanVideo(_)) => VaeConfig::HunyuanVideo(file.hunyuan_video()?),
             (Some(file), Names::Wan(_)) => VaeConfig::Wan(file.wan()?),
+            (Some(file), Names::Dc(_)) => VaeConfig::Dc(file.dc()?),
         };
         let half = |half: Half| {
             if !names.has(half) {
@@ -101,6 +102,8 @@ impl Model {
                 (VaeConfig::HunyuanVideo(config), Half::Encoder) => hunyuan_video::encoder(config),
                 (VaeConfig::Wan(config), Half::Decoder) => wan::decoder(config),
                 (VaeConfig::Wan(config), Half::Encoder) => wan::encoder(config),
+                (VaeConfig::Dc(config), Half::Decoder) => autoencoder_dc::decoder(config),
+                (VaeConfig::Dc(config), Half::Encoder) => autoencoder_dc::encoder(config),
             };
             names.resolve(&checkpoint, &mut graph).map(|()| Some(graph))
         };
@@ -166,7 +169,7 @@ impl Model {
         match &self.config {
             VaeConfig::HunyuanVideo(config) => Some(config.temporal_compression_ratio),
             VaeConfig::Wan(config) => Some(config.temporal_factor()),
-            VaeConfig::Kl(_) | VaeConfig::Tiny(_) => None,
+            VaeConfig::Kl(_) | VaeConfig::Tiny(_) | VaeConfig::Dc(_) => None,
         }
     }
 
@@ -190,7 +193,7 @@ impl Model {
 
     /// Whether the encoder gives the moments of a distribution (see [`crate::distribution`]) and not latents.
     pub fn encoder_yields_moments(&self) -> bool {
-        self.family != Family::AutoencoderTiny
+        !matches!(self.family, Family::AutoencoderTiny | Family::AutoencoderDc)
     }
 
     /// Where the model came from: its path, or `embedded`.
@@ -272,6 +275,15 @@ fn latent_space(config: &VaeConfig, family: Family) -> LatentSpace {
         VaeConfig::HunyuanVideo(config) => LatentSpace {
             channels: config.latent_channels,
             spatial_factor: config.spatial_compression_ratio,
+            normalisation: Normalisation::Scalar {
+                scaling_factor: config.scaling_factor,
+                shift_factor: None,
+            },
+            packing: Packing::None,
+        },
+        VaeConfig::Dc(config) => LatentSpace {
+            channels: config.latent_channels,
+            spatial_factor: config.spatial_factor(),
             normalisation: Normalisation::Scalar {
                 scaling_factor: config.scaling_factor,
                 shift_factor: None,

@@ -9,6 +9,7 @@
 //! - **TAESD**: diffusers' `decoder.layers.3.conv.0.weight`, or bare numbers (`4.conv.0.weight`), where the decoder counts
 //!   its clamp as layer 0; a file may hold one half alone.
 //! - **Wan**: diffusers' and the original one, told in [`crate::detect_wan`].
+//! - **AutoencoderDC**: diffusers' alone.
 //!
 //! All may have a prefix such as `first_stage_model.`, `vae.` or `model.vae.`, which is found by looking for the first
 //! layers.
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, HashSet};
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, MAX_LEVELS};
+use crate::detect_dc::DcNames;
 use crate::detect_video;
 use crate::detect_wan::WanNames;
 use crate::graph::{Graph, WeightSpec};
@@ -55,6 +57,7 @@ pub(crate) enum Names {
     Tiny(TinyNames),
     HunyuanVideo(KlNames),
     Wan(WanNames),
+    Dc(DcNames),
 }
 
 /// Naming of an `AutoencoderKL` or `AutoencoderKLFlux2`.
@@ -93,10 +96,11 @@ pub(crate) struct Sequence {
 }
 
 impl Names {
-    /// Finds the naming of a checkpoint; `None` when it has neither an `AutoencoderKL` nor an `AutoencoderTiny`.
+    /// Finds the naming of a checkpoint; `None` when it holds nothing of the kinds that are run.
     pub(crate) fn detect(checkpoint: &Checkpoint) -> Option<Names> {
-        KlNames::detect(checkpoint)
-            .map(Names::Kl)
+        DcNames::detect(checkpoint)
+            .map(Names::Dc)
+            .or_else(|| KlNames::detect(checkpoint).map(Names::Kl))
             .or_else(|| TinyNames::detect(checkpoint).map(Names::Tiny))
             .or_else(|| detect_video::hunyuan_names(checkpoint).map(Names::HunyuanVideo))
             .or_else(|| WanNames::detect(checkpoint).map(Names::Wan))
@@ -109,6 +113,7 @@ impl Names {
             Names::Tiny(_) => Family::AutoencoderTiny,
             Names::HunyuanVideo(_) => Family::AutoencoderKlHunyuanVideo,
             Names::Wan(_) => Family::AutoencoderKlWan,
+            Names::Dc(_) => Family::AutoencoderDc,
         }
     }
 
@@ -117,6 +122,7 @@ impl Names {
         match (self, half) {
             (Names::Kl(names) | Names::HunyuanVideo(names), half) => names.halves[half as usize],
             (Names::Wan(names), half) => names.halves[half as usize],
+            (Names::Dc(names), half) => names.halves[half as usize],
             (Names::Tiny(names), Half::Decoder) => names.decoder.is_some(),
             (Names::Tiny(names), Half::Encoder) => names.encoder.is_some(),
         }
@@ -191,6 +197,7 @@ impl Names {
                 })
             }
             Names::Wan(names) => names.is_own(name),
+            Names::Dc(names) => names.is_own(name),
             Names::Tiny(names) => {
                 [&names.decoder, &names.encoder].into_iter().flatten().any(|Sequence { prefix, .. }| {
                     name.strip_prefix(prefix.as_str())
@@ -206,6 +213,7 @@ impl Names {
         match self {
             Names::Kl(names) | Names::HunyuanVideo(names) => names.candidates(name),
             Names::Wan(names) => vec![names.candidate(name)],
+            Names::Dc(names) => vec![format!("{}{name}", names.prefix)],
             Names::Tiny(names) => names.candidate(name).into_iter().collect(),
         }
     }

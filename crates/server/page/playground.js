@@ -24,6 +24,8 @@ export function startPlayground(told) {
   at("file").addEventListener("change", (event) => take(event.target.files[0]));
   at("settings").addEventListener("submit", (event) => { event.preventDefault(); run(); });
   at("split").addEventListener("input", moveSplit);
+  at("cancel").addEventListener("click", cancel);
+  addEventListener("pagehide", () => work.abort());
   for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
   listenForDrops();
 }
@@ -58,17 +60,25 @@ async function run() {
   } catch (problem) {
     if (signal.aborted) return;
     tell("");
+    at("work").hidden = true;
     at("problem").textContent = problem.status === 401 ? `${problem.message} There is a field for it.` : problem.message;
     at("problem").hidden = false;
     if (problem.status === 401) at("key").focus();
   }
 }
 
+function cancel() {
+  work.abort();
+  clear();
+  tell("Cancelled.");
+  at("again").focus();
+}
+
 function clear() {
   addresses.forEach((address) => URL.revokeObjectURL(address));
   addresses = [];
   at("problem").hidden = true;
-  for (const id of ["links", "snippets"]) at(id).hidden = true;
+  for (const id of ["links", "snippets", "work"]) at(id).hidden = true;
   at("stage").dataset.mode = "empty";
   at("numbers").replaceChildren();
 }
@@ -134,7 +144,7 @@ async function decodeFile(signal) {
     height: isPacked ? at("height").value : undefined,
     width: isPacked ? at("width").value : undefined,
   };
-  const decoded = await decode(model, latents, parameters, signal);
+  const decoded = await decodeAsJob(model, latents, parameters, signal);
   at("stage").dataset.mode = latents.shape.length === 5 ? "clip" : "single";
   finish("Done.", decoded, null, [
     ["Latents", latents.shape.join(" × "), `${latents.name}, ${latents.dtype}`],
@@ -144,17 +154,56 @@ async function decodeFile(signal) {
   show(forLatents({ model, file, latents, parameters, scaled, key: info.authentication === "bearer" }));
 }
 
-// Shows a preview at once, then the picture or clip.
-async function decode(model, latents, parameters, signal) {
+// The parameters and headers that ask for a picture of these latents, or for a clip.
+function request(latents, parameters, signal) {
   const isClip = latents.shape.length === 5;
-  const tensor = { ...parameters, shape: latents.shape, dtype: latents.dtype };
-  const ask = { accept: isClip ? "video/mp4" : "image/png", type: TENSOR, signal };
-  const output = { output_type: isClip ? "mp4" : "pil", image_format: isClip ? undefined : "png" };
-  const early = { wanted: !isClip };
-  if (!isClip) preview(server.address(model, "decode", { ...tensor, ...output, output: "preview" }), latents, ask, early);
+  const output = isClip ? { output_type: "mp4" } : { output_type: "pil", image_format: "png" };
+  return [
+    { ...parameters, ...output, shape: latents.shape, dtype: latents.dtype },
+    { accept: isClip ? "video/mp4" : "image/png", type: TENSOR, signal },
+  ];
+}
+
+// Shows a preview at once, then the picture.
+async function decode(model, latents, parameters, signal) {
+  const [asked, ask] = request(latents, parameters, signal);
+  const early = { wanted: true };
+  preview(server.address(model, "decode", { ...asked, output: "preview" }), latents, ask, early);
   tell("Decoding…");
-  const decoded = await server.post(server.address(model, "decode", { ...tensor, ...output }), latents.bytes, ask);
+  const decoded = await server.post(server.address(model, "decode", asked), latents.bytes, ask);
   early.wanted = false;
+  await showDecoded(decoded, false);
+  return decoded;
+}
+
+// The same as a job: it can take long, so that it has a bar and can be cancelled.
+async function decodeAsJob(model, latents, parameters, signal) {
+  const [asked, ask] = request(latents, parameters, signal);
+  tell("Decoding…");
+  showState({ state: "queued", progress: 0 });
+  const { width, latent_channels: channels, spatial_factor: factor } = { ...parameters, ...model.description };
+  const isPatched = latents.shape.length === 4 && latents.shape[1] === 4 * channels;
+  const pixels = Number(width) || latents.shape.at(-1) * factor * (isPatched ? 2 : 1);
+  const decoded = await server.decodeAsJob(model, asked, latents.bytes, {
+    ...ask,
+    onPreview: (file) => showPreview(file, pixels, () => !signal.aborted),
+    onState: (state) => { if (!signal.aborted) showState(state); },
+  });
+  signal.throwIfAborted();
+  at("work").hidden = true;
+  await showDecoded(decoded, latents.shape.length === 5);
+  return decoded;
+}
+
+// How far a job is. Not read out at every step, as the bar tells who asks.
+function showState({ state, progress, expected_seconds: left }) {
+  at("share").value = progress ?? 0;
+  const time = left === undefined ? "" : `, about ${seconds(left)} left`;
+  at("left").textContent = state === "queued" ? `waiting${time}` : `${Math.round((progress ?? 0) * 100)} %${time}`;
+  at("work").hidden = false;
+}
+
+async function showDecoded(decoded, isClip) {
   const picture = at("after");
   picture.removeAttribute("data-preview");
   if (isClip) {
@@ -166,18 +215,23 @@ async function decode(model, latents, parameters, signal) {
     setSize(picture, 1);
   }
   at("tag-after").textContent = isClip ? "" : "decoded";
-  return decoded;
 }
 
 // A preview is welcome but not needed: some latent spaces have none.
 async function preview(url, latents, ask, early) {
   const made = await server.post(url, latents.bytes, ask).catch(() => null);
+  const isWanted = () => early.wanted && !ask.signal.aborted;
+  if (made) await showPreview(made.content, latents.shape.at(-1) * settings().factor, isWanted);
+}
+
+// Shows a preview as wide as the picture will be, if it is wanted still.
+async function showPreview(file, width, isWanted) {
+  if (!isWanted()) return;
   const picture = at("after");
-  if (!made || !early.wanted || ask.signal.aborted) return;
-  picture.src = address(made.content);
+  picture.src = address(file);
   await picture.decode().catch(() => {});
-  if (!early.wanted || ask.signal.aborted) return;
-  setSize(picture, settings().factor);
+  if (!isWanted()) return;
+  setSize(picture, width / picture.naturalWidth);
   picture.dataset.preview = "";
   at("tag-after").textContent = "preview";
   at("stage").dataset.mode = "preview";

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -20,7 +21,8 @@ use crate::watch::Stamp;
 #[derive(Clone, PartialEq)]
 pub struct ApiKey {
     secret: Secret,
-    /// What the log and the queue call its holder; `key-1`, `key-2`, … in order where none is given.
+    /// What the log and the queue call its holder. Where none is given, `key-` and 16 digits that follow from the key and
+    /// from a secret of the process: the same for as long as it runs, whatever becomes of other keys.
     pub name: Option<String>,
     /// Most requests in the queue at one time.
     pub max_queue: Option<usize>,
@@ -119,6 +121,8 @@ pub(crate) struct Keys {
     file: Option<std::path::PathBuf>,
     stamp: Mutex<Option<Stamp>>,
     entries: RwLock<Vec<Entry>>,
+    /// Names keys that have none, so that a name tells nothing of its key.
+    naming: RandomState,
 }
 
 impl Keys {
@@ -170,9 +174,10 @@ impl Keys {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let mut buckets: HashMap<Arc<str>, Arc<Bucket>> =
             entries.drain(..).map(|entry| (entry.name, entry.bucket)).collect();
-        let all = self.fixed.iter().cloned().chain(from_file).enumerate();
-        entries.extend(all.map(|(index, key)| {
-            let name: Arc<str> = key.name.clone().unwrap_or_else(|| format!("key-{}", index + 1)).into();
+        let all = self.fixed.iter().cloned().chain(from_file);
+        entries.extend(all.map(|key| {
+            let made = || format!("key-{:016x}", self.naming.hash_one(&key.secret.0));
+            let name: Arc<str> = key.name.clone().unwrap_or_else(made).into();
             let bucket = buckets.remove(&name).unwrap_or_default();
             Entry { key, name, bucket }
         }));
@@ -318,10 +323,16 @@ mod tests {
         let knows =
             |keys: &Keys, key: &str| keys.admit(&head(&format!("Bearer {key}"))).map(|caller| caller.client);
         assert_eq!(knows(&keys, "first"), Ok(Client::Key("a".into())));
-        assert_eq!(knows(&keys, "fixed"), Ok(Client::Key("key-1".into())));
+        let fixed = knows(&keys, "fixed");
         std::fs::write(&path, "second-key\n# none\nthird name=c\n").unwrap();
         keys.refresh();
-        assert_eq!(knows(&keys, "second-key"), Ok(Client::Key("key-2".into())));
+        let second = knows(&keys, "second-key");
+        assert!(matches!(&second, Ok(Client::Key(name)) if name.starts_with("key-") && name.len() == 20));
+        assert_ne!(second, fixed);
+        // Who a key is does not depend on the keys before it.
+        std::fs::write(&path, "zeroth-key\nthird name=c\nsecond-key").unwrap();
+        keys.refresh();
+        assert_eq!((knows(&keys, "second-key"), knows(&keys, "fixed")), (second, fixed));
         assert_eq!(knows(&keys, "first").unwrap_err().status, 401);
         for wrong in ["third queue=none\nand more of it", "a\na\n", "a name=x\nb name=x"] {
             std::fs::write(&path, wrong).unwrap();

@@ -5,6 +5,7 @@
 //! Before the first byte a failure is a refusal as any other; after it the connection is closed before the answer's end.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -62,9 +63,16 @@ pub(crate) fn make(
     chunks: UnboundedSender<Chunk>,
 ) -> std::io::Result<()> {
     let work = move || {
-        if let Err(error) = make_all(&recipe, frames, &chunks) {
-            let _ = chunks.send(Chunk::Failed(media_refusal(error)));
-        }
+        let making = AssertUnwindSafe(|| make_all(&recipe, frames, &chunks));
+        let refusal = match catch_unwind(making) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => media_refusal(error),
+            Err(_) => {
+                tracing::error!("the making of a clip's bytes panicked; the request is answered with 500");
+                Refusal::internal("The server failed while making the bytes of a clip.")
+            }
+        };
+        let _ = chunks.send(Chunk::Failed(refusal));
     };
     std::thread::Builder::new().name("clip-answer".to_owned()).spawn(work).map(drop)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ use crate::plain_errors::JsonErrors;
 use crate::routes;
 use crate::state::Shared;
 use crate::tls::Tls;
-use crate::watched::{Holding, Watched};
+use crate::watched::{Holding, Read, Watched};
 
 /// Pause after the system refused a connection, for instance for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -52,12 +52,57 @@ struct Activity {
     head_since: Option<Instant>,
     /// Since when the client takes nothing of what is written.
     stuck_since: Option<Instant>,
+    received: Received,
+}
+
+/// What was received since the last request's end: enough to tell whether a later head has begun.
+#[derive(Debug, Clone, Copy, Default)]
+struct Received {
+    /// Whether a character of the head has come, and whether the last one ended a line.
+    begun: bool,
+    at_line_end: bool,
+    /// Bytes behind the head, once it has ended.
+    behind: Option<u64>,
+    last: u8,
+    /// More or less came than one request: from then on it is not known which bytes are whose.
+    out_of_step: bool,
+}
+
+impl Received {
+    fn note(&mut self, bytes: &[u8]) {
+        self.last = bytes.last().copied().unwrap_or(self.last);
+        if let Some(behind) = &mut self.behind {
+            *behind += bytes.len() as u64;
+            return;
+        }
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' if self.at_line_end && self.begun => {
+                    self.behind = Some((bytes.len() - index - 1) as u64);
+                    return;
+                }
+                b'\n' => self.at_line_end = true,
+                b'\r' => {}
+                _ => (self.begun, self.at_line_end) = (true, false),
+            }
+        }
+    }
+
+    /// A request has ended whose body had this length; none if it came in chunks.
+    fn end(&mut self, body: Option<u64>) {
+        let in_step = match body {
+            Some(length) => self.behind == Some(length),
+            None => self.last == b'\n',
+        };
+        *self = Self { out_of_step: self.out_of_step || !in_step, ..Self::default() };
+    }
 }
 
 impl Activity {
     fn new() -> Self {
         let now = Instant::now();
-        Self { requests: 0, quiet_since: now, head_since: Some(now), stuck_since: None }
+        let received = Received::default();
+        Self { requests: 0, quiet_since: now, head_since: Some(now), stuck_since: None, received }
     }
 
     /// When the connection has been silent for too long; none while there is work.
@@ -92,9 +137,10 @@ impl Entry {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes came in.
-    pub(crate) fn received(&self) {
+    /// Bytes came in, in the clear.
+    pub(crate) fn received(&self, bytes: &[u8]) {
         let mut activity = self.activity();
+        activity.received.note(bytes);
         if activity.requests == 0 && activity.head_since.is_none() {
             activity.head_since = Some(Instant::now());
         }
@@ -110,24 +156,32 @@ impl Entry {
         }
     }
 
-    /// A request's head is complete.
-    fn begin(self: &Arc<Self>) -> Arc<Request> {
+    /// A request's head is complete; its body has this length, or none is known before its end.
+    fn begin(self: &Arc<Self>, body: Option<u64>) -> Arc<Request> {
         let mut activity = self.activity();
         activity.requests += 1;
         activity.head_since = None;
         drop(activity);
-        Arc::new(Request(Arc::clone(self)))
+        Arc::new(Request { entry: Arc::clone(self), body })
     }
 }
 
 /// A request that is not done with: its body, its handler or its answer's body is still there.
-pub(crate) struct Request(Arc<Entry>);
+pub(crate) struct Request {
+    entry: Arc<Entry>,
+    body: Option<u64>,
+}
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let mut activity = self.0.activity();
+        let mut activity = self.entry.activity();
         activity.requests = activity.requests.saturating_sub(1);
         activity.quiet_since = Instant::now();
+        activity.received.end(self.body);
+        // What came with this request may be the beginning of the next one.
+        if activity.received.out_of_step {
+            activity.head_since = Some(activity.quiet_since);
+        }
     }
 }
 
@@ -201,9 +255,10 @@ impl Greeted {
     /// Answers requests until the connection ends.
     async fn talk(self, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let Self { shared, router, entry, watcher, peer } = self;
+        let socket = Read::new(JsonErrors::new(socket), Arc::clone(&entry));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (shared, router) = (Arc::clone(&shared), router.clone());
-            let guard = entry.begin();
+            let guard = entry.begin(request.body().size_hint().exact());
             async move {
                 // A connection is not idle for as long as the bodies of request and answer are there.
                 let mut request = request.map(|body| Body::new(Holding::new(body, Arc::clone(&guard))));
@@ -215,7 +270,7 @@ impl Greeted {
         let mut builder = hyper::server::conn::http1::Builder::new();
         // Time is kept here, where an unfinished head and an idle connection can be told apart.
         builder.header_read_timeout(None);
-        let connection = builder.serve_connection(TokioIo::new(JsonErrors::new(socket)), service);
+        let connection = builder.serve_connection(TokioIo::new(socket), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended early");
         }
@@ -362,8 +417,8 @@ mod tests {
     fn silence_is_judged_by_what_went_before() {
         let entry = Entry::new();
         assert_eq!(allowed(&entry), Some(HEADER));
-        let request = entry.begin();
-        entry.received();
+        entry.received(b"GET / HTTP/1.1\r\n\r\n");
+        let request = entry.begin(Some(0));
         assert_eq!(allowed(&entry), None);
         entry.wrote(false);
         assert_eq!(allowed(&entry), Some(IDLE));
@@ -371,8 +426,24 @@ mod tests {
         assert_eq!((allowed(&entry), entry.activity().idle_since()), (None, None));
         drop(request);
         assert_eq!(allowed(&entry), Some(IDLE));
-        entry.received();
+        entry.received(b"G");
         assert_eq!(allowed(&entry), Some(HEADER));
+    }
+
+    #[test]
+    fn what_comes_with_a_request_begins_the_next() {
+        let after = |received: &[&[u8]], body: Option<u64>| {
+            let entry = Entry::new();
+            received.iter().for_each(|bytes| entry.received(bytes));
+            drop(entry.begin(body));
+            allowed(&entry).unwrap()
+        };
+        assert_eq!(after(&[b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"], Some(0)), IDLE);
+        assert_eq!(after(&[b"GET / HTTP/1.1\r\nHost: x\r\n\r\nG"], Some(0)), HEADER);
+        assert_eq!(after(&[b"POST / HTTP/1.1\n\nab", b"cd\n\n"], Some(6)), IDLE);
+        assert_eq!(after(&[b"POST / HTTP/1.1\r\n\r", b"\nab", b"cdG"], Some(4)), HEADER);
+        assert_eq!(after(&[b"POST / HTTP/1.1\r\n\r\n", b"1\r\na\r\n0\r\n\r\n"], None), IDLE);
+        assert_eq!(after(&[b"POST / HTTP/1.1\r\n\r\n", b"1\r\na\r\n0\r\n\r\nGET"], None), HEADER);
     }
 
     #[test]
@@ -380,7 +451,7 @@ mod tests {
         let open = Arc::new(Open::default());
         let entries: Vec<_> = (0..3).map(|_| Entry::new()).collect();
         let places: Vec<_> = entries.iter().map(|entry| open.add(entry)).collect();
-        let work = entries[0].begin();
+        let work = entries[0].begin(Some(0));
         assert!(open.close_idlest());
         assert!(!open.lock().1.contains_key(&places[1].number) && open.len() == 2);
         drop(work);

@@ -216,10 +216,12 @@ impl<C: Clone + Eq + Hash + Ord, T> Line<C, T> {
         self.running.iter().fold(0, |sum, running| sum.saturating_add(running.cost - running.done))
     }
 
-    /// The first `count` of the waiting jobs, in the order in which they will be served if no other comes.
-    pub(crate) fn forecast(&self, count: usize) -> Vec<Due<C, ()>> {
-        let mut copy: Line<C, ()> = Line {
-            flows: self.flows.iter().map(|(client, flow)| (client.clone(), flow.without_jobs())).collect(),
+    /// The first `count` of the waiting jobs, in the order in which they will be served if no other comes, each with what
+    /// `tell` says of it.
+    pub(crate) fn forecast<U>(&self, count: usize, tell: impl Fn(&T) -> U) -> Vec<Due<C, U>> {
+        let told = |flow: &Flow<T>| flow.told(&tell);
+        let mut copy: Line<C, U> = Line {
+            flows: self.flows.iter().map(|(client, flow)| (client.clone(), told(flow))).collect(),
             virtual_time: self.virtual_time,
             running: Vec::new(),
             waiting: self.waiting,
@@ -234,10 +236,13 @@ impl<C: Clone + Eq + Hash + Ord, T> Line<C, T> {
 }
 
 impl<T> Flow<T> {
-    fn without_jobs(&self) -> Flow<()> {
-        let jobs =
-            self.jobs.iter().map(|(&key, waiting)| (key, Waiting { cost: waiting.cost, job: () })).collect();
-        Flow { tag: self.tag, work: self.work, jobs }
+    fn told<U>(&self, tell: impl Fn(&T) -> U) -> Flow<U> {
+        let told = |waiting: &Waiting<T>| Waiting { cost: waiting.cost, job: tell(&waiting.job) };
+        Flow {
+            tag: self.tag,
+            work: self.work,
+            jobs: self.jobs.iter().map(|(&key, waiting)| (key, told(waiting))).collect(),
+        }
     }
 }
 

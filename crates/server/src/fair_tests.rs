@@ -39,7 +39,7 @@ fn a_flood_does_not_delay_others() {
     let order = drain(&mut line(&jobs));
     let place = |id: u64| order.iter().position(|&found| found == id).unwrap();
     assert!(place(50) <= 2 && place(51) <= 2 && place(52) <= 5, "{order:?}");
-    assert_eq!(line(&jobs).forecast(usize::MAX).iter().map(|due| due.id).collect::<Vec<_>>(), order);
+    assert_eq!(line(&jobs).forecast(usize::MAX, |_| ()).iter().map(|due| due.id).collect::<Vec<_>>(), order);
 }
 
 #[test]

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use crate::error::Refusal;
 use crate::state::Shared;
 
+/// The commit that was built, where the build was told by the variable `REMOTE_VAE_COMMIT`.
+pub(crate) const COMMIT: Option<&str> = option_env!("REMOTE_VAE_COMMIT");
+
 /// `Ok` once work is taken, 503 before and after.
 pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Result<&'static str, Refusal> {
     shared.check_ready_quietly()?;
@@ -86,6 +89,7 @@ fn describe(shared: &Shared) -> Value {
     json!({
         "name": "remote-vae",
         "version": env!("CARGO_PKG_VERSION"),
+        "commit": COMMIT,
         "state": shared.phase().name(),
         "uptime_seconds": shared.started.elapsed().as_secs_f64(),
         "precisions": Precision::ALL.map(Precision::name),

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::unfold;
 use http_body_util::BodyExt;
 use remote_vae_wire::content_type;
@@ -54,6 +56,8 @@ pub(crate) struct JobStatus {
     /// `decode` or `encode`.
     operation: &'static str,
     model: String,
+    /// Whether `/v1/jobs/{id}/preview` has a picture.
+    preview: bool,
     /// Share of the plan's floating-point operations that is done, 0 to 1.
     progress: f64,
     /// Seconds until the engine should have done it; none once it has.
@@ -91,6 +95,8 @@ struct Entry {
     flops: u64,
     meter: Arc<Meter>,
     since: Instant,
+    /// A PNG file.
+    preview: Option<Bytes>,
     outcome: watch::Sender<Option<Arc<Outcome>>>,
     task: Mutex<Option<AbortHandle>>,
 }
@@ -137,6 +143,12 @@ impl Jobs {
         drop(expired);
     }
 
+    /// When the first of the results that are kept expires; none if there is none.
+    pub(crate) fn until_expiry(&self) -> Option<Duration> {
+        let ended = |entry: &Arc<Entry>| entry.outcome.borrow().as_ref().map(|outcome| outcome.at.elapsed());
+        self.lock().values().filter_map(ended).max().map(|elapsed| self.keep.saturating_sub(elapsed))
+    }
+
     /// 429 if no further job of this client can be kept; told before its body is read. As in the queue, the last quarter
     /// of the places is for clients that have none.
     pub(crate) fn check_room(&self, client: &Client) -> Result<(), Refusal> {
@@ -172,8 +184,13 @@ impl Jobs {
     }
 }
 
-/// Keeps an accepted request as a job and lets it run by itself.
-pub(crate) fn start(shared: &Arc<Shared>, accepted: Accepted, owner: Client) -> Result<JobStatus, Refusal> {
+/// Keeps an accepted request as a job, with the file of its preview, and lets it run by itself.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    accepted: Accepted,
+    owner: Client,
+    preview: Option<Bytes>,
+) -> Result<JobStatus, Refusal> {
     let jobs = &shared.jobs;
     jobs.check_room(&owner)?;
     let entry = Arc::new(Entry {
@@ -185,6 +202,7 @@ pub(crate) fn start(shared: &Arc<Shared>, accepted: Accepted, owner: Client) -> 
         flops: accepted.ticket.flops(),
         meter: accepted.ticket.meter(),
         since: Instant::now(),
+        preview,
         outcome: watch::Sender::new(None),
         task: Mutex::default(),
     });
@@ -243,6 +261,7 @@ fn status(shared: &Shared, entry: &Entry) -> JobStatus {
         state,
         operation: entry.operation,
         model: entry.model.clone(),
+        preview: entry.preview.is_some(),
         progress: done as f64 / entry.flops.max(1) as f64,
         expected_seconds: expected.map(|expected| expected.as_secs_f64()),
         age_seconds: age.as_secs_f64(),
@@ -296,6 +315,18 @@ impl Asker {
         }
     }
 
+    /// The early preview, a PNG file.
+    pub(crate) fn preview(&self) -> Result<Response, Refusal> {
+        let Some(file) = self.entry()?.preview.clone() else {
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "This job has no preview: no factors are known for its latents, or it encodes.",
+            ));
+        };
+        let headers = [(header::CONTENT_TYPE, content_type::PNG), (header::CACHE_CONTROL, "no-store")];
+        Ok((headers, file).into_response())
+    }
+
     /// Stops the job if it is not done, and forgets its result.
     pub(crate) fn delete(&self) -> Result<Response, Refusal> {
         let entry = self.entry()?;
@@ -305,11 +336,11 @@ impl Asker {
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 
-    /// Server-sent events: `progress` with the state whenever it has changed, `end` with the last one.
+    /// Server-sent events: `preview` first if there is one, `progress` with the state whenever it has changed, `end` with the last one.
     pub(crate) fn events(&self) -> Result<Response, Refusal> {
         let entry = self.entry()?;
-        let follower =
-            Follower { shared: Arc::clone(&self.shared), id: entry.id.clone(), last: None, ended: false };
+        let (shared, id, preview) = (Arc::clone(&self.shared), entry.id.clone(), entry.preview.clone());
+        let follower = Follower { shared, id, preview, last: None, ended: false };
         drop(entry);
         let stream = unfold(follower, |mut follower| async move {
             let event = follower.next().await?;
@@ -327,6 +358,8 @@ impl Asker {
 struct Follower {
     shared: Arc<Shared>,
     id: String,
+    /// The preview, until it is told.
+    preview: Option<Bytes>,
     /// State and progress that were told last.
     last: Option<(JobState, f64)>,
     ended: bool,
@@ -336,6 +369,12 @@ impl Follower {
     async fn next(&mut self) -> Option<String> {
         if self.ended {
             return None;
+        }
+        if let Some(file) = self.preview.take() {
+            let data = serde_json::json!({
+                "image": format!("data:{};base64,{}", content_type::PNG, STANDARD.encode(file))
+            });
+            return Some(format!("event: preview\ndata: {data}\n\n"));
         }
         let silent_since = Instant::now();
         loop {

@@ -18,7 +18,7 @@
 //! | `planning` | what a request costs, before it is taken |
 //! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
 //! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
-//! | `preview` | previews, which need no engine |
+//! | `preview`, `early` | previews, which need no engine: as answers, and of jobs at their start |
 //! | `queue`, `fair`, `worker` | the bounded line in front of the engine, its order, and the engine's thread |
 //! | `metrics`, `state`, `error` | what all of these share |
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ mod clip_bytes;
 mod connections;
 mod cors;
 mod decode;
+mod early;
 mod encode;
 mod error;
 mod fair;
@@ -41,6 +42,8 @@ mod lifecycle;
 mod metrics;
 mod observe;
 mod options;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod plain_errors;
 mod planning;
@@ -52,6 +55,7 @@ mod state;
 mod status;
 mod tensor_file;
 mod tls;
+mod turns;
 mod typed;
 mod watch;
 mod watched;

@@ -12,7 +12,6 @@ use tokio::sync::{oneshot, watch};
 use crate::connections::Connections;
 use crate::error::ServerError;
 use crate::options::ServerOptions;
-use crate::queue::Queue;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
 use crate::tls::Tls;
 use crate::{status, worker};
@@ -46,6 +45,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
+    ending: Ending,
 }
 
 /// Watches and stops a server from elsewhere. Cheap to clone; stays valid after the server's end.
@@ -66,7 +66,7 @@ impl ServerHandle {
         self.shared.phase() == Phase::Ready
     }
 
-    /// Waits until work is taken. False if the server stops instead.
+    /// Waits until work is taken. False if the server stops instead, is dropped, or [`Server::run`] fails.
     pub async fn ready(&self) -> bool {
         let mut phase = self.shared.phase.subscribe();
         phase.wait_for(|phase| *phase != Phase::Loading).await.is_ok_and(|phase| *phase == Phase::Ready)
@@ -89,7 +89,8 @@ impl Server {
         let failed = |source| ServerError::Listen { host: host.clone(), port, source };
         let listener = TcpListener::bind((bare, port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { shared, listener, address, tls })
+        let ending = Ending(Arc::clone(&shared));
+        Ok(Self { shared, listener, address, tls, ending })
     }
 
     /// The address listened on, with the port that the system chose if the options left it open.
@@ -114,7 +115,8 @@ impl Server {
     /// # Errors
     /// The engine's thread cannot be started, or the default model's weights cannot be read.
     pub async fn run(self) -> Result<(), ServerError> {
-        let Self { shared, listener, tls, .. } = self;
+        // Also ends the engine's thread if this future is dropped.
+        let Self { shared, listener, tls, ending, .. } = self;
         let (warm_sender, mut warm) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
         let metrics = Arc::clone(&shared.metrics);
@@ -122,8 +124,6 @@ impl Server {
             let _ = warm_sender.send(warm_up(&for_thread));
         })
         .map_err(ServerError::Thread)?;
-        // Also ends the thread if this future is dropped.
-        let closing = CloseOnDrop(Arc::clone(&shared.queue));
 
         let connections = Connections::new(&shared, tls.clone());
         let mut drained = std::pin::pin!(drained(&shared));
@@ -158,18 +158,24 @@ impl Server {
         };
         drop(listener);
         // What is still waiting or running has used up the drain time.
-        drop(closing);
+        drop(ending);
         connections.finish().await;
         worker::join(thread).await;
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = &shared.exporter {
+            exporter.flush().await;
+        }
         result
     }
 }
 
-struct CloseOnDrop(Arc<Queue>);
+/// Whatever ends a server, no more work is taken, and nobody waits for it to become ready.
+struct Ending(Arc<Shared>);
 
-impl Drop for CloseOnDrop {
+impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.phase.send_replace(Phase::Draining);
+        self.0.queue.close();
     }
 }
 

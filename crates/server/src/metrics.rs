@@ -8,6 +8,7 @@ use metrics::{Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
 use remote_vae_engine::memory;
 
+use crate::info;
 use crate::queue::Occupancy;
 use crate::status::History;
 
@@ -109,6 +110,7 @@ impl Metrics {
     pub(crate) fn build_info(&self, engine: &str, isa: &str) {
         let labels = vec![
             Label::new("version", env!("CARGO_PKG_VERSION")),
+            Label::new("git", info::COMMIT.unwrap_or("unknown")),
             Label::new("engine", engine.to_owned()),
             Label::new("isa", isa.to_owned()),
         ];

@@ -136,7 +136,7 @@ struct Record {
     trace: SharedTrace,
     id: HeaderValue,
     /// Of the W3C's trace context, if the client sent one.
-    trace_id: Option<String>,
+    parent: Option<TraceParent>,
     method: Method,
     path: String,
     start: Instant,
@@ -198,9 +198,9 @@ impl Record {
             shared: Arc::clone(shared),
             trace: SharedTrace::default(),
             id: request_id(request.headers()),
-            trace_id: trace_id(request.headers()),
+            parent: TraceParent::of(request.headers()),
             method: request.method().clone(),
-            path: shortened(request.uri().path()),
+            path: shown(request.uri().path()),
             start: Instant::now(),
             done: false,
         }
@@ -238,6 +238,18 @@ impl Record {
             self.shared.metrics.request(operation, model, code, total);
             self.shared.metrics.sizes(trace.request_bytes, response_bytes);
         }
+        #[cfg(feature = "otlp")]
+        if let (Some(_), Some(exporter)) = (trace.operation, &self.shared.exporter) {
+            exporter.note(&crate::otlp::Told {
+                trace,
+                parent: self.parent.as_ref(),
+                method: self.method.as_str(),
+                path: &self.path,
+                status: code,
+                response_bytes,
+                took: total,
+            });
+        }
         let milliseconds =
             |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e5).round() / 100.0);
         let id = self.id.to_str().unwrap_or("");
@@ -252,7 +264,7 @@ impl Record {
                     model = trace.model.as_deref(),
                     operation = trace.operation,
                     key = trace.key.as_deref(),
-                    trace_id = self.trace_id.as_deref(),
+                    trace_id = self.parent.as_ref().map(|parent| parent.trace.as_str()),
                     request_bytes = trace.request_bytes,
                     response_bytes,
                     queue_ms = milliseconds(trace.queued),
@@ -276,6 +288,19 @@ impl Drop for Record {
     }
 }
 
+/// A path as the log has it. A job's id gives its result to whoever knows it, so only its beginning is shown.
+fn shown(path: &str) -> String {
+    const JOBS: &str = "/v1/jobs/";
+    const SHOWN: usize = 8;
+    let short = |path: &str| {
+        let (id, rest) =
+            path.strip_prefix(JOBS).map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len())))?;
+        let (start, hidden) = id.split_at_checked(SHOWN)?;
+        (!hidden.is_empty()).then(|| format!("{JOBS}{start}*{rest}"))
+    };
+    shortened(&short(path).unwrap_or_else(|| path.to_owned()))
+}
+
 /// Milliseconds of each stage, in the form browsers show.
 fn server_timing(trace: &Trace) -> Option<HeaderValue> {
     let stages = [("queue", trace.queued), ("engine", trace.engine), ("post", trace.post)];
@@ -297,16 +322,30 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     headers.get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(new_id)
 }
 
-/// The trace that this request is part of: `00-TRACE-SPAN-FLAGS`, lower-case hexadecimal (W3C Trace Context, section 3.2).
-fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let mut parts = headers.get(TRACE_PARENT)?.to_str().ok()?.split('-');
-    let mut part = |length: usize| {
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        parts.next().filter(|part| part.len() == length && part.bytes().all(hex))
-    };
-    let (version, trace, span, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
-    (version != "ff" && !is_zero(trace) && !is_zero(span)).then(|| trace.to_owned())
+/// What a request is part of: `00-TRACE-SPAN-FLAGS`, lower-case hexadecimal (W3C Trace Context, section 3.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TraceParent {
+    pub(crate) trace: String,
+    /// The caller's span.
+    pub(crate) span: String,
+    /// Whether the caller records the trace.
+    pub(crate) sampled: bool,
+}
+
+impl TraceParent {
+    /// None without the header, or if it is not of this form.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut parts = headers.get(TRACE_PARENT)?.to_str().ok()?.split('-');
+        let mut part = |length: usize| {
+            let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+            parts.next().filter(|part| part.len() == length && part.bytes().all(hex))
+        };
+        let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+        let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+        let usable = version != "ff" && !is_zero(trace) && !is_zero(span);
+        let sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
+        usable.then(|| Self { trace: trace.to_owned(), span: span.to_owned(), sampled })
+    }
 }
 
 fn new_id() -> HeaderValue {
@@ -349,7 +388,9 @@ mod tests {
 
     #[test]
     fn traces_are_recognised() {
-        let trace = |text: &str| trace_id(&HeaderMap::from_iter([(TRACE_PARENT, text.parse().unwrap())]));
+        let parent =
+            |text: &str| TraceParent::of(&HeaderMap::from_iter([(TRACE_PARENT, text.parse().unwrap())]));
+        let trace = |text: &str| parent(text).map(|parent| parent.trace);
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
         assert_eq!(trace(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
         for wrong in
@@ -358,6 +399,18 @@ mod tests {
             assert_eq!(trace(wrong), None, "{wrong}");
         }
         assert_eq!(trace(&format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase())), None);
+        let with_flags = |flags: &str| parent(&format!("00-{id}-00f067aa0ba902b7-{flags}")).unwrap();
+        assert!(with_flags("03").sampled && !with_flags("00").sampled);
+        assert_eq!(with_flags("00").span, "00f067aa0ba902b7");
+    }
+
+    #[test]
+    fn ids_of_jobs_are_not_shown_whole() {
+        assert_eq!(shown("/v1/jobs/0123456789abcdef/result"), "/v1/jobs/01234567*/result");
+        assert_eq!(shown("/v1/jobs/0123456789abcdef"), "/v1/jobs/01234567*");
+        for path in ["/v1/jobs/short/events", "/v1/jobs", "/v1/jobs/", "/decode", "/v1/jobs/0123456\u{e9}"] {
+            assert_eq!(shown(path), path);
+        }
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub struct ServerOptions {
     pub cors_origins: Vec<String>,
     /// How long the result of a job of `/v1/jobs` is kept.
     pub job_ttl: Duration,
+    /// A collector that gets a span of each request for work, e.g. `http://127.0.0.1:4318`; none means no spans.
+    #[cfg(feature = "otlp")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Where certificate and key are, both in PEM form.
@@ -90,6 +93,8 @@ impl Default for ServerOptions {
             tls: None,
             cors_origins: Vec::new(),
             job_ttl: Duration::from_secs(600),
+            #[cfg(feature = "otlp")]
+            otlp_endpoint: None,
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Previews (`output=preview`): one pixel for each latent, computed beside the engine. They wait in no queue and take no
-//! time of the engine; what is checked, and the forms of the answer, are those of a decode.
+//! Previews (`output=preview`): one pixel for each latent, computed beside the engine. They take no time of it and wait for
+//! none of its jobs, only for each other, in turns that are fair between clients; what is checked, the deadline, and the
+//! forms of the answer, are those of a decode.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
@@ -14,7 +15,7 @@ use crate::clip_bytes::Recipe;
 use crate::error::Refusal;
 use crate::observe::SharedTrace;
 use crate::queue::Tensor;
-use crate::request::{Job, check_size, engine_refusal};
+use crate::request::{Job, check_size, engine_refusal, too_late};
 use crate::state::Shared;
 use crate::watched::Holding;
 use crate::{clip, decode};
@@ -29,6 +30,7 @@ pub(crate) async fn serve(
     shared: &Shared,
     job: Job<'_>,
     operation: Operation,
+    limit: Option<Duration>,
     trace: &SharedTrace,
 ) -> Result<Response, Refusal> {
     if operation != Operation::Decode {
@@ -40,15 +42,14 @@ pub(crate) async fn serve(
     header.check_body(job.body.len())?;
     let (shape, form) = form(&job, negotiated, &header)?;
     let [batch, channels, height, width] = shape;
-    check_size(shared, &job.caller, batch, height, width)?;
+    let pixels = check_size(shared, &job.caller, batch, height, width)?;
     let scaling = job.parameters.scaling();
     let space = &job.autoencoder.model().latent_space;
     space.check_preview().map_err(|error| engine_refusal(error.into()))?;
     decode::check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
 
-    let Job { body, mut lease, .. } = job;
+    let Job { body, mut lease, caller, .. } = job;
     let space = space.clone();
-    let start = Instant::now();
     let making = move || {
         let values = elements_from_bytes(header.dtype, &body);
         drop(body);
@@ -70,9 +71,26 @@ pub(crate) async fn serve(
         lease.shrink_to(bytes);
         Ok::<_, Refusal>((response, lease))
     };
-    let (response, lease) = shared.blocking(making).await?.map_err(|refusal| shared.no_room(refusal))?;
+    let making = async {
+        let arrival = Instant::now();
+        let turn = shared.turns.take(&caller.client, caller.max_queue, pixels).await;
+        let turn = turn.map_err(|error| shared.no_place(error))?;
+        let start = Instant::now();
+        // What is dropped before it has begun never begins; what has begun keeps its turn to the end.
+        let in_turn = move || {
+            let made = making();
+            drop(turn);
+            made
+        };
+        let made = shared.blocking(in_turn).await?.map_err(|refusal| shared.no_room(refusal))?;
+        trace.update(|trace| (trace.queued, trace.post) = (Some(start - arrival), Some(start.elapsed())));
+        Ok::<_, Refusal>(made)
+    };
+    let (response, lease) = match limit {
+        None => making.await?,
+        Some(limit) => tokio::time::timeout(limit, making).await.map_err(|_| too_late(limit))??,
+    };
     let response = response.map(|body| Body::new(Holding::new(body, lease)));
-    trace.update(|trace| trace.post = Some(start.elapsed()));
     Ok(answer::finish(response, PREVIEW))
 }
 

@@ -2,7 +2,10 @@
 
 use std::sync::mpsc;
 
+use remote_vae_engine::EngineError;
+
 use super::*;
+use crate::worker;
 
 fn tensor(value: f32) -> Tensor {
     Tensor { values: vec![value], shape: [1, 1, 1, 1] }
@@ -12,7 +15,7 @@ fn client(name: &str) -> Client {
     Client::Key(name.into())
 }
 
-const COST: Cost = Cost { flops: 100, peak_bytes: 10, answer_bytes: 4 };
+const COST: Cost = Cost { flops: 100, peak_bytes: 10, answer_bytes: 4, kept: false };
 
 fn started(jobs: usize) -> (Arc<Queue>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
@@ -99,7 +102,9 @@ async fn answers_are_bounded_until_they_are_sent() {
     let work = || -> Work { Box::new(|_| Ok(tensor(0.0))) };
     let refused = |answer_bytes| {
         let place = queue.reserve(&client("a"), None).unwrap();
-        matches!(place.submit(cost(answer_bytes), None, work()), Err(NoPlace::Answers { .. }))
+        // Nothing waits or runs that could make room.
+        let refusal = place.submit(cost(answer_bytes), None, work()).err();
+        refusal == Some(NoPlace::Answers { retry_after: None })
     };
     // Larger than the bound, but alone.
     let first = submit(&queue, "a", cost(5000), work());
@@ -107,7 +112,7 @@ async fn answers_are_bounded_until_they_are_sent() {
     assert!(first.wait().await.result.is_ok() && refused(1));
     charge.shrink_to(700);
     assert!(refused(301));
-    let second = submit(&queue, "a", cost(300), work());
+    let second = submit(&queue, "b", cost(300), work());
     drop(charge);
     assert_eq!(queue.occupancy().answer_bytes, 300);
     drop(second);
@@ -220,6 +225,27 @@ fn the_wait_told_comes_from_the_work_ahead_and_the_rate_measured() {
     assert_eq!(wait(queue.reserve(&client("a"), None)), 2.5);
     assert_eq!(queue.occupancy().work_seconds, 14.5);
     drop((tickets, fourth, job));
+}
+
+#[test]
+fn who_finds_no_room_for_an_answer_is_told_when_jobs_will_have_made_it() {
+    let bounds = Bounds { jobs: 8, answer_bytes: 1000, peak_bytes: None };
+    let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+    queue.expect(100, Duration::from_secs(1));
+    let submit = |name: &str, flops, answer_bytes, kept| {
+        let place = queue.reserve(&client(name), None).unwrap();
+        place.submit(Cost { flops, answer_bytes, kept, ..COST }, None, Box::new(|_| Ok(tensor(0.0))))
+    };
+    let wait = |answer_bytes| match submit("a", 1, answer_bytes, false).err().unwrap() {
+        NoPlace::Answers { retry_after } => retry_after.map(|wait| wait.as_secs_f64()),
+        other => panic!("{other:?}"),
+    };
+    let mut tickets = vec![submit("a", 100, 300, false).unwrap(), submit("a", 300, 200, true).unwrap()];
+    tickets.push(submit("a", 200, 250, false).unwrap());
+    // The first runs, then the third, then the second, whose answer stays.
+    let running = queue.next().unwrap();
+    assert_eq!((wait(250), wait(400), wait(600)), (Some(1.0), Some(3.0), None));
+    drop((tickets, running));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
 use crate::watched::Holding;
-use crate::{answer, decode, encode, jobs, preview, tensor_file};
+use crate::{answer, decode, early, encode, jobs, preview, tensor_file};
 
 /// How long a request may take, in milliseconds; only ever shortens what the operator allows.
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -127,11 +127,16 @@ async fn handle(
                 "A preview takes no job: ask `/v1/decode` for `output=preview`.",
             ));
         }
-        return preview::serve(shared, job, operation, trace).await;
+        let limit = deadline(shared, &head.headers)?;
+        return preview::serve(shared, job, operation, limit, trace).await;
     }
-    let accepted = accept(shared, target.model.name.clone(), head, job, operation).await?;
+    let (job, picture) = match (purpose, operation) {
+        (Purpose::Job, Operation::Decode) => early::preview(shared, job).await?,
+        _ => (job, None),
+    };
+    let accepted = accept(shared, target.model.name.clone(), head, job, operation, purpose).await?;
     if purpose == Purpose::Job {
-        let status = jobs::start(shared, accepted, owner)?;
+        let status = jobs::start(shared, accepted, owner, picture)?;
         return Ok(jobs::describe(&status, StatusCode::ACCEPTED));
     }
     let (response, charge) = complete(shared, accepted, trace).await?;
@@ -145,6 +150,7 @@ async fn accept(
     head: &Parts,
     mut job: Job<'_>,
     operation: Operation,
+    purpose: Purpose,
 ) -> Result<Accepted, Refusal> {
     let in_file = tensor_file::is_named(text(&head.headers, header::ACCEPT).as_deref());
     if in_file {
@@ -160,6 +166,7 @@ async fn accept(
     let Prepared { place, work, answer: form, cost, pixels, batch } = prepared;
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
+    let cost = Cost { kept: purpose == Purpose::Job, ..cost };
     let ticket = place.submit(cost, end, work).map_err(|error| shared.no_place(error))?;
     Ok(Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file })
 }
@@ -176,11 +183,17 @@ pub(crate) async fn complete(
     let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
     let form = match form {
         answer::Form::Clip(answer) => {
-            let (shared, trace) = (Arc::clone(shared), trace.clone());
-            let operation = operation.name();
-            let account = Account { shared, trace, operation, model, form: form_name, pixels, batch };
+            let account = Account {
+                shared: Arc::clone(shared),
+                trace: trace.clone(),
+                operation: operation.name(),
+                model,
+                form: form_name,
+                pixels,
+                batch,
+            };
             let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
-            let response = tensor_file::wrap(file_of, response).await?;
+            let response = tensor_file::wrap(shared, file_of, response).await?;
             return Ok((answer::finish(response, &engine), charge));
         }
         form => form,
@@ -204,7 +217,8 @@ pub(crate) async fn complete(
         answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
         answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
     };
-    let response = tensor_file::wrap(file_of, shared.blocking(building).await??).await?;
+    let response = shared.blocking(building).await??;
+    let response = tensor_file::wrap(shared, file_of, response).await?;
     let post = start.elapsed();
     shared.metrics.output(form_name, post);
     trace.update(|trace| trace.post = Some(post));
@@ -225,6 +239,7 @@ pub(crate) fn cost(plan: &PlanSummary) -> Cost {
         flops: plan.flops,
         peak_bytes: plan.peak_bytes as u64,
         answer_bytes: values.saturating_mul(size_of::<f32>()) as u64,
+        kept: false,
     }
 }
 
@@ -254,8 +269,7 @@ async fn read<'a>(
     trace.update(|trace| trace.request_bytes = bytes.len() as u64);
     if tensor_file::is_named(text(&head.headers, header::CONTENT_TYPE).as_deref()) {
         let unwrapping = move || {
-            let inner = tensor_file::unwrap(&bytes, &mut parameters)?;
-            drop(bytes);
+            let inner = tensor_file::unwrap(bytes, &mut parameters)?;
             lease.shrink_to(inner.capacity() as u64);
             Ok::<_, Refusal>((inner, parameters, lease))
         };

@@ -36,6 +36,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/jobs", post(typed::post_job))
         .route("/v1/jobs/{id}", get(typed::get_job).delete(typed::delete_job))
         .route("/v1/jobs/{id}/events", get(typed::get_events))
+        .route("/v1/jobs/{id}/preview", get(typed::get_preview))
         .route("/v1/jobs/{id}/result", get(typed::get_result))
         .route("/status", get(status::status))
         .route("/static/{name}", get(page::asset))

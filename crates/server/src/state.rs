@@ -15,6 +15,7 @@ use crate::jobs::Jobs;
 use crate::metrics::{Metrics, Rejection};
 use crate::options::{Limits, ServerOptions};
 use crate::queue::{Bounds, NoPlace, Place, Queue};
+use crate::turns::Turns;
 
 /// A model and the name it is served under: `POST /NAME`. The first of a server is its default.
 #[derive(Clone)]
@@ -78,8 +79,12 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) keys: Keys,
     pub(crate) jobs: Jobs,
+    /// At previews.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) started: Instant,
+    #[cfg(feature = "otlp")]
+    pub(crate) exporter: Option<crate::otlp::Exporter>,
     /// Requests for work between their head and their answer's head.
     active: AtomicUsize,
     /// Threads that unpack and compress pictures at one time.
@@ -91,6 +96,9 @@ pub(crate) struct Shared {
 /// What a client is told to wait while models load or a replacement starts.
 const PHASE_RETRY: Duration = Duration::from_secs(5);
 
+/// When to come back if answers that are being sent hold all the room there is.
+const ANSWER_RETRY: Duration = Duration::from_secs(1);
+
 fn bounds(limits: &Limits) -> Bounds {
     Bounds {
         jobs: limits.max_queue,
@@ -101,7 +109,7 @@ fn bounds(limits: &Limits) -> Bounds {
 
 impl Shared {
     /// # Errors
-    /// The file of keys cannot be used.
+    /// The file of keys cannot be used, or the collector's address is none.
     pub(crate) fn new(options: ServerOptions, models: Vec<ModelEntry>) -> Result<Self, ServerError> {
         let keys = Keys::new(options.api_keys.clone(), options.api_key_file.as_deref())?;
         let metrics = Arc::new(Metrics::new());
@@ -111,8 +119,11 @@ impl Shared {
             budget: ByteBudget::new(options.limits.max_held_bytes),
             phase: watch::Sender::new(Phase::Loading),
             started: Instant::now(),
+            #[cfg(feature = "otlp")]
+            exporter: options.otlp_endpoint.as_deref().map(crate::otlp::Exporter::start).transpose()?,
             active: AtomicUsize::new(0),
             pictures: Arc::new(Semaphore::new(cores.max(2))),
+            turns: Turns::new(cores, options.limits.max_queue),
             searches: Arc::new(Semaphore::new((cores / 4).max(1))),
             jobs: Jobs::new(options.limits.max_jobs, options.job_ttl),
             options,
@@ -169,9 +180,13 @@ impl Shared {
             }
             NoPlace::Answers { retry_after } => {
                 let limit = limits.max_answer_bytes;
-                let message =
-                    format!("The server holds as many answers as it may ({limit} bytes). Try again shortly.");
-                (Rejection::Answers, message, retry_after)
+                let message = format!(
+                    "The server holds as many answers as it may ({limit} bytes, the last quarter for clients that hold \
+                     little). Try again."
+                );
+                // What is made leaves at once, but for the results that wait to be fetched.
+                let leaving = || self.jobs.until_expiry().unwrap_or(ANSWER_RETRY);
+                (Rejection::Answers, message, retry_after.unwrap_or_else(leaving))
             }
         };
         self.metrics.rejected(reason);

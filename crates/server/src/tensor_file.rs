@@ -1,6 +1,7 @@
 //! Tensors as safetensors files, in and out: bodies that say themselves what shape and type they have.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -11,6 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use crate::error::Refusal;
+use crate::state::Shared;
 
 /// The media type.
 pub(crate) const SAFETENSORS: &str = "application/x-safetensors";
@@ -25,8 +27,16 @@ pub(crate) fn is_named(value: Option<&str>) -> bool {
     value.is_some_and(|value| value.split(',').any(is_ours))
 }
 
-/// Takes the tensor `latents`, `pixels`, or the only one, out of a file; its shape and type go into the parameters.
-pub(crate) fn unwrap(file: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>, Refusal> {
+/// Takes the tensor `latents`, `pixels`, or the only one, out of a file, in place; its shape and type go into the parameters.
+pub(crate) fn unwrap(mut file: Vec<u8>, parameters: &mut Parameters) -> Result<Vec<u8>, Refusal> {
+    let data = find(&file, parameters)?;
+    file.truncate(data.end);
+    file.drain(..data.start);
+    Ok(file)
+}
+
+/// Where the tensor's bytes are in the file.
+fn find(file: &[u8], parameters: &mut Parameters) -> Result<Range<usize>, Refusal> {
     let wrong =
         |message: String| Refusal::bad_request(format!("The body is no usable safetensors file: {message}."));
     let length = file.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
@@ -53,7 +63,8 @@ pub(crate) fn unwrap(file: &[u8], parameters: &mut Parameters) -> Result<Vec<u8>
     };
     parameters.shape = Some(tensor.shape().to_vec());
     parameters.dtype = Some(dtype);
-    Ok(tensor.data().to_vec())
+    let before = tensor.data().as_ptr().addr() - file.as_ptr().addr();
+    Ok(before..before + tensor.data().len())
 }
 
 /// What a tensor's headers say; none of other answers.
@@ -63,8 +74,12 @@ fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
 }
 
 /// Makes a file with the tensor `name` of an answer that is a tensor; other answers stay as they are, and all do without a
-/// name.
-pub(crate) async fn wrap(name: Option<&str>, response: Response) -> Result<Response, Refusal> {
+/// name. The file is written beside the event loop.
+pub(crate) async fn wrap(
+    shared: &Shared,
+    name: Option<&'static str>,
+    response: Response,
+) -> Result<Response, Refusal> {
     let Some(name) = name else { return Ok(response) };
     let Some(TensorHeader { shape, dtype }) = header_of(response.headers()) else { return Ok(response) };
     let (mut head, body) = response.into_parts();
@@ -76,8 +91,11 @@ pub(crate) async fn wrap(name: Option<&str>, response: Response) -> Result<Respo
         Dtype::BFloat16 => safetensors::Dtype::BF16,
         Dtype::Uint8 => safetensors::Dtype::U8,
     };
-    let view = TensorView::new(dtype, shape, &bytes).map_err(|_| failed())?;
-    let file = safetensors::serialize(HashMap::from([(name, view)]), None).map_err(|_| failed())?;
+    let writing = move || {
+        let view = TensorView::new(dtype, shape, &bytes)?;
+        safetensors::serialize(HashMap::from([(name, view)]), None)
+    };
+    let file = shared.blocking(writing).await?.map_err(|_| failed())?;
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SAFETENSORS));
     Ok(Response::from_parts(head, Body::from(file)))
 }
@@ -92,18 +110,18 @@ mod tests {
         let view = TensorView::new(safetensors::Dtype::F32, vec![1, 4, 1, 1], &bytes).unwrap();
         let file = safetensors::serialize(HashMap::from([("x", view)]), None).unwrap();
         let mut parameters = Parameters::default();
-        assert_eq!(unwrap(&file, &mut parameters).unwrap(), bytes);
+        assert_eq!(unwrap(file.clone(), &mut parameters).unwrap(), bytes);
         assert_eq!((parameters.shape, parameters.dtype), (Some(vec![1, 4, 1, 1]), Some(Dtype::Float32)));
         for length in 0..file.len() {
-            assert_eq!(unwrap(&file[..length], &mut Parameters::default()).unwrap_err().status, 400);
+            assert_eq!(unwrap(file[..length].to_vec(), &mut Parameters::default()).unwrap_err().status, 400);
         }
         let view = TensorView::new(safetensors::Dtype::I64, vec![2], &bytes).unwrap();
         let file = safetensors::serialize(HashMap::from([("latents", view)]), None).unwrap();
-        assert!(unwrap(&file, &mut Parameters::default()).unwrap_err().message.contains("I64"));
-        assert!(unwrap(&[255; 64], &mut Parameters::default()).is_err());
+        assert!(unwrap(file, &mut Parameters::default()).unwrap_err().message.contains("I64"));
+        assert!(unwrap(vec![255; 64], &mut Parameters::default()).is_err());
         let mut file = (LARGEST_HEADER + 1).to_le_bytes().to_vec();
         file.resize(file.len() + LARGEST_HEADER as usize + 1, b' ');
-        let refusal = unwrap(&file, &mut Parameters::default()).unwrap_err();
+        let refusal = unwrap(file, &mut Parameters::default()).unwrap_err();
         assert!(refusal.message.contains("at most 1048576 bytes, got 1048577"), "{}", refusal.message);
     }
 

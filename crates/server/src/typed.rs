@@ -24,7 +24,18 @@ use crate::state::{ModelEntry, Shared};
         description = "Decodes the latents of diffusion models and encodes pictures. The protocol of Hugging Face's \
                        Remote VAE endpoints, which the same server speaks at `/`, is described in docs/protocol.md."
     ),
-    paths(decode, encode, models, post_job, get_job, get_events, get_result, delete_job, document),
+    paths(
+        decode,
+        encode,
+        models,
+        post_job,
+        get_job,
+        get_events,
+        get_preview,
+        get_result,
+        delete_job,
+        document
+    ),
     components(schemas(ErrorBody, JobState, JobStatus, Model, ModelList))
 )]
 struct Document;
@@ -156,6 +167,11 @@ async fn work(
         ("partial_postprocess" = Option<bool>, Query, description = "With `pt`: bytes `[batch, height, width, 3]`"),
         ("height" = Option<u64>, Query, description = "Of the picture, for packed latents"),
         ("width" = Option<u64>, Query, description = "Of the picture, for packed latents"),
+        ("fps" = Option<f64>, Query, description = "Frames a second of a video file"),
+        ("crf" = Option<u8>, Query, description = "Quality of an MP4 file: less is better and larger"),
+        ("windows" = Option<bool>, Query, description = "Whether a model of videos works in windows of frames, as diffusers does"),
+        ("tiling" = Option<bool>, Query, description = "Whether a model of videos works in tiles, as diffusers does"),
+        ("output" = Option<String>, Query, description = "`preview` for one pixel per latent, at once; not for jobs"),
         ("precision" = Option<String>, Query, description = "`exact` or `fast`"),
     ),
     request_body(content_type = "application/x-safetensors", description = "A safetensors file with the tensor `latents`, or as `tensor/binary` the bare bytes of one whose shape and type are in the query"),
@@ -181,6 +197,9 @@ pub(crate) async fn decode(State(shared): State<Arc<Shared>>, request: Request) 
         ("shift_factor" = Option<f64>, Query, description = "Subtracted before multiplying"),
         ("sample" = Option<bool>, Query, description = "Draw from the distribution instead of taking its mode"),
         ("seed" = Option<u64>, Query, description = "Makes the sample repeatable"),
+        ("moments" = Option<bool>, Query, description = "Give mean and log-variance of the distribution, unscaled, `[batch, 2 * channels, height, width]`"),
+        ("windows" = Option<bool>, Query, description = "Whether a model of videos works in windows of frames, as diffusers does"),
+        ("tiling" = Option<bool>, Query, description = "Whether a model of videos works in tiles, as diffusers does"),
         ("precision" = Option<String>, Query, description = "`exact` or `fast`"),
     ),
     request_body(content_type = "application/x-safetensors", description = "A picture file (PNG, JPEG, WebP), a safetensors file with the tensor `pixels`, or bare bytes"),
@@ -243,7 +262,8 @@ pub(crate) async fn get_job(
     asker(shared, id, request)?.status()
 }
 
-/// Follow a job: server-sent events `progress`, and `end` at last, each with the job's state as data.
+/// Follow a job: server-sent events `progress`, and `end` at last, each with the job's state as data. The first is `preview`
+/// if there is one, with the PNG file of `/v1/jobs/{id}/preview` as a data URL in `image`.
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
@@ -259,6 +279,25 @@ pub(crate) async fn get_events(
     request: Request,
 ) -> Result<Response, Refusal> {
     asker(shared, id, request)?.events()
+}
+
+/// Fetch a job's early preview: one pixel for each latent, at most 128 each way, of the first picture or the middle latent
+/// frame of the first clip.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/preview",
+    params(("id" = String, Path)),
+    responses(
+        (status = 200, content_type = "image/png", description = "Made before the job waited in line"),
+        (status = 404, body = ErrorBody, description = "Unknown or expired, an encode, or a latent space without a preview"),
+    )
+)]
+pub(crate) async fn get_preview(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    asker(shared, id, request)?.preview()
 }
 
 /// Fetch a job's result, as often as wanted until it expires.

@@ -11,7 +11,61 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::connections::Entry;
 
-/// A socket that notes bytes in and out.
+/// A socket, in the clear, that notes what is read.
+pub(crate) struct Read<S> {
+    inner: S,
+    entry: Arc<Entry>,
+}
+
+impl<S> Read<S> {
+    pub(crate) fn new(inner: S, entry: Arc<Entry>) -> Self {
+        Self { inner, entry }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Read<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let poll = Pin::new(&mut this.inner).poll_read(context, buffer);
+        if let Some(bytes) = buffer.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
+            this.entry.received(bytes);
+        }
+        poll
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Read<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+    }
+}
+
+/// A socket that notes when the client takes nothing.
 pub(crate) struct Watched<S> {
     inner: S,
     entry: Arc<Entry>,
@@ -37,13 +91,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let poll = Pin::new(&mut this.inner).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            this.entry.received();
-        }
-        poll
+        Pin::new(&mut self.get_mut().inner).poll_read(context, buffer)
     }
 }
 

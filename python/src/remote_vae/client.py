@@ -31,6 +31,10 @@ def remote_decode(
     width: int | None = None,
     *,
     precision: Literal["exact", "fast"] | None = None,
+    fps: float | None = None,
+    crf: int | None = None,
+    windows: bool | None = None,
+    tiling: bool | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
@@ -49,6 +53,10 @@ def remote_decode(
       in about -1 to 1, or with `partial_postprocess` uint8 `[batch, height, width, 3]`. With `return_type="pil"` a
       picture or a list of them: of the uint8 answer, or of `processor.postprocess` of the float one.
     - `output_type="mp4"`: the bytes of the file.
+
+    Of a clip: `fps` and `crf` are frames per second and quality of an MP4 (the server's defaults are 10 and 23). `windows`
+    and `tiling` say whether it is decoded in windows of frames and in tiles of pictures, as the server's `--windows` and
+    `--tiling` do where they are None.
 
     `precision` is one of the server's, `timeout` the longest silence in seconds, `retries` how often a busy or unreachable
     server is asked again. `progress` is called with a `Progress` while bytes travel. A `session` brings its own
@@ -89,6 +97,7 @@ def remote_decode(
         query += [("height", str(height)), ("width", str(width))]
     if precision is not None:
         query.append(("precision", precision))
+    query += clip_options(fps, crf, windows, tiling)
     accept = "tensor/binary"
     if wants_picture:
         accept = "image/png" if image_format == "png" else "image/jpeg"
@@ -132,6 +141,8 @@ def remote_encode(
     do_scaling: bool | None = None,
     seed: int | None = None,
     precision: Literal["exact", "fast"] | None = None,
+    windows: bool | None = None,
+    tiling: bool | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
@@ -162,6 +173,7 @@ def remote_encode(
         query.append(("do_scaling", str(bool(do_scaling))))
     if precision is not None:
         query.append(("precision", precision))
+    query += clip_options(None, None, windows, tiling)
     if seed is not None:
         query.append(("seed", str(seed)))
     headers = {"Accept": "*/*", "Content-Type": content}
@@ -190,6 +202,14 @@ def factors(scaling_factor: float | None, shift_factor: float | None) -> Query:
     """The factors that are given, as parameters."""
     given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
     return [(name, repr(float(value))) for name, value in given.items() if value is not None]
+
+
+def clip_options(fps: float | None, crf: int | None, windows: bool | None, tiling: bool | None) -> Query:
+    """What is asked of a clip, as parameters."""
+    numbers = [("fps", fps), ("crf", crf)]
+    query = [(name, str(value)) for name, value in numbers if value is not None]
+    flags = [("windows", windows), ("tiling", tiling)]
+    return query + [(name, "on" if value else "off") for name, value in flags if value is not None]
 
 
 def _session(

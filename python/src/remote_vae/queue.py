@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
 from .client import remote_decode
+from .errors import RemoteVAEError
 from .transport import Session
 
 
@@ -18,7 +19,8 @@ class DecodeQueue:
     `options` are those of `remote_decode`. At most `size` decodes are under way or wait: `put` blocks until there is room.
     Up to `parallel` requests travel at once. Three ways to the results:
 
-    - `put(latents)`, then iterate over the queue: results of `put` in its order, until all are taken;
+    - `put(latents)`, then iterate over the queue: results of `put` in its order, until all are taken. At most `unread` of
+      them wait to be taken: `put` raises an error when there are as many, because nobody takes any while it blocks;
     - `put(latents, callback)`: the callback gets each result, in a thread of the queue;
     - `submit(latents)`: a `concurrent.futures.Future`; `map(iterable)` is an iterator over results.
 
@@ -32,6 +34,7 @@ class DecodeQueue:
         *,
         size: int = 8,
         parallel: int = 2,
+        unread: int = 256,
         timeout: float | None = 600.0,
         retries: int = 2,
         api_key: str | None = None,
@@ -39,14 +42,17 @@ class DecodeQueue:
     ) -> None:
         if size < 1 or parallel < 1:
             raise ValueError(f"Expected `size` and `parallel` of at least 1. Got {size} and {parallel}.")
+        if unread < 1:
+            raise ValueError(f"Expected `unread` of at least 1. Got {unread}.")
         self._endpoint = endpoint
         self._session = Session(timeout=timeout, retries=retries, api_key=api_key)
         self._options = options
         self._room = threading.BoundedSemaphore(size)
         self._size = size
+        self._unread = unread
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="remote-vae")
         self._order: deque[Future[Any]] = deque()
-        self._failures: list[BaseException] = []
+        self._failure: BaseException | None = None
 
     def submit(self, latents: Any, **options: Any) -> Future[Any]:
         """Queues latents and returns a future of what `remote_decode` gives for them; its errors come from `result()`.
@@ -68,11 +74,15 @@ class DecodeQueue:
         An error is raised in the iteration, at its place. Errors that were not taken in this way, and those of callbacks,
         are raised by `close` or the end of the `with` block.
         """
-        future = self.submit(latents, **options)
-        if callback is None:
-            self._order.append(future)
-        else:
-            future.add_done_callback(lambda done: self._deliver(done, callback))
+        if callback is not None:
+            self.submit(latents, **options).add_done_callback(lambda done: self._deliver(done, callback))
+            return
+        if len(self._order) >= self._unread:
+            raise RemoteVAEError(
+                f"{len(self._order)} results wait to be taken, as many as may (`unread`): iterate over the queue, or use "
+                "`map` or a callback."
+            )
+        self._order.append(self.submit(latents, **options))
 
     def map(self, latents: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Decodes each of `latents` and yields the results in their order; takes the next ones only as room permits."""
@@ -99,7 +109,7 @@ class DecodeQueue:
         self._session.close()
         if not cancel:
             unseen = [future.exception() for future in self._order if not future.cancelled()]
-            for error in [*self._failures, *unseen]:
+            for error in [self._failure, *unseen]:
                 if error is not None:
                     raise error
 
@@ -112,7 +122,7 @@ class DecodeQueue:
         try:
             callback(done.result())
         except BaseException as error:  # a thread of the pool would only print it
-            self._failures.append(error)
+            self._failure = self._failure or error
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -144,8 +154,22 @@ class AsyncDecodeQueue:
 
     async def decode(self, latents: Any, **options: Any) -> Any:
         """What `remote_decode` gives for `latents`."""
-        async with self._room:
-            return await asyncio.wrap_future(self._queue.submit(latents, **options))
+        await self._room.acquire()
+        loop = asyncio.get_running_loop()
+        try:
+            future = self._queue.submit(latents, **options)
+        except BaseException:
+            self._room.release()
+            raise
+        # A decode that was cancelled after it had begun keeps its room to its end, as in the queue behind.
+        future.add_done_callback(lambda _: self._give_back(loop))
+        return await asyncio.wrap_future(future)
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(self._room.release)
+        except RuntimeError:  # the loop has ended, and with it everybody who could wait for room
+            pass
 
     async def map(self, latents: Iterable[Any] | AsyncIterable[Any], **options: Any) -> AsyncIterator[Any]:
         """Decodes each of `latents` and yields the results in their order; takes the next ones only as room permits."""

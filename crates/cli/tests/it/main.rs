@@ -8,4 +8,8 @@ mod embedded;
 mod privacy;
 mod reliability;
 mod serving;
+#[cfg(target_os = "linux")]
+#[path = "../../../hub/tests/it/stand_in.rs"]
+#[allow(dead_code, reason = "the hub's own tests use all of it")]
+mod stand_in;
 mod support;

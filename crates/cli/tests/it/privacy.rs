@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-use crate::support::{http, photograph, program, until_ready};
+use crate::support::{Serving, http, photograph, program, until_ready};
 
 /// In query, headers and bodies of the requests.
 const MARK: &str = "NOBODY-MAY-KEEP-THIS";
@@ -95,4 +95,23 @@ fn requests_leave_nothing_on_the_disk_or_in_the_log() {
     };
     let written: Vec<&str> = calls.lines().filter(|line| line.contains('(')).filter(writes).collect();
     assert!(written.is_empty(), "{written:#?}");
+}
+
+/// As in a container: nothing can be written anywhere, and no capability is left outside of the process' own namespace.
+#[test]
+fn a_read_only_file_system_is_enough() {
+    let read_only = "mount --make-rprivate / && for at in $(awk '{print $5}' /proc/self/mountinfo | sort -u); do \
+                     mount -o remount,bind,ro $at 2>/dev/null; done; ! touch /tmp/written 2>/dev/null";
+    let inside = |then: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "bash", "-c"]).arg(format!("{read_only} && {then}"));
+        command
+    };
+    if !inside("true").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: a namespace with a read-only file system cannot be had");
+        return;
+    }
+    let mut command = inside("exec \"$0\" serve --port 0");
+    let server = Serving::spawn(command.arg(program().get_program()));
+    requests(&server.url);
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
+use crate::stand_in::StandIn;
 use crate::support::{Serving, http, program, stdout, until_ready};
 
 const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/embedded");
@@ -59,6 +61,8 @@ fn mixed_load_with_leavers_is_answered_with_the_right_bytes() {
         "{report}"
     );
     assert!(report["health_ms"]["p99"].is_number() && report["engine_utilisation"].is_number(), "{report}");
+    let shares = &report["per_key"]["megapixels"];
+    assert!(report["per_key"]["keys"] == 20 && shares["least"].as_f64().unwrap() > 0.0, "{report}");
     // An open loop, faster than the server is: the rest is refused, not lost.
     let busy = start(&["--max-queue", "4"]);
     let report = load(&busy.url, &["--rate=100", "--seconds=2", "--size=512x512"]);
@@ -119,6 +123,59 @@ fn copy(from: &str, to: &Path) {
             std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
         }
     }
+}
+
+/// The program below a limit that the shell sets.
+#[cfg(target_os = "linux")]
+fn limited(limit: &str) -> Command {
+    let plain = program();
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(format!("{limit}; exec \"$0\" \"$@\"")).arg(plain.get_program());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_the_system_refuses_is_one_503() {
+    // The plan of 4096x4096 pixels needs more than the process may have; the budget says nothing against it.
+    let mut command = limited("ulimit -v 4500000");
+    let server = Serving::spawn(command.args(["serve", "--port", "0", "--memory-budget", "64GiB"]));
+    until_ready(&server.url);
+    let before = decode(&server.url);
+    assert_eq!(before.0, 200);
+    let query = "shape=1&shape=4&shape=512&shape=512&dtype=uint8&output_type=pt";
+    let (status, body) = ask(&format!("{}/?{query}", server.url), vec![7; 4 * 512 * 512]);
+    let message = String::from_utf8_lossy(&body);
+    assert!(status == 503 && message.contains("cannot allocate"), "{status}: {message}");
+    assert_eq!(decode(&server.url), before);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_download_that_finds_no_room_on_the_disk_leaves_no_half_a_model() {
+    let read = |name: &str| std::fs::read(Path::new(EMBEDDED).join(name)).unwrap();
+    let files = ["config.json", "diffusion_pytorch_model.safetensors"].map(|name| (name, read(name)));
+    let files = files.each_ref().map(|(name, bytes)| (*name, &bytes[..]));
+    let hub = StandIn::new("owner/vae", &files);
+    let cache = tempfile::tempdir().unwrap();
+    let shows = |command: &mut Command| {
+        let address = format!("http://{}", hub.address);
+        let command = command.env("HF_ENDPOINT", address).env("HF_HUB_CACHE", cache.path());
+        command.args(["models", "owner/vae"]).output().unwrap()
+    };
+    // A file may have 64 KiB, as if the disk were full then.
+    let output = shows(&mut limited("trap '' XFSZ; ulimit -f 64"));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && message.contains("File too large"), "{message}");
+    let output = shows(&mut program());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("AutoencoderKL"));
 }
 
 #[cfg(unix)]

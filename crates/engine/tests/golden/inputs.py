@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers.models.normalization import RMSNorm
 from torch import nn
 
 MOMENTS = (AutoencoderKL, AutoencoderKLFlux2)
@@ -55,7 +56,7 @@ def tidy(scale):
 def give_life(model, generator):
     """Spreads norms and biases, and sharpens attention, so that no term of the network is close to neutral."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.GroupNorm):
+        if isinstance(module, (nn.GroupNorm, RMSNorm)):
             module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
             module.bias.copy_(0.3 * torch.randn(module.bias.shape, generator=generator))
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -87,4 +88,5 @@ def encode(model, pixels):
     """Raw encoder output: moments of a distribution, or latents."""
     if isinstance(model, MOMENTS):
         return model.encode(pixels).latent_dist.parameters
-    return model.encode(pixels).latents
+    output = model.encode(pixels)
+    return output.latent if hasattr(output, "latent") else output.latents

@@ -15,7 +15,7 @@ can do), `family`, `latent_channels`, `spatial_factor`, `client` (below) and `ex
     encode.<n>.pixels          [batch, 3, height, width]          in [-1, 1]
     encode.<n>.moments         [batch, 2*channels, ...]           AutoencoderKL*: mean and log variance before the clamp
     encode.<n>.sample          [batch, channels, ...]             AutoencoderKL: drawn with a generator seeded with 13
-    encode.<n>.latents         [batch, channels, ...]             AutoencoderTiny
+    encode.<n>.latents         [batch, channels, ...]             AutoencoderTiny, AutoencoderDC
     client.<n>.latents         4-D (FLUX.2: also [batch, 4*channels, h/2, w/2]), or packed [batch, tokens, 4*channels]   as a client sends them
     client.<n>.pixels          [batch, 3, ...]                    after scaling by hand as the pipelines do
     client_encode.<n>.pixels   [batch, 3, height, width]
@@ -46,7 +46,7 @@ from safetensors.torch import load_file, save_file
 
 from forms import bare_tiny, bfl_flux_two, ldm_checkpoint, old_attention_names
 from inputs import pack, patchify, unpatchify
-from networks import build_flux_two, build_flux_two_tiny, build_kl, build_tiny
+from networks import build_dc, build_flux_two, build_flux_two_tiny, build_kl, build_tiny
 from record import Golden, Recorder, scalar_rows
 
 HERE = Path(__file__).resolve().parent
@@ -274,6 +274,42 @@ def flux_two_cases(golden):
     golden.add("single-file/bfl-flux2.safetensors", record, "single-file/bfl-flux2.cases.safetensors")
 
 
+def dc_cases(golden):
+    # As Sana's, with its depth.
+    blocks = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+    widths = [8, 8, 8, 16, 16, 16]
+    model = build_dc(
+        40, latent_channels=8, attention_head_dim=8, encoder_block_types=blocks, decoder_block_types=blocks,
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        downsample_block_type="conv", upsample_block_type="interpolate", scaling_factor=0.41407,
+    )
+    record = Recorder(model, 8, 40)
+    record.decode(1, 1, 3)
+    record.decode(2, 1, 1)
+    record.encode(1, 96, 32)
+    record.encode(2, 32, 32)
+    undo, size = lambda z: z / 0.41407, (1, 1, 2)
+    record.decode_client(undo, [{"scaling_factor": 0.41407}, {"do_scaling": True}], scale=0.41407, shape=size)
+    record.encode_client(lambda z: z * 0.41407, [{"scaling_factor": 0.41407}], shape=(1, 32, 64))
+    golden.diffusers_case("sana", model, record, spatial_factor=32)
+
+    # The other ways to change sides, no blocks at full size, several scales, other activations, no shortcut at one end.
+    blocks = ["ResBlock"] * 2 + ["EfficientViTBlock"] * 2
+    widths, scales = [8, 12, 12, 24], [[], [], [3], [5, 3]]
+    model = build_dc(
+        41, torch.float32, latent_channels=6, attention_head_dim=6, encoder_block_types=blocks,
+        decoder_block_types=blocks, encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        encoder_layers_per_block=[0, 1, 1, 1], decoder_layers_per_block=[0, 1, 1, 2], encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales, decoder_act_fns=["silu", "relu", "silu", "silu"],
+        decoder_conv_act_fn="silu", encoder_out_shortcut=False,
+    )
+    record = Recorder(model, 6, 41)
+    record.decode(1, 5, 7)
+    record.decode(2, 3, 2)
+    record.encode(1, 40, 56)
+    golden.diffusers_case("dc-pixels", model, record, torch.float32)
+
+
 def make(root):
     golden = Golden(root)
     with torch.no_grad():
@@ -281,6 +317,7 @@ def make(root):
         single_file_cases(golden)
         tiny_cases(golden)
         flux_two_cases(golden)
+        dc_cases(golden)
     golden.finish()
 
 

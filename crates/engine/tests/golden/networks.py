@@ -1,7 +1,7 @@
 """The autoencoders of the golden files: diffusers' classes at small widths, and the tiny one for FLUX.2 that it lacks."""
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from torch import nn
 
 from inputs import calibrate, give_life, round_weights
@@ -108,4 +108,14 @@ def build_flux_two(seed, **config):
     model.bn.running_mean.copy_((0.5 * torch.randn(count, generator=generator)).bfloat16())
     model.bn.running_var.copy_((0.2 + 3 * torch.rand(count, generator=generator)).bfloat16())
     model.bn.running_var[5] = 2.0**-7  # small enough to show epsilon, large enough not to magnify rounding
+    return model
+
+
+def build_dc(seed, dtype=torch.float16, **config):
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoencoderDC(**config).eval().requires_grad_(False)
+    give_life(model, generator)
+    end = model.decoder.conv_out
+    calibrate(model, getattr(end, "conv", end), model.encoder.conv_out, config["latent_channels"], generator)
+    round_weights(model, dtype)
     return model

@@ -4,6 +4,7 @@ import copy
 import json
 
 import torch
+from diffusers import AutoencoderDC
 from safetensors.torch import save_file
 
 from inputs import MOMENTS, encode, random_latents, random_pixels
@@ -85,7 +86,7 @@ def save_diffusers(model, folder, dtype):
 
 
 def family(model):
-    return type(model).__name__ if isinstance(model, MOMENTS) else "AutoencoderTiny"
+    return type(model).__name__ if isinstance(model, (*MOMENTS, AutoencoderDC)) else "AutoencoderTiny"
 
 
 class Golden:

@@ -40,8 +40,8 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).resolve().parent
 # batch, latent frames, height, width
 HUNYUAN_DECODES = [(1, 1, 3, 5), (1, 3, 3, 2), (2, 4, 1, 2), (1, 5, 1, 3), (1, 7, 1, 2), (1, 9, 1, 1)]
-WAN_DECODES = [(1, 1, 3, 5), (1, 2, 3, 2), (2, 3, 1, 3), (1, 4, 2, 1), (1, 6, 1, 1)]
-WAN22_DECODES = [(1, 1, 2, 3), (1, 2, 2, 1), (2, 3, 1, 1), (1, 4, 1, 2)]
+WAN_DECODES = [(1, 1, 3, 5), (1, 3, 3, 1), (2, 4, 1, 1), (1, 2, 1, 3), (1, 5, 1, 1), (1, 7, 1, 1), (1, 9, 1, 1)]
+WAN22_DECODES = [(1, 1, 1, 3), (1, 3, 1, 1), (2, 4, 1, 1), (1, 5, 1, 1), (1, 7, 1, 1), (1, 9, 1, 1)]
 # batch, frames, height, width in latents
 HUNYUAN_ENCODES = [(1, 1, 3, 2), (2, 5, 1, 3), (1, 17, 1, 2), (1, 29, 1, 1)]
 WAN_ENCODES = [(1, 1, 3, 2), (2, 5, 1, 2), (1, 9, 1, 3), (1, 13, 2, 1)]
@@ -142,7 +142,7 @@ def record_wan(model: torch.nn.Module, factor: int, decodes: list, encodes: list
         pixels = model.decode(latents).sample.contiguous()
         expected |= {f"decode.{index}.latents": latents, f"decode.{index}.pixels": pixels}
         clamped = (pixels.abs() == 1).float().mean().item()
-        assert clamped < 0.3 and 0.2 < pixels.std() < 0.8, (path, clamped, pixels.std())
+        assert clamped < 0.3 and 0.1 < pixels.std() < 0.8, (path, clamped, pixels.std())
     assert any((expected[f"decode.{index}.pixels"].abs() == 1).any() for index in range(len(decodes)))
     for index, (batch, frames, height, width) in enumerate(encodes):
         pixels = pixels_of(batch, frames, factor * height, factor * width)
@@ -238,7 +238,7 @@ def qwen_image(out: Path) -> None:
     original = {original_name(name): value for name, value in tensors.items()}
     assert sorted(convert_wan_vae_to_diffusers(original)) == sorted(tensors)
     save_file(original, out / "qwen-image.safetensors")
-    record_wan(model, 8, WAN_DECODES[:3], WAN_ENCODES[:2], out / "qwen-image_expected.safetensors")
+    record_wan(model, 8, WAN_DECODES, WAN_ENCODES[:2], out / "qwen-image_expected.safetensors")
 
 
 def differences(made: Path) -> list[str]:

@@ -70,14 +70,25 @@ pub(crate) fn interpret(
                 })
             }
             Operation::Attention(_) => attend(value(0), value(1), value(2)),
-            Operation::RmsNorm { weight } => {
-                let (from, weight) = (value(0), read(*weight));
+            Operation::RmsNorm { weight, bias, epsilon } => {
+                let (from, weight, bias) = (value(0), read(*weight), bias.map(read));
                 let channels = from.shape[1];
                 Value::from(from.shape, |[b, c, y, x]| {
                     let squares: f64 = (0..channels).map(|c| from.at([b, c, y, x]).powi(2)).sum();
-                    from.at([b, c, y, x]) / squares.sqrt().max(1e-12) * (channels as f64).sqrt() * weight[c]
+                    let length = if *epsilon == 0.0 { squares.sqrt().max(1e-12) } else { squares.sqrt() };
+                    let root = (length.powi(2) / channels as f64 + f64::from(*epsilon)).sqrt();
+                    from.at([b, c, y, x]) / root * weight[c] + bias.as_ref().map_or(0.0, |bias| bias[c])
                 })
             }
+            Operation::GroupedConvolution { weight, bias, kernel, group } => {
+                let (weight, bias) = (read(*weight), bias.map(read));
+                group_by_group(value(0), &weight, bias.as_deref(), *kernel, *group)
+            }
+            Operation::LinearAttention { head } => {
+                let inputs: Vec<&Value> = (0..node.inputs.len()).map(value).collect();
+                attend_linearly(&inputs, *head)
+            }
+            Operation::Multiply => Value::from(value(0).shape, |at| value(0).at(at) * value(1).at(at)),
             // Of a picture there is only the first frame.
             Operation::FirstFrame | Operation::DoubleFrames => value(0).map(|x| x),
             Operation::Expand { cell, repeats } => {
@@ -138,6 +149,46 @@ fn convolve(
             }
         }
         sum
+    })
+}
+
+/// Each group of channels through a convolution of its own, which keeps the sides.
+fn group_by_group(input: &Value, weight: &[f64], bias: Option<&[f64]>, kernel: usize, group: usize) -> Value {
+    let [batch, channels, height, width] = input.shape;
+    let parts: Vec<Value> = (0..channels / group)
+        .map(|part| {
+            let own = Value::from([batch, group, height, width], |[b, c, y, x]| {
+                input.at([b, part * group + c, y, x])
+            });
+            let len = group * group * kernel * kernel;
+            let bias = bias.map(|bias| &bias[part * group..][..group]);
+            let padding = Padding::same(kernel / 2);
+            convolve(&own, &weight[part * len..][..len], bias, group, [kernel; 2], 1, padding)
+        })
+        .collect();
+    Value::from(input.shape, |[b, c, y, x]| parts[c / group].at([b, c % group, y, x]))
+}
+
+/// ReLU of queries and keys in place of softmax; the inputs' channels, one after the other, are queries, keys and values
+/// head by head.
+fn attend_linearly(inputs: &[&Value], head: usize) -> Value {
+    let [batch, channels, height, width] = inputs[0].shape;
+    let tokens = height * width;
+    let at = |b: usize, c: usize, token: usize| {
+        inputs[c / channels].at([b, c % channels, token / width, token % width])
+    };
+    let made = inputs.len() * channels / 3;
+    Value::from([batch, made, height, width], |[b, c, y, x]| {
+        let first = c / head * 3 * head;
+        let product = |key: usize| -> f64 {
+            let one =
+                |c: usize| at(b, first + c, y * width + x).max(0.0) * at(b, first + head + c, key).max(0.0);
+            (0..head).map(one).sum()
+        };
+        let products: Vec<f64> = (0..tokens).map(product).collect();
+        let value = |key: usize| at(b, first + 2 * head + c % head, key);
+        let sum: f64 = products.iter().enumerate().map(|(key, product)| product * value(key)).sum();
+        sum / (products.iter().sum::<f64>() + 1e-15)
     })
 }
 

@@ -93,7 +93,9 @@ impl Builder {
             }
             12 => {
                 let weight = self.weight(vec![channels]);
-                self.push(Operation::RmsNorm { weight }, vec![input], channels);
+                let bias = pick[1].is_multiple_of(2).then(|| self.weight(vec![channels]));
+                let epsilon = [0.0, 1e-3][pick[2] % 2];
+                self.push(Operation::RmsNorm { weight, bias, epsilon }, vec![input], channels);
             }
             13 => self.push(Operation::FirstFrame, vec![input, other(1)], channels),
             14 => self.push(Operation::DoubleFrames, vec![input, other(1), other(2)], channels),
@@ -105,6 +107,22 @@ impl Builder {
                 let cell = Cell { time: 1, space: 2, by_columns: pick[1].is_multiple_of(2) };
                 self.push(Operation::Collect { cell, mean: 4 }, vec![input], channels);
             }
+            17 => {
+                let (group, kernel) = ([1, 2, 4][pick[1] % 3], [1, 3, 5][pick[2] % 3]);
+                let weight = self.weight(vec![channels, group, kernel, kernel]);
+                let bias = pick[2].is_multiple_of(2).then(|| self.weight(vec![channels]));
+                self.push(
+                    Operation::GroupedConvolution { weight, bias, kernel, group },
+                    vec![input],
+                    channels,
+                );
+            }
+            18 => {
+                let inputs = vec![input, other(1), other(2)];
+                let head = [2, 4][pick[1] / 8 % 2];
+                self.push(Operation::LinearAttention { head }, inputs, channels);
+            }
+            19 => self.push(Operation::Multiply, vec![input, other(1)], channels),
             _ => self.push(Operation::Add, vec![input, other(1)], channels),
         }
     }
@@ -126,7 +144,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_graph_gives_what_the_interpreter_gives(
-        recipe in prop::collection::vec((0u8..19, any::<[usize; 3]>()), 1..14),
+        recipe in prop::collection::vec((0u8..22, any::<[usize; 3]>()), 1..14),
         size in (3usize..9, 3usize..9), batch in 1usize..3,
     ) {
         let shape = [batch, 4, size.0, size.1];

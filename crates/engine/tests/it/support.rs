@@ -64,7 +64,7 @@ impl Tensor {
     }
 }
 
-/// All tensors of a safetensors file of `f32` or `f16`.
+/// All tensors of a safetensors file of `f32`, `f16` or `bf16`.
 pub(crate) fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -72,6 +72,9 @@ pub(crate) fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
         safetensors::Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         safetensors::Dtype::F16 => {
             data.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
+        }
+        safetensors::Dtype::BF16 => {
+            data.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
         }
         other => panic!("{other:?} in {}", path.display()),
     };

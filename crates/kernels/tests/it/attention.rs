@@ -1,7 +1,7 @@
 //! Streamed attention against the whole score matrix.
 
 use crate::support::{assert_close, blocked, each_tier, plain, values};
-use remote_vae_kernels::attention::{Shape, attention};
+use remote_vae_kernels::attention::{Shape, attention, stoppable_attention};
 use remote_vae_kernels::convolution::Arithmetic;
 use remote_vae_kernels::{Isa, Pool};
 
@@ -43,6 +43,33 @@ fn run(
     let operands = [&query, &key, &value].map(|tensor| tensor.as_slice().into());
     attention(isa, pool, operands, shape, &mut scratch, output.as_mut_slice().into());
     plain(&output, channels, tokens)
+}
+
+#[test]
+fn attention_that_is_told_to_stop_computes_no_more() {
+    let (shape, output_len) =
+        (Shape { channels: 16, frames: 1, tokens: 300, arithmetic: Arithmetic::Float32 }, 16 * 300);
+    each_tier(|isa, pool| {
+        let tensors = [1, 2, 3].map(|seed| values(output_len, seed));
+        let found = |stop: bool| {
+            let mut scratch = vec![f32::NAN; shape.scratch_len(isa)];
+            let mut output = vec![f32::NAN; output_len];
+            let operands = tensors.each_ref().map(|tensor| tensor.as_slice().into());
+            let stop = std::sync::atomic::AtomicBool::new(stop);
+            stoppable_attention(
+                isa,
+                pool,
+                operands,
+                shape,
+                &mut scratch,
+                output.as_mut_slice().into(),
+                &stop,
+            );
+            output
+        };
+        assert!(found(true).iter().all(|value| value.is_nan()), "{}", isa.name());
+        assert!(found(false).iter().all(|value| value.is_finite()), "{}", isa.name());
+    });
 }
 
 #[test]

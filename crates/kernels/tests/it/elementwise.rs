@@ -1,7 +1,7 @@
 //! Maps, sums and upsampling.
 
 use crate::support::{assert_close, blocked, each_tier, plain, silu, values};
-use remote_vae_kernels::elementwise::{Map, add, map, upsample_nearest};
+use remote_vae_kernels::elementwise::{Map, add, map, multiply, upsample_nearest};
 use remote_vae_kernels::{Activation, Isa, Pool};
 
 #[test]
@@ -34,6 +34,17 @@ fn sums_are_sums() {
     let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| b + a).collect();
     add(Isa::detect(), &pool, None, a.as_slice().into(), b.as_mut_slice().into());
     assert_eq!(b, expected);
+}
+
+#[test]
+fn products_are_products() {
+    let pool = Pool::new(Some(2)).unwrap();
+    let (a, mut b) = (values(200_000, 1), values(200_000, 2));
+    let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| b * a).collect();
+    let mut c = vec![f32::NAN; b.len()];
+    multiply(Isa::detect(), &pool, Some(b.as_slice().into()), a.as_slice().into(), c.as_mut_slice().into());
+    multiply(Isa::detect(), &pool, None, a.as_slice().into(), b.as_mut_slice().into());
+    assert!(b == expected && c == expected);
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod attention;
 mod clip;
 mod convolution;
 mod elementwise;
+mod grouped;
+mod linear_attention;
 mod norm;
 mod rearrange;
 mod rms_norm;

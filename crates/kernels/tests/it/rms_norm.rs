@@ -1,8 +1,12 @@
 //! RMS norm against its definition.
 
 use crate::support::{assert_close, blocked, each_tier, plain, silu, values};
-use remote_vae_kernels::rms_norm::rms_norm;
+use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
 use remote_vae_kernels::{Activation, Storage, Tensor, TensorMut};
+
+fn norm(weight: &[f32]) -> RmsNorm<'_> {
+    RmsNorm { weight, bias: None, epsilon: 0.0 }
+}
 
 fn oracle(input: &[f32], channels: usize, gamma: &[f32], activation: Activation) -> Vec<f64> {
     let pixels = input.len() / channels;
@@ -37,7 +41,7 @@ fn pixels_are_normed_over_their_channels() {
                 let groups = tensor.len() / 16;
                 let mut output = vec![f32::NAN; tensor.len()];
                 let to = output.as_mut_slice().into();
-                rms_norm(isa, pool, tensor.as_slice().into(), pixels, &gamma, activation, to);
+                rms_norm(isa, pool, tensor.as_slice().into(), pixels, norm(&gamma), activation, to);
                 assert_close(&plain(&output, channels, pixels), &expected, 1e-5, isa.name());
 
                 // The same in halves, from halves and back.
@@ -48,21 +52,58 @@ fn pixels_are_normed_over_their_channels() {
                     pool,
                     tensor.as_slice().into(),
                     pixels,
-                    &gamma,
+                    norm(&gamma),
                     activation,
                     TensorMut::new(storage, &mut memory),
                 );
                 let mut again = vec![f32::NAN; tensor.len()];
                 let ones = vec![1.0; channels];
                 let narrow = Tensor::new(storage, &memory);
-                rms_norm(isa, pool, narrow, pixels, &ones, Activation::None, again.as_mut_slice().into());
+                rms_norm(
+                    isa,
+                    pool,
+                    narrow,
+                    pixels,
+                    norm(&ones),
+                    Activation::None,
+                    again.as_mut_slice().into(),
+                );
                 let mut wide = vec![f32::NAN; tensor.len()];
                 let to = wide.as_mut_slice().into();
-                rms_norm(isa, pool, output.as_slice().into(), pixels, &ones, Activation::None, to);
+                rms_norm(isa, pool, output.as_slice().into(), pixels, norm(&ones), Activation::None, to);
                 let wide: Vec<f64> = wide.iter().map(|value| f64::from(*value)).collect();
                 assert_close(&again, &wide, 2e-3, isa.name());
             });
         }
+    }
+}
+
+#[test]
+fn an_epsilon_and_summands_take_part() {
+    for (channels, pixels) in [(3, 5), (40, 70)] {
+        let (weight, bias) = (values(channels, 2), values(channels, 3));
+        let mut input = values(channels * pixels, 1);
+        // Small pixels, where the epsilon counts.
+        (0..channels).for_each(|channel| input[channel * pixels] *= 1e-3);
+        let at = |channel: usize, pixel: usize| f64::from(input[channel * pixels + pixel]);
+        let epsilon = 1e-5;
+        let mut expected = Vec::new();
+        for channel in 0..channels {
+            for pixel in 0..pixels {
+                let squares: f64 = (0..channels).map(|other| at(other, pixel).powi(2)).sum();
+                let root = (squares / channels as f64 + f64::from(epsilon)).sqrt();
+                let value = at(channel, pixel) / root * f64::from(weight[channel]) + f64::from(bias[channel]);
+                expected.push(value.max(0.0));
+            }
+        }
+        each_tier(|isa, pool| {
+            let tensor = blocked(&input, channels, pixels);
+            let mut output = vec![f32::NAN; tensor.len()];
+            let norm = RmsNorm { weight: &weight, bias: Some(&bias), epsilon };
+            let to = output.as_mut_slice().into();
+            rms_norm(isa, pool, tensor.as_slice().into(), pixels, norm, Activation::Relu, to);
+            assert_close(&plain(&output, channels, pixels), &expected, 1e-5, isa.name());
+        });
     }
 }
 
@@ -73,7 +114,7 @@ fn what_is_not_a_number_is_seen_in_its_pixel_and_nowhere_else() {
         input[16] = f32::NAN;
         let mut output = vec![0.0; input.len()];
         let to = output.as_mut_slice().into();
-        rms_norm(isa, pool, input.as_slice().into(), 3, &[1.0; 20], Activation::None, to);
+        rms_norm(isa, pool, input.as_slice().into(), 3, norm(&[1.0; 20]), Activation::None, to);
         for (index, value) in output.iter().enumerate() {
             let lane = index / (3 * 16) * 16 + index % 16;
             assert!(lane >= 20 || value.is_nan() == (index / 16 % 3 == 1), "{index}: {value}");

@@ -2,6 +2,7 @@
 
 mod architectures;
 mod configs;
+mod dc;
 mod files;
 mod hostile;
 mod naming;

@@ -260,10 +260,7 @@ fn other_models_are_refused_by_name() {
             vec![flat, ("decoder.up.0.block.0.time_stack.in_layers.0.weight", &[1])],
             "a Stable Video Diffusion VAE",
         ),
-        (
-            vec![flat, ("decoder.up_blocks.3.3.attn.to_qkv_multiscale.0.proj_out.weight", &[1])],
-            "deep-compression",
-        ),
+        (vec![("decoder.stages.3.op_list.0.main.conv1.conv.weight", &[1])], "deep-compression"),
         (vec![("decoder.1.weight", &[8, 4, 3, 3]), block], "a tiny autoencoder of another kind"),
         (vec![("unet.lora_up.weight", &[1])], "a LoRA"),
         (vec![("model.diffusion_model.out.0.weight", &[1])], "a diffusion model without a VAE"),

@@ -253,6 +253,35 @@ async fn bytes_leave_while_later_frames_are_decoded_and_a_lost_end_shows() {
 }
 
 /// Sends one request on a connection of its own; all that comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_waits_for_no_client() {
+    let server = TestServer::with(options(), vec![("default", hunyuan())]).await;
+    // Its answer of 13 MB is more than the sockets hold.
+    let shape = [1, 4, 9, 32, 32];
+    let (body, _) = latents(&shape, 6);
+    let query = tensor_query(&shape, Dtype::Float16);
+    let head = format!(
+        "POST /?output_type=pil&{query} HTTP/1.1\r\nHost: x\r\nAccept: tensor/binary\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(server.address).await.unwrap();
+    stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+    let mut answer = vec![0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 200");
+    // The engine ends, and has time for others, while nothing is taken.
+    server.until_queue(0, 0).await;
+    let (body, small) = (latents(&SHAPE, 7).0, tensor_query(&SHAPE, Dtype::Float16));
+    let response = server.post(&format!("/?output_type=pt&{small}"), body).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    stream.read_to_end(&mut answer).await.unwrap();
+    let length = 33 * 3 * 256 * 256 * 2;
+    let start = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(answer.len() - start, length);
+}
+
 async fn exchange(server: &TestServer, head: &str, body: &[u8]) -> Vec<u8> {
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let head = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());

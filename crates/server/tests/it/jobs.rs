@@ -1,13 +1,20 @@
 //! The API below `/v1`: models, safetensors bodies, and jobs that are fetched later.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use remote_vae_engine::Autoencoder;
+use remote_vae_media as media;
+use remote_vae_model::Model;
 use remote_vae_server::{ApiKey, ServerOptions};
 use remote_vae_wire::Dtype;
 use reqwest::{Method, Response};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use serde_json::Value;
+use serde_json::{Value, json as object};
 
 use crate::support::*;
 
@@ -99,7 +106,7 @@ async fn events_tell_progress_and_deleting_stops_the_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_bounded_and_expire() {
-    let mut options = ServerOptions { job_ttl: Duration::from_secs(2), ..options() };
+    let mut options = ServerOptions { job_ttl: Duration::from_secs(6), ..options() };
     options.limits.max_jobs = 1;
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let first = location(&server.post_job(&SHAPE).await);
@@ -107,7 +114,7 @@ async fn jobs_are_bounded_and_expire() {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(refusal(response).await.0, 429);
     server.ended(&first).await;
-    tokio::time::sleep(Duration::from_millis(2050)).await;
+    tokio::time::sleep(Duration::from_millis(6050)).await;
     assert_eq!(refusal(server.ask(Method::GET, &first).await).await.0, 404);
     location(&server.post_job(&SHAPE).await);
 }
@@ -209,4 +216,89 @@ async fn tensors_travel_as_safetensors() {
     let request = server.post(&path("/v1/decode", &SHAPE), latents(&SHAPE, 74).0);
     let response = request.header("accept", "image/png").send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "image/png");
+}
+
+/// The pixels of a PNG file, with width and height.
+fn pixels(file: &[u8]) -> (Vec<u8>, usize, usize) {
+    let limits = media::DecodeLimits { max_pixels: 1 << 16, max_bytes: 1 << 20 };
+    let picture = media::decode_image(file, &limits).unwrap();
+    (picture.pixels, picture.width, picture.height)
+}
+
+impl TestServer {
+    /// The file of a job's preview, which its events tell first.
+    async fn early(&self, location: &str) -> Vec<u8> {
+        let status = json(self.ask(Method::GET, location).await).await;
+        assert_eq!(status["preview"], true);
+        let mut events = self.ask(Method::GET, &format!("{location}/events")).await;
+        let first = events.chunk().await.unwrap().unwrap();
+        let first = std::str::from_utf8(&first).unwrap().strip_prefix("event: preview\ndata: ").unwrap();
+        let told: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
+        let data = told["image"].as_str().unwrap().strip_prefix("data:image/png;base64,").unwrap();
+        let response = self.ask(Method::GET, &format!("{location}/preview")).await;
+        assert_eq!(response.headers()["content-type"], "image/png");
+        let file = response.bytes().await.unwrap();
+        assert!(file == STANDARD.decode(data).unwrap());
+        file.to_vec()
+    }
+
+    /// `output=preview` as bytes `[height, width, 3]` of every frame.
+    async fn direct_preview(&self, path: &str, body: Vec<u8>) -> Vec<u8> {
+        let path = format!("{path}&output=preview&partial_postprocess=True");
+        let response = self.post(&path, body).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.bytes().await.unwrap().to_vec()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_is_there_while_the_job_waits() {
+    let model = kl_with(object!({"scaling_factor": 0.18215}));
+    let server = TestServer::with(options(), vec![("default", model), ("unknown", kl())]).await;
+    let running = location(&server.post_job(&LONG).await);
+    let body = latents(&LONG, 70).0;
+    let one = body[..body.len() / LONG[0]].to_vec();
+    let expected = server.direct_preview(&path("/v1/decode", &[1, 4, 96, 96]), one).await;
+    assert!(pixels(&server.early(&running).await) == (expected, 96, 96));
+
+    // Too large for an event: every third pixel. And latents as a sequence of patches.
+    let wide = [1, 4, 8, 300];
+    let waiting = location(&server.post_job(&wide).await);
+    let all = server.direct_preview(&path("/v1/decode", &wide), latents(&wide, 70).0).await;
+    let third: Vec<u8> =
+        all.chunks(900).step_by(3).flat_map(|row| row.chunks(3).step_by(3)).flatten().copied().collect();
+    assert!(pixels(&server.early(&waiting).await) == (third, 100, 3));
+    let query = format!("?output_type=pt&height=32&width=48&{}", tensor_query(&[2, 6, 16], Dtype::Float16));
+    let body = latents(&[2, 6, 16], 76).0;
+    let packed = location(&server.post(&format!("/v1/jobs{query}"), body.clone()).send().await.unwrap());
+    let both = server.direct_preview(&format!("/v1/decode{query}"), body).await;
+    assert!(pixels(&server.early(&packed).await) == (both[..both.len() / 2].to_vec(), 6, 4));
+    let status = json(server.ask(Method::GET, &packed).await).await;
+    assert_eq!(status["state"], "queued");
+
+    let unknown = path("/v1/jobs", &SHAPE) + "&model=unknown";
+    let unknown = location(&server.post(&unknown, latents(&SHAPE, 70).0).send().await.unwrap());
+    assert_eq!(json(server.ask(Method::GET, &unknown).await).await["preview"], false);
+    let (code, message) = refusal(server.ask(Method::GET, &format!("{unknown}/preview")).await).await;
+    assert!(code == 404 && message.contains("no preview"), "{message}");
+    for job in [running, waiting, packed, unknown] {
+        server.ask(Method::DELETE, &job).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_preview_of_a_clip_is_its_middle() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden_video/wan");
+    let wan = Arc::new(Autoencoder::new(Model::open(&folder).unwrap(), engine()));
+    let server = TestServer::with(options(), vec![("default", wan)]).await;
+    for (shape, frames, middle) in [([2, 16, 4, 3, 5], 4, 2), ([1, 16, 1, 3, 5], 1, 0)] {
+        let body = latents(&shape, 77).0;
+        let job = location(&server.post(&path("/v1/jobs", &shape), body.clone()).send().await.unwrap());
+        let mut one = shape;
+        one[0] = 1;
+        let first = body[..body.len() / shape[0]].to_vec();
+        let all = server.direct_preview(&path("/v1/decode", &one), first).await;
+        let frame = all.chunks(all.len() / frames).nth(middle).unwrap().to_vec();
+        assert!(pixels(&server.early(&job).await) == (frame, 5, 3));
+    }
 }

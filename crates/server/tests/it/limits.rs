@@ -83,17 +83,17 @@ async fn silent_bodies_end_and_refusals_for_want_of_room_are_counted() {
     let mut hoarder = server.sends(&head).await;
     let start = Instant::now();
     while server.held_bytes().await < 1_048_000 {
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < PATIENCE);
     }
     let response = server.decode().await;
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(refusal(response).await.0, 429);
     assert!(server.has_metric("rvae_rejected_total{reason=\"bodies\"} 1").await);
-    // The hoarder is not waited for as long as a body may take.
+    // The hoarder is not waited for as long as a body may take, which is minutes.
     let mut answer = [0; 12];
     hoarder.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 408");
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() < PATIENCE);
     while server.held_bytes().await > 0 {}
     assert_eq!(server.decode().await.status(), 200);
 }
@@ -128,10 +128,10 @@ async fn idle_connections_make_room() {
         let head: &[u8] = if index % 2 == 0 { b"" } else { b"GET /hea" };
         idle.push(server.sends(head).await);
     }
-    assert!(server.healthy_within(Duration::from_secs(5)).await);
+    assert!(server.healthy_within(PATIENCE).await);
     assert_eq!(server.decode().await.status(), 200);
     // The oldest had to go, the newest did not.
-    assert!(closes_within(&mut idle[0], Duration::from_secs(5)).await);
+    assert!(closes_within(&mut idle[0], PATIENCE).await);
     assert!(!closes_within(&mut idle[1099], Duration::from_millis(100)).await);
 }
 
@@ -152,21 +152,21 @@ async fn without_an_idle_connection_a_further_one_is_told_so() {
         }
         // One of the two had not been read from yet and was closed for the probe.
         busy.push(server.sends(head).await);
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < PATIENCE);
     };
     assert_eq!(answer.status, 503);
     assert!(answer.closes() && answer.header("retry-after").is_some());
     assert!(answer.refusal().contains("connections"));
     drop(busy);
-    while !server.healthy_within(Duration::from_secs(1)).await {
-        assert!(start.elapsed() < Duration::from_secs(20));
+    while !server.healthy_within(Duration::from_secs(10)).await {
+        assert!(start.elapsed() < PATIENCE);
     }
     assert!(server.has_metric("rvae_rejected_total{reason=\"connections\"} ").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_have_less_time_than_idle_connections() {
-    let options = ServerOptions { header_timeout: Duration::from_millis(300), ..options() };
+    let options = ServerOptions { header_timeout: Duration::from_secs(3), ..options() };
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let probe = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut kept = Connection::open(server.address).await;
@@ -175,12 +175,10 @@ async fn heads_have_less_time_than_idle_connections() {
     let mut slow = server.sends(b"GET / HT").await;
     let mut later = server.sends(&[probe, &b"GET / HT"[..]].concat()).await;
     for stream in [&mut silent, &mut slow] {
-        assert!(closes_within(stream, Duration::from_secs(10)).await);
+        assert!(closes_within(stream, PATIENCE).await);
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    // A byte more, so that the second head is seen to have begun.
-    let _ = later.write_all(b"T").await;
-    assert!(closes_within(&mut later, Duration::from_secs(10)).await);
+    // Its second head began in one piece with the first request.
+    assert!(closes_within(&mut later, PATIENCE).await);
     assert_eq!(kept.exchange(probe).await.unwrap().status, 200);
 }
 

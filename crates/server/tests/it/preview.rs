@@ -24,6 +24,25 @@ fn expected(space: &LatentSpace, values: &[f32], shape: [usize; 4]) -> Vec<f32> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_preview_has_its_deadline_and_waits_for_no_job() {
+    let server = TestServer::with(options(), vec![("default", sd())]).await;
+    let ask = |shape: &[usize], query: &str| {
+        let path = format!("/?output_type=pt&do_scaling=True&{query}{}", tensor_query(shape, Dtype::Float16));
+        server.post(&path, latents(shape, 4).0).header("accept", "tensor/binary")
+    };
+    let large = ask(&[16, 4, 512, 512], "output=preview&").header("x-request-timeout-ms", "1");
+    let (status, message) = refusal(large.send().await.unwrap()).await;
+    assert!(status == 504 && message.contains("0.001 s"), "{message}");
+    let long = tokio::spawn(ask(&[16, 4, 96, 96], "").send());
+    server.until_queue(0, 1).await;
+    let response = ask(&SHAPE, "output=preview&").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.headers()["server-timing"].to_str().unwrap().starts_with("queue;dur="));
+    server.until_queue(0, 1).await;
+    long.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_preview_has_one_pixel_for_each_latent_in_every_form() {
     let model = sd();
     let server = TestServer::with(options(), vec![("default", Arc::clone(&model))]).await;

@@ -63,7 +63,7 @@ fn tls_files() -> TlsFiles {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_spoken_when_there_is_a_certificate() {
     let options =
-        ServerOptions { tls: Some(tls_files()), header_timeout: Duration::from_millis(500), ..options() };
+        ServerOptions { tls: Some(tls_files()), header_timeout: Duration::from_secs(3), ..options() };
     let server = TestServer::with(options, vec![("default", kl())]).await;
     http_client();
     let certificate = Certificate::from_pem(&std::fs::read(tls_files().certificate).unwrap()).unwrap();
@@ -76,7 +76,7 @@ async fn tls_is_spoken_when_there_is_a_certificate() {
     let mut silent = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let mut buffer = [0; 16];
     let reading = tokio::io::AsyncReadExt::read(&mut silent, &mut buffer);
-    assert!(matches!(tokio::time::timeout(Duration::from_secs(20), reading).await, Ok(Ok(0) | Err(_))));
+    assert!(matches!(tokio::time::timeout(PATIENCE, reading).await, Ok(Ok(0) | Err(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,19 +210,40 @@ async fn a_panic_of_the_engine_is_one_500_and_the_next_request_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_server_that_fails_to_start() {
+    let engine = Faulty { inner: engine(), armed: Arc::new(AtomicBool::new(true)) };
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
+    let mut server = TestServer::starting(options(), vec![("default", model)]).await;
+    assert_eq!(tokio::time::timeout(PATIENCE, server.handle.ready()).await, Ok(false));
+    assert!((&mut server.task).await.unwrap().is_err());
+
+    let models = vec![remote_vae_server::ModelEntry { name: "default".into(), autoencoder: kl() }];
+    let server = Server::bind(options(), models).await.unwrap();
+    let handle = server.shutdown_handle();
+    drop(server);
+    assert!(!handle.ready().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_one_key_does_not_starve_another() {
     let mut options =
         ServerOptions { api_keys: vec![ApiKey::new("flood"), ApiKey::new("other")], ..options() };
     options.limits.max_queue = 16;
     let server = TestServer::with(options, vec![("default", kl())]).await;
-    let middle = [2, 4, 48, 48];
+    let middle = [8, 4, 64, 64];
     let flood: Vec<_> = (0..24)
         .map(|_| {
             let request = server.post(&path(&middle), latents(&middle, 84).0).bearer_auth("flood").send();
             tokio::spawn(async move { (request.await.unwrap().status().as_u16(), std::time::Instant::now()) })
         })
         .collect();
-    server.until_queue(12, 1).await;
+    let waiting = async || {
+        let info = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
+        info["queue"]["waiting"].as_u64().unwrap()
+    };
+    while waiting().await < 8 {
+        assert!(!flood.iter().all(|request| request.is_finished()), "the flood was too thin");
+    }
     let response = server.decode_as("other", &middle).await;
     let answered = std::time::Instant::now();
     assert_eq!(response.status(), 200);
@@ -232,5 +253,5 @@ async fn a_flood_of_one_key_does_not_starve_another() {
         assert!(status == 200 || status == 429, "{status}");
         later += usize::from(status == 200 && at > answered);
     }
-    assert!(later >= 8, "only {later} of the flood came after the other's");
+    assert!(later >= 4, "only {later} of the flood came after the other's");
 }

@@ -1,6 +1,6 @@
 //! The server as a service: health, information, the queue, clients that leave, deadlines, shutdown.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
@@ -95,10 +95,9 @@ async fn a_full_queue_refuses_and_leavers_free_their_places() {
     let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=3600).contains(&wait));
     assert_eq!(refusal(response).await.0, 429);
-    // Full as it is, it answers probes at once.
-    let start = Instant::now();
+    // Full as it is, it answers probes while the engine is at work.
     assert_eq!(server.text("/health").await.0, 200);
-    assert!(start.elapsed() < Duration::from_secs(1));
+    server.until_queue(1, 1).await;
 
     waiting.abort();
     server.until_queue(0, 1).await;
@@ -199,7 +198,7 @@ async fn shutdown_finishes_what_was_accepted() {
         assert_eq!(response.status(), 200);
         assert!(!response.bytes().await.unwrap().is_empty());
     }
-    let ended = tokio::time::timeout(Duration::from_secs(10), &mut server.task).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap();
     assert!(ended.unwrap().is_ok());
     assert!(server.http.get(server.url("/livez")).send().await.is_err());
 }
@@ -215,7 +214,7 @@ async fn the_drain_timeout_bounds_a_shutdown() {
         let (status, message) = refusal(request.await.unwrap().unwrap()).await;
         assert_eq!(status, 503, "{message}");
     }
-    let ended = tokio::time::timeout(Duration::from_secs(15), &mut server.task).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap();
     assert!(ended.unwrap().is_ok());
 }
 

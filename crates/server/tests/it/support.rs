@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Once};
+use std::time::Duration;
 
 use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
 use remote_vae_model::checkpoint::Checkpoint;
@@ -119,6 +120,8 @@ pub(crate) fn tiny_of_family(scaling_factor: f64) -> Arc<Autoencoder> {
     Arc::new(Autoencoder::new(model, engine()))
 }
 
+pub(crate) use crate::http::PATIENCE;
+
 /// A running server; dropping it stops it.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
@@ -154,7 +157,8 @@ impl TestServer {
 
     pub(crate) async fn with(options: ServerOptions, models: Vec<(&str, Arc<Autoencoder>)>) -> Self {
         let server = Self::starting(options, models).await;
-        assert!(server.handle.ready().await);
+        let ready = tokio::time::timeout(PATIENCE, server.handle.ready()).await;
+        assert_eq!(ready, Ok(true), "the server did not become ready");
         server
     }
 
@@ -191,7 +195,7 @@ impl TestServer {
             if info["queue"]["waiting"] == waiting && info["queue"]["running"] == running {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("the queue never had {waiting} waiting and {running} running");
     }

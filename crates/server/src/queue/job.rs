@@ -1,0 +1,173 @@
+//! What the queue knows of a job: whose it is, what it costs, how far it has come, what became of it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use remote_vae_engine::{Control, EngineError, Progress};
+use tokio::sync::oneshot;
+
+/// Values and shape `[batch, channels, height, width]` that come out of the engine.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tensor {
+    pub(crate) values: Vec<f32>,
+    pub(crate) shape: [usize; 4],
+}
+
+/// What the engine's thread runs for one request.
+pub(crate) type Work = Box<dyn FnOnce(&Control) -> Result<Tensor, EngineError> + Send>;
+
+/// Among whom the engine is shared: those who send one key, or come from one address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Client {
+    /// By the key's name.
+    Key(Arc<str>),
+    Address(IpAddr),
+}
+
+impl Client {
+    /// Who calls from this address. A machine has as many IPv6 addresses as it likes below its first 64 bits.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        const NETWORK: u128 = !(u64::MAX as u128);
+        match address.to_canonical() {
+            IpAddr::V6(address) => Client::Address(IpAddr::V6((address.to_bits() & NETWORK).into())),
+            address => Client::Address(address),
+        }
+    }
+}
+
+/// What the plan says of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Floating-point operations.
+    pub(crate) flops: u64,
+    /// Memory while it runs.
+    pub(crate) peak_bytes: u64,
+    /// What comes out of the engine, held until the answer is sent.
+    pub(crate) answer_bytes: u64,
+    /// Whether the answer stays here until somebody fetches it.
+    pub(crate) kept: bool,
+}
+
+/// Why a job gave no tensor.
+#[derive(Debug)]
+pub(crate) enum JobError {
+    /// The engine refused or gave up.
+    Engine(EngineError),
+    /// The engine panicked.
+    Panicked,
+    /// The deadline passed before the job's turn came.
+    Expired,
+    /// The server stopped before the job's turn came.
+    Stopped,
+}
+
+/// What became of a job, and how long it took.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) result: Result<Tensor, JobError>,
+    pub(crate) queued: Duration,
+    /// Without the time of jobs that ran between its steps.
+    pub(crate) engine: Duration,
+}
+
+/// How far a job has come. Written by the engine's thread.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub(super) started: AtomicBool,
+    done: AtomicU64,
+    /// What a run before the present one of the same job had done; clips take several.
+    before: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Meter {
+    /// Whether the engine has begun.
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Floating-point operations done.
+    pub(crate) fn done_flops(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note(&self, progress: Progress) -> u64 {
+        let last = self.last.swap(progress.done_flops, Ordering::Relaxed);
+        if progress.done_flops < last {
+            self.before.fetch_add(last, Ordering::Relaxed);
+        }
+        let done = self.before.load(Ordering::Relaxed).saturating_add(progress.done_flops);
+        self.done.store(done, Ordering::Relaxed);
+        done
+    }
+}
+
+/// A job in line, or just taken from it.
+pub(crate) struct Job {
+    pub(crate) id: u64,
+    pub(crate) control: Control,
+    pub(crate) work: Work,
+    pub(crate) since: Instant,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) cost: Cost,
+    pub(crate) answer: oneshot::Sender<Ended>,
+    pub(super) deadline: Option<Instant>,
+}
+
+/// What the engine's thread tells of a job.
+pub(crate) struct Ended {
+    pub(crate) result: Result<Tensor, JobError>,
+    pub(crate) queued: Duration,
+    pub(crate) engine: Duration,
+}
+
+/// A job that the engine works on.
+pub(super) struct Running {
+    pub(super) id: u64,
+    pub(super) since: Instant,
+    pub(super) meter: Arc<Meter>,
+    pub(super) cost: Cost,
+    pub(super) cancel: Arc<AtomicBool>,
+    pub(super) cancelled: Option<Instant>,
+    /// Time of jobs that ran between its steps.
+    pub(super) paused: Duration,
+}
+
+impl Running {
+    pub(super) fn of(job: &Job) -> Self {
+        Self {
+            id: job.id,
+            since: Instant::now(),
+            meter: Arc::clone(&job.meter),
+            cost: job.cost,
+            cancel: job.control.cancel_handle(),
+            cancelled: None,
+            paused: Duration::ZERO,
+        }
+    }
+}
+
+/// Operations and seconds of the last jobs, the latest counting most.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Rate {
+    flops: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    const MEMORY: f64 = 0.8;
+
+    pub(super) fn note(&mut self, flops: u64, time: Duration) {
+        self.flops = self.flops * Self::MEMORY + flops as f64;
+        self.seconds = self.seconds * Self::MEMORY + time.as_secs_f64();
+    }
+
+    /// None before the first job.
+    pub(super) fn time(&self, flops: u64) -> Option<Duration> {
+        const LONGEST: f64 = 86_400.0;
+        let seconds = flops as f64 * self.seconds / self.flops;
+        seconds.is_finite().then(|| Duration::from_secs_f64(seconds.clamp(0.0, LONGEST)))
+    }
+}
