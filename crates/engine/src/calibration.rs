@@ -8,12 +8,12 @@ use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
-use crate::cpu::{CpuProgram, place};
+use crate::cpu::{CpuProgram, Run, place, zeroed};
 use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{PlacedOperation, Plan, Task};
 use crate::shapes::geometry;
-use crate::{Control, EngineError, Precision, frames};
+use crate::{Control, EngineError, Precision, Progress, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
 /// `f32`. Rounding to halves, which `fast` does between layers, differs by 2⁻¹² and is not counted.
@@ -141,6 +141,9 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     let mut arena = buffer(plan.arena_len)?;
     let shape = [channels, plan.frames[0], height * width];
     frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
+    let mut result = zeroed(plan.frames[1] * plan.output[1..].iter().product::<usize>())?;
+    let (control, progress) = (Control::new(), Progress::default());
+    let run = Run { plan, calibration: None, control: &control, progress };
     let mut errors = Vec::new();
     for step in &plan.steps {
         for operation in &step.operations {
@@ -155,7 +158,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
             };
             errors.extend(error);
         }
-        program.step(plan, step, None, None, &mut arena, &Control::new())?;
+        program.step(run, step, None, &mut arena, &mut result)?;
     }
     Ok(errors)
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::EngineError;
 
 /// How far a run has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Floating-point operations done.
     pub done_flops: u64,
@@ -50,7 +50,7 @@ impl Control {
         let progress = self.progress.clone().map(|report| -> Arc<dyn Fn(Progress) + Send + Sync> {
             Arc::new(move |part| {
                 report(Progress {
-                    done_flops: before.done_flops + part.done_flops,
+                    done_flops: before.done_flops.saturating_add(part.done_flops),
                     step: before.step + part.step,
                     ..before
                 })

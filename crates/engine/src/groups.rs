@@ -138,7 +138,8 @@ pub(crate) fn groups(
     }
     let last_reads = last_reads(shapes, &groups);
     for (index, group) in groups.iter_mut().enumerate() {
-        if group.members.len() > 1 || !group.overs.is_empty() {
+        let leaves = group.sinks.iter().any(|sink| shapes.leaves_by_rows(&group.members[*sink]));
+        if group.members.len() > 1 || !group.overs.is_empty() || leaves {
             grouping.cut(group, |value| last_reads.get(&value) == Some(&index), schedules);
         }
     }
@@ -184,6 +185,7 @@ impl Grouping<'_> {
                 (Fused::NormStatistics { .. }, _) => last_statistics = index,
                 (Fused::Convolution { node, source, .. }, Value::Node(output))
                     if source.base == over
+                        && !shapes.leaves_by_rows(step)
                         && step.operation.residual() != Some(value)
                         && shapes.is_flat(*node)
                         && !self.means.streamed.contains(&output)
@@ -241,8 +243,9 @@ impl Grouping<'_> {
                 && shapes.storage(value) == shapes.storage(member.output);
             let reads_itself = matches!(&member.operation,
                 Fused::Convolution { source, .. } if source.base == node);
-            let taken =
-                reads_itself || group.overs.iter().any(|over| over.member == sink || over.node == node);
+            let taken = reads_itself
+                || shapes.leaves_by_rows(member)
+                || group.overs.iter().any(|over| over.member == sink || over.node == node);
             if stored && alike && !taken && ends(value) {
                 group.overs.push(Over { member: sink, node, first_block: 0 });
             }

@@ -18,6 +18,8 @@ pub(crate) struct Places {
     pub output: Region,
     /// Rows of the output that lie in memory.
     pub output_rows: usize,
+    /// Whether the output is the graph's result, whose rows are handed on as they are finished.
+    pub leaves: bool,
     pub scratch: Region,
     /// Whether nobody else uses the scratch while the group runs.
     pub own_scratch: bool,
@@ -31,7 +33,8 @@ pub(crate) struct Layout {
     pub places: Vec<Vec<Places>>,
     pub arena_len: usize,
     pub input: Region,
-    pub output: Region,
+    /// `None` where rows of the result are handed on as they are finished.
+    pub output: Option<Region>,
     /// The nodes whose values are stored during the group in which most memory is in use.
     pub stored: Vec<usize>,
 }
@@ -98,7 +101,8 @@ impl Layout {
                 let value = member.output;
                 let life = [index, until(value, index)];
                 own.push(None);
-                if let (Value::Node(node) | Value::Copy(node), false) = (value, group.sinks.contains(&at)) {
+                if let (Value::Node(node) | Value::Copy(node), false) = (value, is_stored(&shapes, group, at))
+                {
                     let rows = group.strips.as_ref().map_or(0, |strips| strips.kept[at]);
                     let groups = shapes.blocks(node) * rows * shapes.width(node);
                     own[at] = Some((builder.hold(shapes.storage(value), groups, [index, index]), rows));
@@ -156,6 +160,7 @@ impl Layout {
                 Places {
                     output,
                     output_rows,
+                    leaves: shapes.leaves_by_rows(member),
                     scratch: scratch.as_ref().map(&region).unwrap_or_default(),
                     own_scratch: *own_scratch,
                     reads: member.operation.reads().into_iter().map(read).collect(),
@@ -167,10 +172,15 @@ impl Layout {
             places: places.collect(),
             arena_len,
             input: region(&builder.stored[&input]),
-            output: region(&builder.stored[&Value::Node(shapes.graph.output.0)]),
+            output: builder.stored.get(&Value::Node(shapes.graph.output.0)).map(region),
             stored,
         }
     }
+}
+
+/// Whether the output of a group's member number `at` has a place for all its rows.
+fn is_stored(shapes: &Shapes<'_>, group: &Group, at: usize) -> bool {
+    group.sinks.contains(&at) && !shapes.leaves_by_rows(&group.members[at])
 }
 
 fn copy_of(value: Value) -> Value {

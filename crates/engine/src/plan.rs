@@ -98,7 +98,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     pub(crate) arena_len: usize,
     pub(crate) input_place: Region,
-    pub(crate) output_place: Region,
+    /// `None` where rows of the result are handed on as they are finished.
+    pub(crate) output_place: Option<Region>,
     /// The nodes whose values are stored during the step in which most memory is in use.
     pub(crate) stored: Vec<usize>,
     /// `[frames, height, width]` of each graph node's value.
@@ -367,11 +368,14 @@ fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
     let stored = group.sinks.iter().map(|sink| places[*sink].output.len()).sum();
     let flops = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.flops));
     let layers: Vec<[String; 2]> = match &group.strips {
-        None => Vec::new(),
-        Some(_) => described.iter().map(|one| [one.name.clone(), one.operation.clone()]).collect(),
+        Some(_) if described.len() > 1 => {
+            described.iter().map(|one| [one.name.clone(), one.operation.clone()]).collect()
+        }
+        _ => Vec::new(),
     };
     let operation = match &group.strips {
         None => described[last].operation.clone(),
+        Some(_) if layers.is_empty() => format!("{} in strips", described[last].operation),
         Some(_) => format!("{} layers in strips", layers.len()),
     };
     let operations = group.members.into_iter().zip(places);

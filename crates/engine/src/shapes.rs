@@ -6,7 +6,7 @@ use remote_vae_kernels::{Storage, attention};
 use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
 
 use crate::attend::Attend;
-use crate::fusion::Value;
+use crate::fusion::{Fused, FusedStep, Value};
 use crate::{Precision, frames};
 
 /// A graph on an input of one shape.
@@ -107,6 +107,18 @@ impl Shapes<'_> {
             frames * storage.len(self.blocks(input) * self.pixels(input)) * size_of::<f32>()
         };
         self.graph.nodes.iter().map(of).sum()
+    }
+
+    /// Whether a step makes the graph's result, and can hand on rows of it as they are finished.
+    pub(crate) fn leaves_by_rows(&self, step: &FusedStep) -> bool {
+        let result = self.graph.output;
+        let is_read = || self.graph.nodes.iter().any(|node| node.inputs.contains(&result));
+        match &step.operation {
+            Fused::Convolution { node, .. } => {
+                step.output == Value::Node(result.0) && self.is_flat(*node) && !is_read()
+            }
+            _ => false,
+        }
     }
 
     /// Whether a convolution node makes a picture from a picture, with zeros around it.

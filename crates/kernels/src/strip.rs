@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::layout::BLOCK;
+use crate::layout::{BLOCK, blocked_len};
 use crate::pool::Pool;
 use crate::shared::SharedOutput;
 use crate::tensor::{Tensor, TensorMut};
@@ -69,6 +69,29 @@ pub fn copy_rows(
     }
 }
 
+/// Copies the rows `rows` of a blocked ring of `kept` rows into `plain`, `[channels, height, width]`.
+///
+/// # Panics
+/// The slices do not have the lengths that `kept` and the shape say, or `rows` reach beyond the picture.
+pub fn rows_from_blocked(
+    (ring, kept): (&[f32], usize),
+    [channels, height, width]: [usize; 3],
+    rows: Range<usize>,
+    plain: &mut [f32],
+) {
+    assert_eq!(ring.len(), blocked_len(channels, kept * width));
+    assert_eq!(plain.len(), channels * height * width);
+    for (channel, plane) in plain.chunks_exact_mut(height * width).enumerate() {
+        for row in rows.clone() {
+            let start = (channel / BLOCK * kept + place(row, kept)) * width * BLOCK;
+            let groups = ring[start..][..width * BLOCK].chunks_exact(BLOCK);
+            for (value, group) in plane[row * width..][..width].iter_mut().zip(groups) {
+                *value = group[channel % BLOCK];
+            }
+        }
+    }
+}
+
 fn copy<E: Copy + Send + Sync>(
     pool: &Pool,
     (from, from_rows): (&[E], usize),
@@ -91,6 +114,23 @@ fn copy<E: Copy + Send + Sync>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_and_the_whole_give_the_same_plain_rows() {
+        let pool = Pool::new(Some(1)).unwrap();
+        let (channels, height, width, kept) = (19, 7, 3, 4);
+        let from: Vec<f32> = (0..blocked_len(channels, height * width)).map(|index| index as f32).collect();
+        let mut expected = vec![0.0; channels * height * width];
+        crate::layout::from_blocked(&from, channels, height * width, &mut expected);
+        let mut ring = vec![0.0; blocked_len(channels, kept * width)];
+        let mut found = vec![f32::NAN; expected.len()];
+        for rows in [0..4, 4..6, 6..7] {
+            let (from, to) = (from.as_slice().into(), ring.as_mut_slice().into());
+            copy_rows(&pool, (from, height), (to, kept), width, rows.clone());
+            rows_from_blocked((&ring, kept), [channels, height, width], rows, &mut found);
+        }
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn rows_go_to_their_places() {

@@ -166,7 +166,7 @@ fn a_download_that_finds_no_room_on_the_disk_leaves_no_half_a_model() {
     let cache = tempfile::tempdir().unwrap();
     let shows = |command: &mut Command| {
         let address = format!("http://{}", hub.address);
-        let command = command.env("HF_ENDPOINT", address).env("HF_HUB_CACHE", cache.path());
+        command.env("HF_ENDPOINT", address).env("HF_HUB_CACHE", cache.path()).env_remove("HF_HUB_OFFLINE");
         command.args(["models", "owner/vae"]).output().unwrap()
     };
     // A file may have 64 KiB, as if the disk were full then.
