@@ -272,9 +272,14 @@ impl StepWatch {
     /// A control for a run that starts now.
     fn control(&self) -> Control {
         let ends = Arc::clone(&self.ends);
-        let note = move || ends.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-        note();
-        Control::with_progress(move |_| note())
+        *ends.lock().unwrap_or_else(PoisonError::into_inner) = vec![Instant::now()];
+        Control::with_progress(move |progress| {
+            let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+            // What is told inside a step ends none.
+            if ends.len() <= progress.step {
+                ends.push(Instant::now());
+            }
+        })
     }
 
     /// Seconds of each step.

@@ -52,7 +52,7 @@ fn the_expected_peak_is_that_of_the_process() {
         let run = parsed(&[&["bench", "--model", source, "--size", size, "--runs", "1"], more].concat());
         let measured = run["peak_rss_mib"].as_f64().unwrap();
         let line = format!("| {name} | {size} {} | {expected:.0} | {measured:.0} |", more.join(" "));
-        println!("{line}");
+        eprintln!("{line}");
         if (measured - expected).abs() > (expected * 0.05).max(16.0) {
             wrong.push(line);
         }
