@@ -284,29 +284,30 @@ impl Autoencoder {
         self.still(operation, frames).map_or_else(|| self.half(operation), |still| &still.half)
     }
 
-    /// The programs, without the one that runs clips of the frames of `except`.
-    fn halves(&self, except: Option<(Operation, usize)>) -> impl Iterator<Item = &Half> {
-        let except = except.map(|(operation, frames)| self.running_half(operation, frames));
+    /// The programs, without those that run what `except` names.
+    fn halves(&self, except: &[(Operation, usize)]) -> impl Iterator<Item = &Half> {
+        let runs = |half: &Half| {
+            except
+                .iter()
+                .any(|(operation, frames)| std::ptr::eq(half, self.running_half(*operation, *frames)))
+        };
         [&self.decoder, &self.encoder, &self.still_decoder.half, &self.still_encoder.half]
             .into_iter()
-            .filter(move |half| except.is_none_or(|except| !std::ptr::eq(*half, except)))
+            .filter(move |half| !runs(half))
     }
 
-    /// Bytes of weights in memory, but for those that work of `except` (and so many frames) needs. Weights that are being
-    /// read do not count yet.
-    pub fn weight_bytes_in_memory(&self, except: Option<(Operation, usize)>) -> usize {
+    /// Bytes of weights in memory, but for those that work of `except` (operations, each with its frames) needs. Weights
+    /// that are being read do not count yet.
+    pub fn weight_bytes_in_memory(&self, except: &[(Operation, usize)]) -> usize {
         let bytes = |half: &Half| half.try_lock().ok()?.as_ref().map(|program| program.weight_bytes());
         self.halves(except).filter_map(bytes).sum()
     }
 
-    /// Lets weights go, but for those that work of `except` (and so many frames) needs; they are read again when they are
-    /// used again. Work that runs keeps its own until it ends.
-    pub fn release_weights(&self, except: Option<(Operation, usize)>) {
-        for half in self.halves(except) {
-            if let Ok(mut program) = half.try_lock() {
-                *program = None;
-            }
-        }
+    /// Lets weights go, but for those that work of `except` (operations, each with its frames) needs, and returns their
+    /// bytes; they are read again when they are used again. Work that runs keeps its own until it ends.
+    pub fn release_weights(&self, except: &[(Operation, usize)]) -> usize {
+        let release = |half: &Half| half.try_lock().ok()?.take().map(|program| program.weight_bytes());
+        self.halves(except).filter_map(release).sum()
     }
 
     /// The program that runs clips of `frames`.

@@ -54,8 +54,7 @@ impl Plans {
         key: Key,
         make: impl FnOnce() -> Result<Plan, EngineError>,
     ) -> Result<Arc<Plan>, EngineError> {
-        if let Some(outcome) = self.take(&key) {
-            self.keep(key, outcome.clone());
+        if let Some(outcome) = self.latest(&key) {
             return outcome.map_err(EngineError::from);
         }
         // Not under the lock: others need not wait for a search.
@@ -70,10 +69,13 @@ impl Plans {
         outcome.map_err(EngineError::from)
     }
 
-    fn take(&self, key: &Key) -> Option<Outcome> {
+    /// What is known of `key`, which becomes the latest.
+    fn latest(&self, key: &Key) -> Option<Outcome> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let index = known.iter().position(|(known, _)| known == key)?;
-        known.remove(index).map(|(_, outcome)| outcome)
+        let (key, outcome) = known.remove(index)?;
+        known.push_back((key, outcome.clone()));
+        Some(outcome)
     }
 
     fn keep(&self, key: Key, outcome: Outcome) {

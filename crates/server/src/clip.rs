@@ -49,7 +49,7 @@ pub(crate) async fn prepare(
     let answer_bytes = answer_bytes(&recipe, pixels);
     let cost = Cost { answer_bytes, ..cost(&plan) };
 
-    let autoencoder = Arc::clone(autoencoder);
+    let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
     let batch = output[0];
     let work: Work = Box::new(move |control| {
@@ -67,7 +67,7 @@ pub(crate) async fn prepare(
         Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
     let answer = Form::Clip(Box::new(answer));
-    Ok(Prepared { place, work, answer, cost, frames: latents[2], pixels, batch })
+    Ok(Prepared { place, work, answer, cost, held, frames: latents[2], pixels, batch })
 }
 
 /// Bytes of the answer at most: of a tensor its own, of a file those of its frames in the colours that are compressed.

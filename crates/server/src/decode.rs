@@ -44,7 +44,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let plan = planning::plan(shared, autoencoder, asked).await?;
     check_form(answer.answer, plan.output)?;
 
-    let autoencoder = Arc::clone(autoencoder);
+    let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let work: Work = Box::new(move |control| {
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
@@ -53,7 +53,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
     let (answer, cost) = (Form::Picture(answer), cost(&plan));
-    Ok(Prepared { place, work, answer, cost, frames: 1, pixels, batch })
+    Ok(Prepared { place, work, answer, cost, held, frames: 1, pixels, batch })
 }
 
 /// Whether the latent space takes this scaling, tried on one latent.

@@ -79,7 +79,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let asked = Asked { operation: Operation::Encode, shape, windows, precision, streams: false };
     let plan = planning::plan(shared, autoencoder, asked).await?;
 
-    let autoencoder = Arc::clone(autoencoder);
+    let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let work: Work = Box::new(move |control| {
         let pixels = pixels.into_model_range()?;
         drop(lease);
@@ -93,7 +93,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     });
     let encoding = negotiate_encode(accept.as_deref()).encoding;
     let answer = Form::Latents { encoding, frames: takes_clips.then_some(plan.frames[1]) };
-    Ok(Prepared { place, work, answer, cost: cost(&plan), frames: shape[2], pixels: count, batch })
+    Ok(Prepared { place, work, answer, cost: cost(&plan), held, frames: shape[2], pixels: count, batch })
 }
 
 /// The distribution's mode unless moments or a sample are asked for; without a seed every sample is another one.

@@ -47,7 +47,7 @@ pub(crate) async fn metrics(
 ) -> Result<Response, Refusal> {
     check_key(&shared, request)?;
     for entry in &shared.models {
-        shared.metrics.weights(&entry.name, entry.autoencoder.weight_bytes_in_memory(None));
+        shared.metrics.weights(&entry.name, entry.autoencoder.weight_bytes_in_memory(&[]));
     }
     let text = shared.metrics.render(shared.queue.occupancy(), shared.budget.held());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
@@ -79,7 +79,7 @@ fn describe(shared: &Shared) -> Value {
                 "engine": engine.name(shared.options.precision),
                 "isa": engine.isa(),
                 "threads": engine.threads(),
-                "weight_bytes_in_memory": entry.autoencoder.weight_bytes_in_memory(None),
+                "weight_bytes_in_memory": entry.autoencoder.weight_bytes_in_memory(&[]),
                 "fast": {
                     "decode": fast(&entry.autoencoder, Operation::Decode),
                     "encode": fast(&entry.autoencoder, Operation::Encode),

@@ -100,7 +100,7 @@ impl Memory {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let share = Arc::new(Share { need, is_running: AtomicBool::new(false) });
         if let Some(limit) = self.limit {
-            let alone = need.bytes.saturating_add(answer);
+            let alone = need.bytes.max(need.body).saturating_add(answer);
             if alone > limit {
                 return Err(NoRoom::Never { need: alone, limit });
             }
@@ -110,7 +110,9 @@ impl Memory {
                 return Err(NoRoom::Now { limit });
             }
         }
-        state.shares.push(Arc::downgrade(&share));
+        if self.limit.is_some() {
+            state.shares.push(Arc::downgrade(&share));
+        }
         Ok(submit(share))
     }
 
@@ -150,23 +152,24 @@ impl Memory {
     }
 
     /// Lets weights go until all that is in memory is at most `limit`: first of models without a job, then of models whose
-    /// job waits, those used least recently first; of a model that runs only the half that does not.
+    /// job waits, those used least recently first; of a model that runs only what its jobs do not use.
     fn make_room(&self, state: &State, now: &Now, limit: u64) {
-        let running = |model: usize| now.running().find(|need| need.model == model);
-        let except = |model: usize| running(model).map(|need| (need.operation, need.frames));
-        let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(except(model)) as u64;
+        let except = |model: usize| -> Vec<(Operation, usize)> {
+            let running = now.running().filter(|need| need.model == model);
+            running.map(|need| (need.operation, need.frames)).collect()
+        };
+        let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(&except(model)) as u64;
         let mut total = now.held.saturating_add(now.running_bytes());
         total = (0..self.models.len()).fold(total, |sum, model| sum.saturating_add(in_memory(model)));
         let mut order: Vec<usize> = (0..self.models.len()).collect();
         let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
-        order.sort_by_key(|&model| (running(model).is_some(), waits(model), state.used[model]));
+        order.sort_by_key(|&model| (!except(model).is_empty(), waits(model), state.used[model]));
         for model in order {
             if total <= limit {
                 return;
             }
-            let bytes = in_memory(model);
+            let bytes = self.models[model].release_weights(&except(model)) as u64;
             if bytes > 0 {
-                self.models[model].release_weights(except(model));
                 tracing::info!(model, bytes, "weights left memory to make room");
                 total = total.saturating_sub(bytes);
             }

@@ -54,6 +54,8 @@ pub(crate) struct Prepared {
     pub(crate) work: Work,
     pub(crate) answer: answer::Form,
     pub(crate) cost: Cost,
+    /// Bytes that the body, or what was unpacked from it, holds until the work begins.
+    pub(crate) held: u64,
     /// Frames of the input; of a picture one.
     pub(crate) frames: usize,
     /// Pixels of the whole batch.
@@ -162,12 +164,11 @@ async fn accept(
     }
     let limit = deadline(shared, &head.headers)?;
     let engine = job.autoencoder.engine().name(job.precision);
-    let body = job.body.len() as u64;
     let prepared = match operation {
         Operation::Decode => decode::prepare(shared, job).await?,
         Operation::Encode => encode::prepare(shared, job).await?,
     };
-    let Prepared { place, work, answer: form, cost, frames, pixels, batch } = prepared;
+    let Prepared { place, work, answer: form, cost, held, frames, pixels, batch } = prepared;
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
     let cost = Cost { kept: purpose == Purpose::Job, ..cost };
@@ -175,7 +176,7 @@ async fn accept(
     let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
     let bytes = cost.peak_bytes.saturating_sub(counted_twice);
     let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
-    let need = Need { model: index, operation, frames, bytes, body };
+    let need = Need { model: index, operation, frames, bytes, body: held };
     let submit = |share: Arc<Share>| {
         let memory = Arc::clone(&shared.memory);
         let in_account: Work = Box::new(move |control| {

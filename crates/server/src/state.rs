@@ -212,8 +212,18 @@ impl Shared {
                 format!(
                     "Requests before this one have taken the server's memory ({limit} bytes for work). Try again."
                 ),
-                self.queue.until_next(),
+                self.until_room(),
             ),
+        }
+    }
+
+    /// When the next job starts, which gives its body back; where none runs or waits, when the first result that is kept
+    /// for its client expires.
+    fn until_room(&self) -> Duration {
+        let occupancy = self.queue.occupancy();
+        match (occupancy.waiting + occupancy.running, self.jobs.until_expiry()) {
+            (0, Some(expiry)) => expiry,
+            _ => self.queue.until_next(),
         }
     }
 

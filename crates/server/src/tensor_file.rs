@@ -32,6 +32,10 @@ pub(crate) fn unwrap(mut file: Vec<u8>, parameters: &mut Parameters) -> Result<V
     let data = find(&file, parameters)?;
     file.truncate(data.end);
     file.drain(..data.start);
+    // A small tensor does not keep a large file in memory.
+    if file.len() < file.capacity() / 2 {
+        file.shrink_to_fit();
+    }
     Ok(file)
 }
 

@@ -104,8 +104,10 @@ class DecodeQueue:
         Raises the first error that nobody has seen, unless cancelled.
         """
         if cancel:
+            # What has not begun goes first, lest it begin when the rest is given up.
+            self._threads.shutdown(wait=False, cancel_futures=True)
             self._session.abort()
-        self._threads.shutdown(wait=True, cancel_futures=cancel)
+        self._threads.shutdown(wait=True)
         self._session.close()
         if not cancel:
             unseen = [future.exception() for future in self._order if not future.cancelled()]
