@@ -377,39 +377,21 @@ impl Convolution {
             let span = Span { first: zero_taps * frame_blocks, all: all_blocks };
             let geometry = geometry.without_taps(zero_taps, clip.taps);
             let layer = (geometry, arithmetic);
+            let (isa, bias, ready) = (self.isa, self.bias.as_slice(), strip.weights_ready);
             match &self.weights {
                 Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
-                    let weights = (panels.as_slice(), span, self.bias.as_slice());
-                    let ready = strip.weights_ready;
-                    pointwise::run(self.isa, pool, layer, weights, frames, scratch, ready);
+                    pointwise::run(isa, pool, layer, (panels, span, bias), frames, scratch, ready);
                 }
                 Weights::Direct(panels) => {
-                    let (weights, ready) = ([panels.as_slice(), &self.bias], strip.weights_ready);
-                    direct::run(self.isa, pool, layer, span, weights, frames, scratch, ready);
-                }
-                Weights::Transformed(weights) if algorithm == Algorithm::UpsampleFold => {
-                    let weights = (weights, span, self.bias.as_slice());
-                    transformed::run::<UpsampleFold>(
-                        self.isa,
-                        pool,
-                        layer,
-                        weights,
-                        frames,
-                        scratch,
-                        strip.weights_ready,
-                    );
+                    direct::run(isa, pool, layer, span, [panels, bias], frames, scratch, ready);
                 }
                 Weights::Transformed(weights) => {
-                    let weights = (weights, span, self.bias.as_slice());
-                    transformed::run::<Winograd>(
-                        self.isa,
-                        pool,
-                        layer,
-                        weights,
-                        frames,
-                        scratch,
-                        strip.weights_ready,
-                    );
+                    let weights = (weights, span, bias);
+                    let run = match algorithm {
+                        Algorithm::UpsampleFold => transformed::run::<UpsampleFold>,
+                        _ => transformed::run::<Winograd>,
+                    };
+                    run(isa, pool, layer, weights, frames, scratch, ready);
                 }
             }
         }

@@ -156,22 +156,27 @@ def record_wan(model: torch.nn.Module, factor: int, decodes: list, encodes: list
     save_file(expected | {"client.latents": latents, "client.pixels": pixels}, path)
 
 
-def wan(out: Path) -> None:
-    torch.manual_seed(2)
-    model = AutoencoderKLWan(base_dim=6, dim_mult=[1, 2, 3, 3]).eval()
-    randomise(model)
-    save(model, out / "wan")
-    record_wan(model, 8, WAN_DECODES, WAN_ENCODES, out / "wan.safetensors")
+def record_wan_tiled(model: AutoencoderKLWan, latents: torch.Tensor, pixels: torch.Tensor, path: Path) -> None:
+    """Decode and encode in diffusers' tiles; of the large result every few pixels."""
     model.enable_tiling()
-    latents = torch.randn(1, 16, 2, 33, 35).half()
-    pixels = pixels_of(1, 5, 264, 16)
     tiled = {
         "latents": latents,
         "pixels": thinned(model.decode(latents.float()).sample),
         "encode.pixels": pixels,
         "encode.moments": model.encode(pixels.float()).latent_dist.parameters.contiguous(),
     }
-    save_file(tiled, out / "wan_tiled.safetensors")
+    save_file(tiled, path)
+
+
+def wan(out: Path) -> None:
+    torch.manual_seed(2)
+    model = AutoencoderKLWan(base_dim=6, dim_mult=[1, 2, 3, 3]).eval()
+    randomise(model)
+    save(model, out / "wan")
+    record_wan(model, 8, WAN_DECODES, WAN_ENCODES, out / "wan.safetensors")
+    latents = torch.randn(1, 16, 2, 33, 35).half()
+    pixels = pixels_of(1, 5, 264, 16)
+    record_wan_tiled(model, latents, pixels, out / "wan_tiled.safetensors")
 
 
 def wan22(out: Path) -> None:
@@ -192,16 +197,9 @@ def wan22(out: Path) -> None:
     randomise(model)
     save(model, out / "wan22")
     record_wan(model, 16, WAN22_DECODES, WAN22_ENCODES, out / "wan22.safetensors")
-    model.enable_tiling()
     latents = torch.randn(1, 48, 2, 17, 18).half()
     pixels = pixels_of(1, 1, 528, 16)
-    tiled = {
-        "latents": latents,
-        "pixels": thinned(model.decode(latents.float()).sample),
-        "encode.pixels": pixels,
-        "encode.moments": model.encode(pixels.float()).latent_dist.parameters.contiguous(),
-    }
-    save_file(tiled, out / "wan22_tiled.safetensors")
+    record_wan_tiled(model, latents, pixels, out / "wan22_tiled.safetensors")
 
 
 def original_name(name: str) -> str:
