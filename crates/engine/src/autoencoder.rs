@@ -241,10 +241,14 @@ impl Autoencoder {
     ) -> bool {
         let frames = shape[2];
         let parts = match self.model.temporal_factor() {
-            Some(_) => self.clip_parts(operation, shape, windows),
-            None => vec![((shape, Start::Clip), 1)],
+            None if !self.is_cut(operation, shape, windows) => Ok(vec![((shape, Start::Clip), 1)]),
+            _ => self.clip_parts(operation, shape, windows),
         };
-        parts.into_iter().all(|(cut, _)| self.plans.knows(&self.plan_key(operation, frames, cut, precision)))
+        // Tiles that are none are refused without a search.
+        parts.map_or(true, |parts| {
+            let key = |cut| self.plan_key(operation, frames, cut, precision);
+            parts.into_iter().all(|(cut, _)| self.plans.knows(&key(cut)))
+        })
     }
 
     /// Clamps decoded pixels where the model says so; what is not a number stays so.
@@ -335,7 +339,7 @@ impl Autoencoder {
     }
 }
 
-fn check_length(values: &[f32], shape: [usize; 4]) -> Result<(), EngineError> {
+pub(crate) fn check_length(values: &[f32], shape: [usize; 4]) -> Result<(), EngineError> {
     let expected = shape.iter().product();
     if values.len() == expected {
         return Ok(());

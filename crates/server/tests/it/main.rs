@@ -18,3 +18,4 @@ mod recorded;
 mod security;
 mod service;
 mod support;
+mod tiles;
