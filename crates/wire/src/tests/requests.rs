@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::{
-    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, WireError,
+    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, TileSizes, WireError,
     base64_file, classify, image_body, image_signature, unwrap_json_body, video_body, video_signature,
 };
 
