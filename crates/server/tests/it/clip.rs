@@ -433,7 +433,7 @@ async fn what_a_model_of_videos_cannot_do_is_refused_with_what_it_expects() {
     for (ask, expected) in [
         ("windows=on", Some("no `windows`")),
         ("tiling=on&tile_overlap_factor=0.9", Some("from 0 to 0.5, got 0.9")),
-        ("tiling=diffusers&tile_latent_min_size=9&tile_sample_min_size=64", Some("do not meet")),
+        ("tiling=diffusers&tile_latent_min_size=12&tile_sample_min_size=64", Some("do not meet")),
         ("tiling=off&windows=off", None),
     ] {
         let query = format!("output_type=pt&{ask}&{}", tensor_query(&shape, Dtype::Float16));
