@@ -16,7 +16,7 @@ use crate::clip_answer::{ClipAnswer, make};
 use crate::clip_bytes::Recipe;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::planning::{self, Asked};
+use crate::planning::{self, Asked, Planned};
 use crate::queue::{Cost, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
 use crate::state::Shared;
@@ -45,14 +45,15 @@ pub(crate) async fn prepare(
     let place = shared.reserve(&caller)?;
     let streams = recipe.streams();
     let asked = Asked { operation: Operation::Decode, shape: latents, windows, precision, streams };
-    let plan = planning::plan(shared, autoencoder, asked).await?;
+    let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
     let answer_bytes = answer_bytes(&recipe, pixels);
-    let cost = Cost { answer_bytes, ..cost(&plan) };
+    let cost = Cost { answer_bytes, ..cost(&summary) };
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
     let batch = output[0];
     let work: Work = Box::new(move |control| {
+        let _plans = plans;
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let values = match layout {

@@ -178,14 +178,13 @@ async fn accept(
     let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
     let need = Need { model: index, operation, frames, bytes, body: held };
     let submit = |share: Arc<Share>| {
-        let memory = Arc::clone(&shared.memory);
+        let (memory, of_job) = (Arc::clone(&shared.memory), Arc::clone(&share));
         let in_account: Work = Box::new(move |control| {
-            memory.begin(&share);
-            let result = work(control);
-            drop(share);
-            result
+            memory.begin(&of_job);
+            drop(of_job);
+            work(control)
         });
-        place.submit(cost, end, in_account)
+        place.submit(cost, end, Some(share), in_account)
     };
     let admitted = shared.memory.admit(need, cost.answer_bytes, submit);
     let ticket =
