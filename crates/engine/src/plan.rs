@@ -107,7 +107,9 @@ pub struct Plan {
     pub(crate) channels: Vec<usize>,
     weight_bytes: usize,
     load_bytes: usize,
+    /// Of all workers.
     worker_bytes: usize,
+    threads: usize,
     history_bytes: usize,
 }
 
@@ -148,6 +150,11 @@ impl Plan {
     pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
         let groups = groups(&task.shapes(), &task.fused, means, schedules);
         task.plan(groups)
+    }
+
+    /// `f32` of scratch that each worker takes at most.
+    pub(crate) fn worker_len(&self) -> usize {
+        self.worker_bytes / self.threads.max(1) / size_of::<f32>()
     }
 
     /// What it costs.
@@ -250,6 +257,7 @@ impl<'a> Task<'a> {
             weight_bytes: weight_bytes(self.graph, self.isa),
             load_bytes: load_bytes(self.graph, self.isa),
             worker_bytes: worker_bytes * self.threads,
+            threads: self.threads,
             history_bytes: shapes.history_bytes(),
         }
     }

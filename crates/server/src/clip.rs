@@ -60,8 +60,8 @@ pub(crate) async fn prepare(
             Some(layout) => autoencoder.model().latent_space.arrange(values, layout)?.0,
             None => values,
         };
-        // Frames become bytes while the next ones are decoded; no more than one group waits.
-        let (give, frames) = sync_channel(1);
+        // Frames become bytes while the next ones are decoded. None wait between, as the plan has room for two groups.
+        let (give, frames) = sync_channel(0);
         make(recipe, frames, chunks).map_err(EngineError::Threads)?;
         let mut emit = |frames| give.send(frames).map_err(|_| EngineError::Cancelled);
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;

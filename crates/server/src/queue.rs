@@ -143,7 +143,7 @@ impl Queue {
             running: state.running.len(),
             capacity: self.bounds.jobs,
             answer_bytes: state.answers.total(),
-            work_seconds: state.rate.time(flops).unwrap_or_default().as_secs_f64(),
+            work_seconds: state.rate_now().time(flops).unwrap_or_default().as_secs_f64(),
             busy_seconds: (state.busy
                 + state.running.first().map_or(Duration::ZERO, |job| job.since.elapsed()))
             .as_secs_f64(),
@@ -155,7 +155,7 @@ impl Queue {
         const FARTHEST: usize = 256;
         let state = self.lock();
         if state.running.iter().any(|running| running.id == id) {
-            return state.rate.time(state.line.left());
+            return state.rate_now().time(state.line.left());
         }
         let order = state.line.forecast(FARTHEST, |_| ());
         let place = order.iter().position(|due| due.id == id)?;
@@ -346,10 +346,22 @@ impl State {
         Some(self.time_of(order[..=last].iter().map(|due| due.cost)))
     }
 
+    /// The rate of the last jobs, and of what the running one has done so far.
+    fn rate_now(&self) -> Rate {
+        let mut rate = self.rate;
+        if let Some(job) = self.running.first() {
+            let done = job.meter.done_flops();
+            if done > 0 {
+                rate.note(done, job.since.elapsed().saturating_sub(job.paused));
+            }
+        }
+        rate
+    }
+
     /// What is left of the running jobs, and these.
     fn time_of(&self, costs: impl Iterator<Item = u64>) -> Duration {
         const UNKNOWN: Duration = Duration::from_secs(1);
-        self.rate.time(costs.fold(self.line.left(), u64::saturating_add)).unwrap_or(UNKNOWN)
+        self.rate_now().time(costs.fold(self.line.left(), u64::saturating_add)).unwrap_or(UNKNOWN)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use remote_vae_engine::EngineError;
+use remote_vae_engine::{EngineError, Progress};
 
 use remote_vae_wire::Operation;
 
@@ -229,6 +229,20 @@ fn the_wait_told_comes_from_the_work_ahead_and_the_rate_measured() {
     assert_eq!(wait(queue.reserve(&client("a"), None)), 2.5);
     assert_eq!(queue.occupancy().work_seconds, 14.5);
     drop((tickets, fourth, job));
+}
+
+#[test]
+fn what_the_running_job_has_done_corrects_the_wait() {
+    let bounds = Bounds { jobs: 4, answer_bytes: 1000, peak_bytes: None };
+    let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+    // As if other programs had held up the first decode: a day for what takes no time.
+    queue.expect(1, Duration::from_secs(10));
+    let ticket = submit(&queue, "a", Cost { flops: 1_000_000, ..COST }, Box::new(|_| Ok(tensor(0.0))));
+    let job = queue.next().unwrap();
+    assert_eq!(queue.until_done(job.id), Some(Duration::from_secs(86_400)));
+    job.meter.note(Progress { done_flops: 500_000, total_flops: 1_000_000, step: 1, steps: 2 });
+    assert!(queue.until_done(job.id).unwrap() < Duration::from_secs(60));
+    drop((ticket, job));
 }
 
 #[test]
