@@ -11,8 +11,7 @@ use axum::response::{IntoResponse, Response};
 use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision};
 use remote_vae_model::ModelError;
 use remote_vae_wire::{
-    BodyKind, Operation, OutputType, Parameters, classify, content_type, shortened,
-    unwrap_json_body,
+    BodyKind, Operation, OutputType, Parameters, classify, content_type, shortened, unwrap_json_body,
 };
 
 use crate::auth::Caller;
