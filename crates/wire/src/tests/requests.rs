@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use crate::{
-    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, TileSizes, WireError,
-    base64_file, classify, image_body, image_signature, unwrap_json_body, video_body, video_signature,
+    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, TileSizes,
+    WireError, base64_file, classify, image_body, image_signature, unwrap_json_body, video_body,
+    video_signature,
 };
 
 fn query(text: &str) -> Parameters {
