@@ -206,16 +206,21 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
 }
 
 /// A small decode, so that the first client finds threads and caches warm, and the queue knows how fast the engine is:
-/// its floating-point operations, and the time of the second of two.
+/// its floating-point operations, and the shortest time of a few, as other programs may hold some of them up.
 fn first_decode(shared: &Shared, entry: &ModelEntry) -> Result<(u64, Duration), EngineError> {
     const SIDE: usize = 8;
+    const TIMES: usize = 6;
+    const LONG_ENOUGH: Duration = Duration::from_millis(200);
     let (autoencoder, precision) = (&entry.autoencoder, shared.options.precision);
     let channels = autoencoder.model().latent_channels();
     let (picture, clip) = ([1, channels, SIDE, SIDE], [1, channels, 1, SIDE, SIDE]);
     let latents = vec![0.0; channels * SIDE * SIDE];
     let (scaling, control) = (Scaling::None, Control::new());
-    let (mut flops, mut time) = (0, Duration::ZERO);
-    for _ in 0..2 {
+    let (mut flops, mut time, first) = (0, Duration::MAX, Instant::now());
+    for number in 0..TIMES {
+        if number >= 2 && first.elapsed() > LONG_ENOUGH {
+            break;
+        }
         let start = Instant::now();
         if autoencoder.model().temporal_factor().is_some() {
             let windows = Windows::default();
@@ -225,7 +230,7 @@ fn first_decode(shared: &Shared, entry: &ModelEntry) -> Result<(u64, Duration), 
             flops = autoencoder.plan_decode(picture, precision)?.flops;
             autoencoder.decode(latents.clone(), picture, &scaling, precision, &control)?;
         }
-        time = start.elapsed();
+        time = time.min(start.elapsed());
     }
     Ok((flops, time))
 }
