@@ -312,7 +312,7 @@ fn infinities_do_not_leave_the_tiles_around() {
         let expected = case.oracle(&case.data());
         let [height, width] = case.output_size();
         each_tier_and_arithmetic(|isa, pool, arithmetic| {
-            let tolerance = if arithmetic == Arithmetic::Float32 { 1e-3 } else { 2e-2 };
+            let tolerance = if arithmetic == Arithmetic::Float32 { 1e-3 } else { 1e-1 };
             for (index, value) in case.run(isa, pool, arithmetic, &data, false).iter().enumerate() {
                 let (y, x) = (index % (height * width) / width, index % width);
                 // Tiles are at most six outputs wide.
