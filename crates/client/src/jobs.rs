@@ -16,7 +16,7 @@
 //!     match event? {
 //!         JobEvent::Preview(png) => println!("a preview of {} bytes", png.len()),
 //!         JobEvent::Status(status) => println!("{:?}: {:.0} %", status.state, 100.0 * status.progress),
-//!         JobEvent::Deleted => println!("somebody cancelled it"),
+//!         _ => println!("somebody cancelled it"),
 //!     }
 //! }
 //! let picture = job.result().await?.file()?;
