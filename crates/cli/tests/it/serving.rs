@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Serving, failure, photograph, program, stdout};
+use crate::support::{Serving, failure, http, photograph, program, stdout, until_ready};
 
 #[test]
 fn commands_let_a_server_do_the_work() {
@@ -138,4 +138,24 @@ fn what_a_user_can_get_wrong_is_one_sentence_each() {
     }
     let (_, message) = failure(folder.path(), &["serve", "--port", port]);
     assert!(message.contains("in use") && message.contains("Write `--port N`"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = Serving::start(&["--drain-timeout", "600"]);
+    until_ready(&server.url);
+    let url = format!("{}/?shape=1&shape=4&shape=256&shape=256&dtype=uint8&output_type=pt", server.url);
+    let asking = std::thread::spawn(move || http().post(url).body(vec![7; 4 * 256 * 256]).send().is_err());
+    let status = |path: &str| http().get(format!("{}{path}", server.url)).send().unwrap();
+    while !status("/metrics").text().unwrap().lines().any(|line| line == "rvae_requests_running 1") {}
+    let id = server.process.id().to_string();
+    let terminate =
+        || assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    terminate();
+    while status("/readyz").status() != 503 {}
+    assert_eq!(server.process.try_wait().unwrap(), None, "work of seconds was not finished first");
+    terminate();
+    assert_eq!(server.process.wait().unwrap().code(), Some(130));
+    assert!(asking.join().unwrap(), "an answer that was not finished came");
 }

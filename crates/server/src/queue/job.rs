@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use remote_vae_engine::{Control, EngineError, Progress};
 use tokio::sync::oneshot;
 
+use crate::memory::Share;
+
 /// Values and shape `[batch, channels, height, width]` that come out of the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tensor {
@@ -114,6 +116,8 @@ pub(crate) struct Job {
     pub(crate) cost: Cost,
     pub(crate) answer: oneshot::Sender<Ended>,
     pub(super) deadline: Option<Instant>,
+    /// Of the account of memory, as long as the job waits or runs.
+    pub(crate) share: Option<Arc<Share>>,
 }
 
 /// What the engine's thread tells of a job.
