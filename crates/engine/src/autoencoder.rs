@@ -395,3 +395,29 @@ pub(crate) fn check_length(values: &[f32], shape: [usize; 4]) -> Result<(), Engi
     }
     Err(EngineError::InputLength { shape, found: values.len(), expected })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuEngine, EngineOptions};
+
+    #[test]
+    fn a_half_holds_its_weights_or_reads_them_but_compares_once() {
+        let engine = CpuEngine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap();
+        let autoencoder = Autoencoder::new(Model::embedded().unwrap(), Arc::new(engine));
+        let held = || autoencoder.weight_bytes_in_memory(&[]);
+        autoencoder.warm(Operation::Decode, Precision::Fast).unwrap();
+        let (all, found) = (held(), autoencoder.calibration(Operation::Decode).unwrap());
+        let latents = |program: &dyn Program| {
+            let plan = autoencoder.plan(Operation::Decode, [2, 4, 5, 3], Precision::Fast).unwrap();
+            program.run(&plan, &remote_vae_model::random::normal(1, 120), &Control::new()).unwrap()
+        };
+        let expected = latents(&*autoencoder.program(Operation::Decode, 1, false).unwrap());
+        for reads_weights in [true, true, false] {
+            let program = autoencoder.program(Operation::Decode, 1, reads_weights).unwrap();
+            assert_eq!(held(), if reads_weights { 0 } else { all });
+            assert!(Arc::ptr_eq(&autoencoder.calibration(Operation::Decode).unwrap(), &found));
+            assert!(latents(&*program) == expected);
+        }
+    }
+}

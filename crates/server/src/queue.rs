@@ -154,8 +154,9 @@ impl Queue {
     pub(crate) fn until_done(&self, id: u64) -> Option<Duration> {
         const FARTHEST: usize = 256;
         let state = self.lock();
-        if state.running.iter().any(|running| running.id == id) {
-            return state.rate_now().time(state.line.left());
+        if let Some(index) = state.running.iter().position(|running| running.id == id) {
+            // Those behind it run between its steps.
+            return state.running[index..].iter().map(|running| running.left(&state.rate)).sum();
         }
         let order = state.line.forecast(FARTHEST, |_| ());
         let place = order.iter().position(|due| due.id == id)?;
