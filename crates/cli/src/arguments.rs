@@ -471,6 +471,17 @@ pub(crate) struct BenchOptions {
     /// Also print the time of each kind of layer, from the runs themselves.
     #[arg(long)]
     pub steps: bool,
+    /// Time without a budget and within each of these memory budgets, each in a process of its own, and compare the results
+    /// byte for byte; fail if any differs [default of the flag without values: six from the smallest to what is needed]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        num_args = 0..,
+        value_delimiter = ',',
+        value_parser = parse_bytes,
+        conflicts_with_all = ["url", "steps", "memory_budget"]
+    )]
+    pub budgets: Option<Vec<u64>>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -272,7 +272,7 @@ fn fast_clips_are_close_to_exact_ones_and_need_less_memory() {
     }
     let bytes = |precision| {
         let windows = Windows { frames: false, tiles: false };
-        autoencoder.plan_decode_clip([1, 4, 5, 16, 16], windows, precision).unwrap().activation_bytes
+        autoencoder.plan_decode_clip([1, 4, 5, 48, 48], windows, precision).unwrap().activation_bytes
     };
     assert!(bytes(Precision::Fast) < bytes(Precision::Exact) * 4 / 5);
 }
