@@ -128,8 +128,6 @@ fn a_control_group_with_the_budget_as_its_limit_kills_nobody() {
     let output = command.env("PROGRAM", env!("CARGO_BIN_EXE_remote-vae")).output().unwrap();
     std::fs::remove_dir(&group).unwrap();
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(report["peak_rss_mib"].as_f64().unwrap() <= 96.0, "{report}");
 }
 
 #[test]
