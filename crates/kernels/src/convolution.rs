@@ -2,7 +2,7 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling
+//! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling
 //! into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
@@ -16,7 +16,7 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
 use crate::winograd::Winograd;
-use crate::{direct, pointwise, transformed};
+use crate::{direct, pointwise, shift_add, transformed};
 use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
@@ -45,6 +45,8 @@ pub enum Algorithm {
     Direct,
     /// The same for kernels of one pixel: a matrix product.
     Pointwise,
+    /// The same for few output channels, whose taps share a register.
+    ShiftAdd,
     /// F(4×4, 3×3): a quarter of the products.
     Winograd,
     /// Nearest upsampling by two folded into a 3×3 kernel: less than a fifth of the products.
@@ -52,11 +54,12 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// `direct`, `pointwise`, `winograd` or `upsample fold`.
+    /// `direct`, `pointwise`, `shift add`, `winograd` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
             Algorithm::Pointwise => "pointwise",
+            Algorithm::ShiftAdd => "shift add",
             Algorithm::Winograd => "winograd",
             Algorithm::UpsampleFold => "upsample fold",
         }
@@ -97,6 +100,8 @@ impl Geometry {
     pub fn algorithm(&self, upsample: usize) -> Algorithm {
         if pointwise::fits(self) && upsample <= 1 {
             Algorithm::Pointwise
+        } else if shift_add::fits(self) {
+            Algorithm::ShiftAdd
         } else if !self.is_transformable() {
             Algorithm::Direct
         } else if upsample == 2 && self.padding == [1; 4] {
@@ -115,7 +120,7 @@ impl Geometry {
     /// at the picture's last. Gives `[step, skip]`.
     pub fn strip_grid(&self, upsample: usize) -> [usize; 2] {
         match self.algorithm(upsample) {
-            Algorithm::Direct | Algorithm::Pointwise => [1, 0],
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd => [1, 0],
             Algorithm::Winograd => transformed::strip_grid::<Winograd>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
         }
@@ -130,7 +135,7 @@ impl Geometry {
     }
 
     fn is_transformable(&self) -> bool {
-        self.kernel == [3, 3] && self.stride == 1
+        self.kernel == [3, 3] && self.stride == 1 && !shift_add::fits(self)
     }
 }
 
@@ -154,11 +159,10 @@ pub struct Convolution {
     bias: Vec<f32>,
 }
 
-/// `[group of lanes][input block][tap][16][lanes]`
 enum Weights {
-    /// As the micro-kernel reads them.
+    /// As the micro-kernel reads them: `[group of lanes][input block][tap][16][lanes]`, or as [`shift_add::panels`].
     Direct(Vec<f32>),
-    /// As a transform reads them for each run.
+    /// The same, as a transform reads them for each run.
     Transformed(Compact),
 }
 
@@ -168,7 +172,11 @@ impl Convolution {
     /// # Panics
     /// A length does not fit the geometry.
     pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
-        let panels = panels(isa, &geometry, weight);
+        let panels = if shift_add::fits(&geometry) {
+            shift_add::panels(isa, &geometry, weight)
+        } else {
+            panels(isa, &geometry, weight)
+        };
         let weights = if geometry.is_transformable() {
             Weights::Transformed(Compact::new(panels))
         } else {
@@ -186,6 +194,9 @@ impl Convolution {
     /// are finite 16-bit numbers, which are kept as such where a transform widens them anyway.
     pub fn weight_bytes(isa: Isa, geometry: &Geometry, narrow: bool) -> usize {
         let columns = geometry.output_channels.next_multiple_of(isa.lanes());
+        if shift_add::fits(geometry) {
+            return shift_add::weight_bytes(isa, geometry) + columns * size_of::<f32>();
+        }
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
         let each = if narrow && geometry.is_transformable() { size_of::<u16>() } else { size_of::<f32>() };
         columns * (rows * each + size_of::<f32>())
@@ -197,6 +208,7 @@ impl Convolution {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
+            Algorithm::ShiftAdd => 0,
             Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
@@ -214,6 +226,7 @@ impl Convolution {
         match geometry.algorithm(upsample) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
+            Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
             Algorithm::Winograd => {
                 transformed::worker_bytes::<Winograd>(isa, geometry, rows, size[1], arithmetic)
             }
@@ -381,6 +394,9 @@ impl Convolution {
             match &self.weights {
                 Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
                     pointwise::run(isa, pool, layer, (panels, span, bias), frames, scratch, ready);
+                }
+                Weights::Direct(panels) if algorithm == Algorithm::ShiftAdd => {
+                    shift_add::run(isa, pool, geometry, (panels, span, bias), frames);
                 }
                 Weights::Direct(panels) => {
                     direct::run(isa, pool, layer, span, [panels, bias], frames, scratch, ready);

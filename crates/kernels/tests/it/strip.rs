@@ -182,6 +182,23 @@ proptest! {
 }
 
 #[test]
+fn strips_of_few_output_channels_have_the_bytes_of_the_whole() {
+    for (channels, storage) in
+        [([20, 3], Storage::Half), ([130, 4], Storage::Float32), ([5, 1], Storage::Half)]
+    {
+        let [input_channels, output_channels] = channels;
+        let geometry =
+            Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
+        let strips = vec![1, 9, 3];
+        let case = Case { geometry, size: [40, 150], upsample: 1, residual: true, storage, strips };
+        each_tier(|isa, pool| {
+            let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
+            assert!(whole == joined, "{}: {case:?}", isa.name());
+        });
+    }
+}
+
+#[test]
 fn statistics_do_not_depend_on_strips() {
     let (channels, height, width) = (40, 211, 53);
     let (weight, bias) = (values(channels, 2), values(channels, 3));
