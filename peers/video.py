@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times PyTorch beside remote-vae on one clip, in one run, and prints a Markdown table with ratios.
 
-usage: video.py [--model DIR] [--latents 3,20,32] [--rows exact,fast,torch-f32,torch-bf16] [--runs 1]
+usage: video.py [--model DIR | --class AutoencoderKLWan] [--latents 3,20,32] [--rows exact,fast,torch-f32,torch-bf16] [--runs 1]
 
-The clip is decoded by the AutoencoderKLHunyuanVideo in DIR, or by one of full size with random weights from a fixed seed; times
-do not depend on the values. `--latents` are frames, height and width of the latents. Needs torch, diffusers and safetensors in this
+The clip is decoded by the model in DIR (diffusers' folder), or by one of diffusers' class (AutoencoderKLHunyuanVideo if none is named)
+of full size with random weights from a fixed seed; times do not depend on the values. `--latents` are frames, height and width of the latents. Needs torch, diffusers and safetensors in this
 Python, and the built program (`cargo build --release`, or REMOTE_VAE_BINARY). Every row is a fresh process with all processors
 that times `--runs` runs after one that is not counted. Peak memory is the process's VmHWM.
 
@@ -18,25 +18,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from compare import BINARY, peak_rss_mib
 
 
-def make_model(folder):
+def make_model(folder, name):
+    import diffusers
     import torch
-    from diffusers import AutoencoderKLHunyuanVideo
 
     torch.manual_seed(0)
-    AutoencoderKLHunyuanVideo().half().save_pretrained(folder)
+    getattr(diffusers, name)().half().save_pretrained(folder)
 
 
 def measure_torch(row, folder, latents, runs):
+    import diffusers
     import torch
-    from diffusers import AutoencoderKLHunyuanVideo
 
+    config = json.loads((Path(folder) / "config.json").read_text())
     dtype = torch.bfloat16 if row == "torch-bf16" else torch.float32
-    model = AutoencoderKLHunyuanVideo.from_pretrained(folder, torch_dtype=dtype).eval()
-    clip = torch.randn((1, 16, *latents), generator=torch.Generator().manual_seed(1)).to(dtype)
+    model = getattr(diffusers, config["_class_name"]).from_pretrained(folder, torch_dtype=dtype).eval()
+    channels = config.get("latent_channels") or config["z_dim"]
+    clip = torch.randn((1, channels, *latents), generator=torch.Generator().manual_seed(1)).to(dtype)
     seconds = []
     with torch.no_grad():
         for run in range(runs + 1):
@@ -58,6 +61,7 @@ def measure_ours(row, folder, latents, runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
+    parser.add_argument("--class", dest="name", default="AutoencoderKLHunyuanVideo")
     parser.add_argument("--latents", default="3,20,32")
     parser.add_argument("--rows", default="exact,fast,torch-f32,torch-bf16")
     parser.add_argument("--runs", type=int, default=1)
@@ -70,7 +74,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or folder
         if model == folder:
-            make_model(folder)
+            make_model(folder, arguments.name)
         found = {}
         for row in arguments.rows.split(","):
             if row.startswith("torch"):
@@ -79,8 +83,7 @@ def main():
                 found[row] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             else:
                 found[row] = measure_ours(row, model, latents, arguments.runs)
-    frames, height, width = latents
-    print(f"HunyuanVideo decode, latents [1, 16, {frames}, {height}, {width}]\n")
+    print(f"{arguments.model or arguments.name}, decode, latents of {arguments.latents} (frames, height, width)\n")
     peers = [row for row in found if row.startswith("torch")]
     print("| system | median s | peak RSS MiB |", *(f"of {peer} |" for peer in peers))
     print("|---" * (3 + len(peers)) + "|")

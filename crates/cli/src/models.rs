@@ -70,11 +70,7 @@ fn aliases(output: &mut impl Write) -> Result<()> {
         "\nAliases of repositories of the hub (SOURCE is also owner/name[:folder][@revision]):"
     )?;
     for (alias, names) in ALIASES.iter().zip(&names) {
-        let token = match alias.token {
-            Some(true) => ", needs HF_TOKEN",
-            Some(false) => "",
-            None => ", may need HF_TOKEN",
-        };
+        let token = if alias.token { ", needs HF_TOKEN" } else { "" };
         writeln!(output, "  {names}")?;
         writeln!(
             output,

@@ -29,6 +29,8 @@ struct Report {
     /// Of the whole batch.
     flops: u64,
     weight_bytes: usize,
+    /// Whether `weight_bytes` are those of one step, read anew for each.
+    reads_weights: bool,
     load_bytes: usize,
     activation_bytes: usize,
     plan_peak_bytes: usize,
@@ -204,6 +206,7 @@ fn report(
         parts: Vec::new(),
         flops: summary.flops,
         weight_bytes: summary.weight_bytes,
+        reads_weights: summary.reads_weights,
         load_bytes: summary.load_bytes,
         activation_bytes: summary.activation_bytes,
         plan_peak_bytes: summary.peak_bytes,
@@ -258,8 +261,9 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
     )?;
     writeln!(
         output,
-        "weights {:.1} MiB and {:.1} MiB for reading them, activations and workers {:.1} MiB; peak with input and output {:.1} MiB",
+        "weights {:.1} MiB{} and {:.1} MiB for reading them, activations and workers {:.1} MiB; peak with input and output {:.1} MiB",
         mib(report.weight_bytes),
+        if report.reads_weights { ", those of one step, read anew for each," } else { "" },
         mib(report.load_bytes),
         mib(report.activation_bytes),
         mib(report.plan_peak_bytes),

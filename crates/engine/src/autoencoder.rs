@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use remote_vae_model::{Graph, Model, Start};
+use remote_vae_model::{Checkpoint, Graph, Model, Start, WeightSource};
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::plans::{Key, Plans};
@@ -68,7 +68,13 @@ impl Still {
     }
 }
 
-type Half = Mutex<Option<Arc<dyn Program>>>;
+type Half = Mutex<Option<Loaded>>;
+
+struct Loaded {
+    program: Arc<dyn Program>,
+    /// Whether it reads its weights for each step, and holds none.
+    reads_weights: bool,
+}
 
 impl Autoencoder {
     /// Binds `model` to `engine`; reads no weights yet.
@@ -94,13 +100,13 @@ impl Autoencoder {
     /// # Errors
     /// The checkpoint lacks that half, reading fails, or memory is refused.
     pub fn warm(&self, operation: Operation, precision: Precision) -> Result<(), EngineError> {
-        self.program(operation, usize::MAX)?.prepare(precision)
+        self.program(operation, usize::MAX, false)?.prepare(precision)
     }
 
     /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
     pub fn calibration(&self, operation: Operation) -> Option<Arc<Calibration>> {
         let half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
-        half.as_ref()?.calibration()
+        half.as_ref()?.program.calibration()
     }
 
     /// What decoding latents `[batch, channels, height, width]` in `precision` costs.
@@ -134,7 +140,8 @@ impl Autoencoder {
         let plan = self.plan(Operation::Decode, shape, precision)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
-        let mut pixels = self.program(Operation::Decode, 1)?.run(&plan, &latents, control)?;
+        let mut pixels =
+            self.program(Operation::Decode, 1, plan.reads_weights)?.run(&plan, &latents, control)?;
         self.limit_pixels(Operation::Decode, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
     }
@@ -155,7 +162,7 @@ impl Autoencoder {
     ) -> Result<Latents, EngineError> {
         let plan = self.plan(Operation::Encode, shape, precision)?;
         check_length(pixels, shape)?;
-        let moments = self.program(Operation::Encode, 1)?.run(&plan, pixels, control)?;
+        let moments = self.program(Operation::Encode, 1, plan.reads_weights)?.run(&plan, pixels, control)?;
         let (values, shape) = self.draw(moments, plan.output, draw, scaling)?;
         Ok(Latents { values, shape })
     }
@@ -299,38 +306,48 @@ impl Autoencoder {
     /// Bytes of weights in memory, but for those that work of `except` (operations, each with its frames) needs. Weights
     /// that are being read do not count yet.
     pub fn weight_bytes_in_memory(&self, except: &[(Operation, usize)]) -> usize {
-        let bytes = |half: &Half| half.try_lock().ok()?.as_ref().map(|program| program.weight_bytes());
+        let bytes = |half: &Half| half.try_lock().ok()?.as_ref().map(|loaded| loaded.program.weight_bytes());
         self.halves(except).filter_map(bytes).sum()
     }
 
     /// Lets weights go, but for those that work of `except` (operations, each with its frames) needs, and returns their
     /// bytes; they are read again when they are used again. Work that runs keeps its own until it ends.
     pub fn release_weights(&self, except: &[(Operation, usize)]) -> usize {
-        let release = |half: &Half| half.try_lock().ok()?.take().map(|program| program.weight_bytes());
+        let release = |half: &Half| half.try_lock().ok()?.take().map(|loaded| loaded.program.weight_bytes());
         self.halves(except).filter_map(release).sum()
     }
 
-    /// The program that runs clips of `frames`.
+    /// The program that runs clips of `frames`, one that reads its weights for each step or one that holds them. The other
+    /// one of that half is let go, with the weights that it holds.
     pub(crate) fn program(
         &self,
         operation: Operation,
         frames: usize,
+        reads_weights: bool,
     ) -> Result<Arc<dyn Program>, EngineError> {
-        let graph = self.graph(operation, frames)?;
-        let still = self.still(operation, frames);
         let mut half = self.running_half(operation, frames).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(program) = &*half {
-            return Ok(Arc::clone(program));
-        }
-        let weights = self.model.weights();
-        let program: Arc<dyn Program> = match still {
-            None => self.engine.load(graph, weights)?.into(),
+        let calibration = match half.take() {
+            Some(loaded) if loaded.reads_weights == reads_weights => {
+                return Ok(Arc::clone(&half.insert(loaded).program));
+            }
+            other => other.and_then(|loaded| loaded.program.calibration()),
+        };
+        let graph = self.graph(operation, frames)?;
+        let weights: Arc<dyn WeightSource> = match self.still(operation, frames) {
+            None => Arc::<Checkpoint>::clone(self.model.checkpoint()),
             Some(_) => {
-                let clip = self.graph(operation, usize::MAX)?;
-                self.engine.load(graph, &SummedTaps { weights, clip })?.into()
+                let clip = self.graph(operation, usize::MAX)?.clone();
+                Arc::new(SummedTaps { weights: Arc::clone(self.model.checkpoint()), clip })
             }
         };
-        *half = Some(Arc::clone(&program));
+        let program: Arc<dyn Program> = match reads_weights {
+            true => self.engine.load_by_steps(graph, weights).into(),
+            false => self.engine.load(graph, &*weights)?.into(),
+        };
+        if let Some(calibration) = calibration {
+            program.adopt(calibration);
+        }
+        *half = Some(Loaded { program: Arc::clone(&program), reads_weights });
         Ok(program)
     }
 }

@@ -203,7 +203,7 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let (program, scale) = (self.program(operation, frames)?, self.scale(operation));
+        let scale = self.scale(operation);
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
@@ -215,6 +215,8 @@ impl Autoencoder {
             progress.steps += plan.steps.len() * count * batch;
             plans.insert(cut, plan);
         }
+        let reads_weights = plans.values().any(|plan| plan.reads_weights);
+        let program = self.program(operation, frames, reads_weights)?;
         let mut history = History::new();
         for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
             let mut first = 0;
@@ -283,12 +285,16 @@ impl Autoencoder {
             ..PlanSummary::default()
         };
         let [input_bytes, output_bytes] = tensor_bytes(&whole);
-        let (scale, mut largest_output) = (self.scale(operation), 0);
+        let (scale, mut largest_output, mut step_weight_bytes) = (self.scale(operation), 0, 0);
         for (cut, count) in self.clip_parts(operation, shape, windows) {
-            let plan = self.planned(operation, frames, cut, precision)?.summary();
+            let plan = self.planned(operation, frames, cut, precision)?;
+            step_weight_bytes = step_weight_bytes.max(plan.step_weight_bytes);
+            let plan = plan.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);
             whole.flops = whole.flops.saturating_add(flops);
             whole.steps += plan.steps * count;
+            // What one part must do without, all do without.
+            whole.reads_weights |= plan.reads_weights;
             (whole.weight_bytes, whole.load_bytes) = (plan.weight_bytes, plan.load_bytes);
             let [input, output] = tensor_bytes(&plan);
             // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
@@ -296,6 +302,9 @@ impl Autoencoder {
             whole.history_bytes = whole.history_bytes.max(plan.history_bytes);
             whole.activation_bytes = whole.activation_bytes.max(plan.activation_bytes + input + left);
             largest_output = largest_output.max(output);
+        }
+        if whole.reads_weights {
+            whole.weight_bytes = step_weight_bytes;
         }
         if windows.cut_pictures(shape, scale) {
             // Tiles, bands of them, and the pictures put together.

@@ -17,6 +17,8 @@ use crate::plan::{Plan, Task};
 pub(crate) const STRIP_PIXELS: [usize; 3] = [1 << 15, 1 << 13, 1];
 /// No plan does more work than this many straight ones.
 const MOST_WORK: u64 = 3;
+/// Floating-point operations that take as long as reading a byte of weights anew, about.
+const READ_FLOPS: u64 = 2000;
 /// Tensors that are streamed in the hope that it helps later.
 const PATIENCE: usize = 8;
 
@@ -31,6 +33,8 @@ struct Found {
 struct Cost {
     peak: usize,
     flops: u64,
+    /// `flops`, and what it takes to read weights anew in as many.
+    work: u64,
     /// As [`Plan::stored`].
     stored: Vec<usize>,
 }
@@ -93,7 +97,8 @@ impl<'a> Search<'a> {
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
-        let cost = Cost { peak: summary.peak_bytes, flops: summary.flops, stored: plan.stored };
+        let (peak, flops, work) = (summary.peak_bytes, summary.flops, work(&plan));
+        let cost = Cost { peak, flops, work, stored: plan.stored };
         self.known.borrow_mut().insert(means.clone(), cost.clone());
         Found { means, cost }
     }
@@ -125,21 +130,25 @@ impl<'a> Search<'a> {
     fn within(&self, straight: &Found, budget: usize) -> Result<Found, Found> {
         let mut smallest = straight.clone();
         let mut best: Option<Found> = None;
-        for strip_pixels in STRIP_PIXELS {
-            match self.in_strips(straight, strip_pixels, budget) {
-                Ok(found) if best.as_ref().is_none_or(|best| found.cost.flops < best.cost.flops) => {
-                    best = Some(found);
+        for reads_weights in [false, true] {
+            for strip_pixels in STRIP_PIXELS {
+                let means = Means { strip_pixels, reads_weights, ..straight.means.clone() };
+                match self.from(straight, means, budget) {
+                    Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
+                        best = Some(found);
+                    }
+                    Ok(_) => {}
+                    Err(found) if found.cost.peak < smallest.cost.peak => smallest = found,
+                    Err(_) => {}
                 }
-                Ok(_) => {}
-                Err(found) if found.cost.peak < smallest.cost.peak => smallest = found,
-                Err(_) => {}
             }
         }
         best.ok_or(smallest)
     }
 
-    fn in_strips(&self, straight: &Found, strip_pixels: usize, budget: usize) -> Result<Found, Found> {
-        let start = self.found(Means { strip_pixels, ..straight.means.clone() });
+    /// As [`Search::within`], with what `means` say and more streamed and overwritten.
+    fn from(&self, straight: &Found, means: Means, budget: usize) -> Result<Found, Found> {
+        let start = self.found(means);
         let most = straight.cost.flops.saturating_mul(MOST_WORK);
         let mut found = self.overwritten(start, |_| true);
         let (mut smallest, mut waited) = (found.clone(), 0);
@@ -198,6 +207,13 @@ impl<'a> Search<'a> {
         }
         found
     }
+}
+
+/// What `plan` takes, in floating-point operations.
+fn work(plan: &Plan) -> u64 {
+    let read = if plan.reads_weights { plan.used_weight_bytes } else { 0 };
+    let reading = (read as u64).saturating_mul(READ_FLOPS).saturating_mul(plan.input[0] as u64);
+    plan.summary().flops.saturating_add(reading)
 }
 
 /// Height and width in pixels of the largest picture with the proportions of `input` for which a plan needs at most

@@ -8,7 +8,7 @@ use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
-use crate::cpu::{CpuProgram, Run, place, zeroed};
+use crate::cpu::{CpuProgram, Layers, Run, place, zeroed};
 use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{PlacedOperation, Plan, Task};
@@ -143,13 +143,13 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
     let mut result = zeroed(plan.frames[1] * plan.output[1..].iter().product::<usize>())?;
     let (control, progress) = (Control::new(), Progress::default());
-    let run = Run { plan, calibration: None, control: &control, progress };
     let mut errors = Vec::new();
     for step in &plan.steps {
+        let layers = &program.layers(step)?;
         for operation in &step.operations {
             let error = match &operation.fused {
                 Fused::Convolution { node, .. } => {
-                    Some((*node, convolution_error(program, plan, operation, &mut arena)?))
+                    Some((*node, convolution_error(program, plan, layers, operation, &mut arena)?))
                 }
                 Fused::Attention { node, .. } => {
                     Some((*node, attention_error(program, plan, operation, &mut arena)?))
@@ -158,6 +158,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
             };
             errors.extend(error);
         }
+        let run = Run { plan, layers, calibration: None, control: &control, progress };
         program.step(run, step, None, &mut arena, &mut result)?;
     }
     Ok(errors)
@@ -166,6 +167,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
 fn convolution_error(
     program: &CpuProgram,
     plan: &Plan,
+    layers: &Layers<'_>,
     operation: &PlacedOperation,
     arena: &mut [f32],
 ) -> Result<f64, EngineError> {
@@ -177,7 +179,7 @@ fn convolution_error(
     };
     let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
     let views = Views::new(arena, &reads);
-    let operands = program.operands(plan, operation, &views, &[]);
+    let operands = program.operands(plan, layers, operation, &views, &[]);
     let [frames, height, width] = plan.sizes[*node];
     let sums = |arithmetic| -> Result<Buffer, EngineError> {
         let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;

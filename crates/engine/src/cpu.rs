@@ -1,20 +1,20 @@
 //! The CPU engine: plans run on the kernels, one sample at a time, with all threads in each step.
 
+mod layers;
 mod operations;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use remote_vae_kernels::convolution::Convolution;
-use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::{Buffer, Isa, Pool};
-use remote_vae_model::{Graph, Operation, Start, Time, WeightId, WeightSource};
+use remote_vae_model::{Graph, Start, WeightSource};
 
 use crate::arena::Region;
 use crate::budget::Shortage;
 use crate::calibration::Calibration;
-use crate::plan::{Plan, Task, weight_bytes};
-use crate::shapes::geometry;
+use crate::plan::{Plan, Step, Task, weight_bytes};
 use crate::{Control, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory};
+pub(crate) use layers::Layers;
+use layers::{Layer, layer};
 pub(crate) use operations::Run;
 
 /// How a [`CpuEngine`] is made.
@@ -75,17 +75,13 @@ impl Engine for CpuEngine {
         precision: Precision,
     ) -> Result<Plan, EngineError> {
         let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
-        let available = self.work_budget().map(|budget| usize::try_from(budget).unwrap_or(usize::MAX));
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let available = self.work_budget().map(bytes);
         let process = self.process_bytes as usize;
         budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
-            let budget = available.unwrap_or(usize::MAX);
-            let largest = budget::largest(&task, input, budget, &means);
-            EngineError::Budget {
-                need: need + process,
-                budget: budget + process,
-                smallest: smallest + process,
-                largest,
-            }
+            let largest = budget::largest(&task, input, available.unwrap_or(usize::MAX), &means);
+            let budget = self.memory_budget.map_or(usize::MAX, bytes);
+            EngineError::Budget { need: need + process, budget, smallest: smallest + process, largest }
         })
     }
 
@@ -98,75 +94,34 @@ impl Engine for CpuEngine {
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
-        let layers = (0..graph.nodes.len()).map(|node| self.layer(graph, node, weights));
-        Ok(Box::new(CpuProgram {
-            pool: Arc::clone(&self.pool),
-            isa: self.isa,
-            layers: layers.collect::<Result<_, _>>()?,
-            graph: graph.clone(),
-            calibration: Mutex::default(),
-        }))
+        let layers = (0..graph.nodes.len()).map(|node| layer(self.isa, graph, node, weights));
+        Ok(Box::new(self.program(graph, Weights::Held(layers.collect::<Result<_, _>>()?))))
+    }
+
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+        Box::new(self.program(graph, Weights::ByStep(weights)))
     }
 }
 
 impl CpuEngine {
-    fn layer(&self, graph: &Graph, node: usize, source: &dyn WeightSource) -> Result<Layer, EngineError> {
-        let read = |id: WeightId| -> Result<Vec<f32>, EngineError> {
-            let spec = &graph.weights[id.0];
-            let values = source.read(spec)?;
-            let expected = spec.shape.iter().product();
-            if values.len() != expected {
-                let (name, shape, found) = (spec.name.clone(), spec.shape.clone(), values.len());
-                return Err(EngineError::WeightLength { name, shape, found, expected });
-            }
-            Ok(values)
-        };
-        let node = &graph.nodes[node];
-        Ok(match &node.operation {
-            Operation::Convolution { weight, bias, time, .. } => {
-                let Some(geometry) = geometry(graph, node) else {
-                    unreachable!("convolution nodes have a geometry")
-                };
-                let bias = bias.map(read).transpose()?;
-                let weight = match time.taps {
-                    1 => read(*weight)?,
-                    taps => frames::taps_as_channels(&read(*weight)?, &graph.weights[weight.0].shape, taps),
-                };
-                let convolution = Convolution::new(self.isa, geometry, &weight, bias.as_deref());
-                Layer::Convolution { convolution, time: *time }
-            }
-            Operation::GroupNorm { groups, epsilon, weight, bias } => {
-                Layer::Norm { groups: *groups, epsilon: *epsilon, weight: read(*weight)?, bias: read(*bias)? }
-            }
-            Operation::RmsNorm { weight, bias, epsilon } => {
-                let bias = bias.map(read).transpose()?;
-                Layer::RmsNorm { weight: read(*weight)?, bias, epsilon: *epsilon }
-            }
-            Operation::GroupedConvolution { weight, bias, kernel, group } => {
-                let (weight, bias) = (read(*weight)?, bias.map(read).transpose()?);
-                let (channels, bias) = (node.channels, bias.as_deref());
-                Layer::Grouped(GroupedConvolution::new(channels, *group, *kernel, &weight, bias))
-            }
-            _ => Layer::Weightless,
-        })
+    fn program(&self, graph: &Graph, weights: Weights) -> CpuProgram {
+        let (pool, isa, graph) = (Arc::clone(&self.pool), self.isa, graph.clone());
+        CpuProgram { pool, isa, graph, weights, calibration: Mutex::default() }
     }
 }
 
-/// What a graph node needs at run time.
-enum Layer {
-    Convolution { convolution: Convolution, time: Time },
-    Norm { groups: usize, epsilon: f32, weight: Vec<f32>, bias: Vec<f32> },
-    RmsNorm { weight: Vec<f32>, bias: Option<Vec<f32>>, epsilon: f32 },
-    Grouped(GroupedConvolution),
-    Weightless,
+enum Weights {
+    /// One layer for each graph node.
+    Held(Vec<Layer>),
+    /// Read for each step that works with them.
+    ByStep(Arc<dyn WeightSource>),
 }
 
 pub(crate) struct CpuProgram {
     pub(crate) pool: Arc<Pool>,
     pub(crate) isa: Isa,
     pub(crate) graph: Graph,
-    /// One for each graph node.
-    layers: Vec<Layer>,
+    weights: Weights,
     /// Made when `fast` is first used.
     calibration: Mutex<Option<Arc<Calibration>>>,
 }
@@ -205,15 +160,30 @@ impl Program for CpuProgram {
     }
 
     fn weight_bytes(&self) -> usize {
-        weight_bytes(&self.graph, self.isa)
+        match self.weights {
+            Weights::Held(_) => weight_bytes(&self.graph, self.isa),
+            Weights::ByStep(_) => 0,
+        }
     }
 
     fn calibration(&self) -> Option<Arc<Calibration>> {
         self.calibration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    fn adopt(&self, calibration: Arc<Calibration>) {
+        *self.calibration.lock().unwrap_or_else(PoisonError::into_inner) = Some(calibration);
+    }
 }
 
 impl CpuProgram {
+    /// The layers that `step` works with, read now unless they are held.
+    pub(crate) fn layers(&self, step: &Step) -> Result<Layers<'_>, EngineError> {
+        match &self.weights {
+            Weights::Held(layers) => Ok(Layers::Held(layers)),
+            Weights::ByStep(source) => Layers::read(self.isa, &self.graph, step, &**source),
+        }
+    }
+
     fn calibration_for(&self, precision: Precision) -> Result<Option<Arc<Calibration>>, EngineError> {
         match precision {
             Precision::Exact => Ok(None),
@@ -263,7 +233,8 @@ impl CpuProgram {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
-                let run = Run { plan, calibration, control, progress };
+                let layers = &self.layers(step)?;
+                let run = Run { plan, layers, calibration, control, progress };
                 self.step(run, step, history.as_deref_mut(), &mut arena, to)?;
                 progress.step += 1;
                 progress.done_flops = progress.done_flops.saturating_add(step.flops);

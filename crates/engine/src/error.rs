@@ -6,6 +6,10 @@ use remote_vae_model::ModelError;
 fn budget_message(need: usize, budget: usize, smallest: usize, largest: Option<[usize; 2]>) -> String {
     // Rounded so that the budget that is named suffices.
     let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+    let whole = |bytes: usize| match bytes {
+        small if small < 10 << 20 && !small.is_multiple_of(1 << 20) => format!("{small} bytes"),
+        bytes => format!("{} MiB", bytes >> 20),
+    };
     let largest = match largest {
         Some([height, width]) => {
             format!("the largest picture of these proportions that fits is {width}x{height} (width x height)")
@@ -13,10 +17,10 @@ fn budget_message(need: usize, budget: usize, smallest: usize, largest: Option<[
         None => "no picture fits".to_owned(),
     };
     format!(
-        "this needs {} MiB, or {} MiB if as much as possible is computed more than once; the memory budget is {} MiB; {largest}",
+        "this needs {} MiB; the memory budget is {}; the smallest that would do is {} MiB, with as much as possible computed more than once; {largest}",
         mib(need),
+        whole(budget),
         mib(smallest),
-        budget >> 20,
     )
 }
 

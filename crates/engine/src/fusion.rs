@@ -131,6 +131,17 @@ impl Fused {
         }
     }
 
+    /// The graph node whose weights it works with.
+    pub(crate) fn weighted_node(&self) -> Option<usize> {
+        match self {
+            Fused::Convolution { node, .. }
+            | Fused::NormStatistics { node, .. }
+            | Fused::RmsNorm { node, .. }
+            | Fused::GroupedConvolution { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
     /// The tensor that it adds to a convolution's sums.
     pub(crate) fn residual(&self) -> Option<Value> {
         match self {

@@ -24,6 +24,8 @@ pub(crate) struct Means {
     pub overwritten: BTreeSet<usize>,
     /// Pixels of a strip, about.
     pub strip_pixels: usize,
+    /// Whether each step reads its weights anew.
+    pub reads_weights: bool,
 }
 
 /// The least rows of a strip: those of a row of tiles.
@@ -35,6 +37,7 @@ impl Default for Means {
             streamed: BTreeSet::new(),
             overwritten: BTreeSet::new(),
             strip_pixels: crate::budget::STRIP_PIXELS[0],
+            reads_weights: false,
         }
     }
 }

@@ -105,6 +105,10 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// A weight cannot be read or has the wrong shape.
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError>;
+
+    /// A program for `graph` that holds no weights: each step reads those that it works with and lets them go. Its results
+    /// have the bytes of [`Engine::load`]'s.
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program>;
 }
 
 /// A graph with its weights, ready to run.
@@ -116,11 +120,14 @@ pub trait Program: Send + Sync {
     /// Memory is refused.
     fn prepare(&self, precision: Precision) -> Result<(), EngineError>;
 
-    /// Bytes of the weights as they are laid out.
+    /// Bytes of the weights that it holds, as they are laid out.
     fn weight_bytes(&self) -> usize;
 
     /// What the comparison found, once it was made.
     fn calibration(&self) -> Option<Arc<Calibration>>;
+
+    /// Takes what the comparison found in another program of the same graph and engine, instead of making it again.
+    fn adopt(&self, calibration: Arc<Calibration>);
 
     /// As [`Program::run`] for a part of one clip of a causal graph ([`Graph::is_causal`]): `history` is what the parts
     /// before it have left, empty before the first, and gets what this one leaves. A frame has the same bytes wherever a

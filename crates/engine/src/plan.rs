@@ -1,7 +1,7 @@
 //! The plan: steps with places in one arena, and what they cost, known before anything runs. Which steps run in strips
 //! is decided in [`crate::budget`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -105,7 +105,13 @@ pub struct Plan {
     /// `[frames, height, width]` of each graph node's value.
     pub(crate) sizes: Vec<[usize; 3]>,
     pub(crate) channels: Vec<usize>,
+    /// Whether each step reads the weights that it works with and lets them go, so that they are never all in memory.
+    pub(crate) reads_weights: bool,
     weight_bytes: usize,
+    /// Bytes of the weights that one step works with, at most.
+    pub(crate) step_weight_bytes: usize,
+    /// Bytes of the weights that all steps work with: more than there are, where several work with the same.
+    pub(crate) used_weight_bytes: usize,
     load_bytes: usize,
     worker_bytes: usize,
     history_bytes: usize,
@@ -124,7 +130,9 @@ pub struct PlanSummary {
     pub flops: u64,
     /// Steps of one sample.
     pub steps: usize,
-    /// Bytes of weights as they are laid out.
+    /// Whether weights are read anew for each step, and let go after it.
+    pub reads_weights: bool,
+    /// Bytes of weights as they are laid out: all of them, or where they are read anew those of one step, at most.
     pub weight_bytes: usize,
     /// Bytes of activations and of the workers' scratch while one sample runs.
     pub activation_bytes: usize,
@@ -147,13 +155,14 @@ impl Plan {
     /// As [`Plan::new`], among many plans of one task.
     pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
         let groups = groups(&task.shapes(), &task.fused, means, schedules);
-        task.plan(groups)
+        task.plan(groups, means.reads_weights)
     }
 
     /// What it costs.
     pub fn summary(&self) -> PlanSummary {
         let bytes =
             |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
+        let weight_bytes = if self.reads_weights { self.step_weight_bytes } else { self.weight_bytes };
         let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
         PlanSummary {
             input: self.input,
@@ -165,11 +174,12 @@ impl Plan {
                 .fold(0u64, |sum, step| sum.saturating_add(step.flops))
                 .saturating_mul(self.input[0] as u64),
             steps: self.steps.len(),
-            weight_bytes: self.weight_bytes,
+            reads_weights: self.reads_weights,
+            weight_bytes,
             activation_bytes,
             load_bytes: self.load_bytes,
             history_bytes: self.history_bytes,
-            peak_bytes: self.weight_bytes
+            peak_bytes: weight_bytes
                 + self.load_bytes
                 + activation_bytes
                 + bytes(self.input, self.frames[0])
@@ -224,11 +234,14 @@ impl<'a> Task<'a> {
         Shapes { graph, sizes, start, precision }
     }
 
-    fn plan(&self, groups: Vec<Group>) -> Plan {
+    fn plan(&self, groups: Vec<Group>, reads_weights: bool) -> Plan {
         let shapes = self.shapes();
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
         let layout = Layout::new(shapes, &groups, self.isa);
         let worker_bytes = worker_bytes(&shapes, &groups, self.isa);
+        let used = groups.iter().map(|group| group_weight_bytes(self.graph, group, self.isa));
+        let (step_weight_bytes, used_weight_bytes) =
+            used.fold((0, 0), |(most, all), bytes| (most.max(bytes), all + bytes));
         let steps = groups
             .into_iter()
             .zip(layout.places)
@@ -247,8 +260,11 @@ impl<'a> Task<'a> {
             stored: layout.stored,
             channels: self.graph.nodes.iter().map(|node| node.channels).collect(),
             sizes: self.sizes.clone(),
+            reads_weights,
             weight_bytes: weight_bytes(self.graph, self.isa),
-            load_bytes: load_bytes(self.graph, self.isa),
+            step_weight_bytes,
+            used_weight_bytes,
+            load_bytes: load_bytes(self.graph),
             worker_bytes: worker_bytes * self.threads,
             history_bytes: shapes.history_bytes(),
         }
@@ -285,29 +301,36 @@ fn check_addressable(shapes: &[[usize; 5]]) -> Result<(), EngineError> {
     }
 }
 
+/// Bytes of all weights of `graph` as they are laid out.
 pub(crate) fn weight_bytes(graph: &Graph, isa: Isa) -> usize {
-    graph
-        .nodes
-        .iter()
-        .map(|node| match (geometry(graph, node), &node.operation) {
-            (Some(geometry), Operation::Convolution { weight, .. }) => {
-                Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
-            }
-            (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
-            (_, Operation::RmsNorm { bias, .. }) => {
-                (1 + usize::from(bias.is_some())) * node.channels * size_of::<f32>()
-            }
-            (_, Operation::GroupedConvolution { kernel, group, .. }) => {
-                GroupedConvolution::weight_bytes(node.channels, *group, *kernel)
-            }
-            _ => 0,
-        })
-        .sum()
+    graph.nodes.iter().map(|node| node_weight_bytes(graph, node, isa)).sum()
 }
 
-/// What reading one weight takes beside its final layout: its values as stored and as laid out by frames, and their
-/// layout before they are narrowed.
-fn load_bytes(graph: &Graph, isa: Isa) -> usize {
+/// Bytes of the weights that the members of `group` work with.
+fn group_weight_bytes(graph: &Graph, group: &Group, isa: Isa) -> usize {
+    let nodes: BTreeSet<usize> =
+        group.members.iter().filter_map(|member| member.operation.weighted_node()).collect();
+    nodes.into_iter().map(|node| node_weight_bytes(graph, &graph.nodes[node], isa)).sum()
+}
+
+fn node_weight_bytes(graph: &Graph, node: &Node, isa: Isa) -> usize {
+    match (geometry(graph, node), &node.operation) {
+        (Some(geometry), Operation::Convolution { weight, .. }) => {
+            Convolution::weight_bytes(isa, &geometry, graph.weights[weight.0].narrow)
+        }
+        (_, Operation::GroupNorm { .. }) => 2 * node.channels * size_of::<f32>(),
+        (_, Operation::RmsNorm { bias, .. }) => {
+            (1 + usize::from(bias.is_some())) * node.channels * size_of::<f32>()
+        }
+        (_, Operation::GroupedConvolution { kernel, group, .. }) => {
+            GroupedConvolution::weight_bytes(node.channels, *group, *kernel)
+        }
+        _ => 0,
+    }
+}
+
+/// What reading one weight takes beside its final layout: its values as stored and as laid out by frames.
+fn load_bytes(graph: &Graph) -> usize {
     let of = |node: &Node| match (geometry(graph, node), &node.operation) {
         (Some(geometry), Operation::Convolution { weight, time, .. }) => {
             let values: usize = graph.weights[weight.0].shape.iter().product();
@@ -319,7 +342,7 @@ fn load_bytes(graph: &Graph, isa: Isa) -> usize {
                         * geometry.kernel.iter().product::<usize>()
                 }
             };
-            (values + by_frames) * size_of::<f32>() + Convolution::weight_bytes(isa, &geometry, false)
+            (values + by_frames) * size_of::<f32>()
         }
         _ => 0,
     };

@@ -121,15 +121,14 @@ impl Shapes<'_> {
         }
     }
 
-    /// Whether a convolution node makes a picture from a picture, with zeros around it.
+    /// Whether a convolution node makes a picture from a picture alone.
     pub(crate) fn is_flat(&self, node: usize) -> bool {
         let flat = |node: usize| self.sizes[node][0] == 1;
         match &self.graph.nodes[node].operation {
-            Operation::Convolution { time, .. } => {
-                time.taps == 1
-                    && time.edge == Edge::Zero
-                    && flat(node)
-                    && flat(self.graph.nodes[node].inputs[0].0)
+            Operation::Convolution { time, kernel, padding, .. } => {
+                // Else a row beyond the edge would stand for one that its strip does not hold.
+                let near = time.edge == Edge::Zero || padding.top.max(padding.bottom) < kernel[0];
+                time.taps == 1 && near && flat(node) && flat(self.graph.nodes[node].inputs[0].0)
             }
             _ => false,
         }

@@ -22,11 +22,10 @@ pub struct Alias {
     pub space: Space,
     /// Its architecture.
     pub family: Family,
-    /// The licence of the weights.
+    /// The licence of the autoencoder's weights, which may be another than that of the diffusion model.
     pub licence: &'static str,
-    /// Whether the repository gives its files only to accounts that have accepted the licence; `None` where that has not
-    /// been checked.
-    pub token: Option<bool>,
+    /// Whether the repository gives its files only to accounts that have accepted its terms.
+    pub token: bool,
 }
 
 const fn alias(name: &'static str, repository: &'static str, space: Space, licence: &'static str) -> Alias {
@@ -39,7 +38,7 @@ const fn alias(name: &'static str, repository: &'static str, space: Space, licen
         space,
         family: Family::AutoencoderKl,
         licence,
-        token: Some(false),
+        token: false,
     }
 }
 
@@ -83,13 +82,13 @@ pub const ALIASES: &[Alias] = &[
     Alias {
         others: &["flux1", "flux-schnell"],
         folder: Some("vae"),
-        token: Some(true),
+        token: true,
         ..alias("flux", "black-forest-labs/FLUX.1-schnell", Space::Flux, "Apache-2.0")
     },
     Alias {
         folder: Some("vae"),
-        token: Some(true),
-        ..alias("flux-dev", "black-forest-labs/FLUX.1-dev", Space::Flux, "FLUX.1 [dev] Non-Commercial")
+        token: true,
+        ..alias("flux-dev", "black-forest-labs/FLUX.1-dev", Space::Flux, "Apache-2.0")
     },
     Alias {
         others: &["zimage", "z-image-turbo", "chroma", "lumina2", "hidream"],
@@ -99,7 +98,7 @@ pub const ALIASES: &[Alias] = &[
     Alias {
         others: &["sd3-medium"],
         folder: Some("vae"),
-        token: Some(true),
+        token: true,
         ..alias(
             "sd3",
             "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -110,7 +109,7 @@ pub const ALIASES: &[Alias] = &[
     Alias {
         others: &["sd3.5", "sd35-medium", "sd3.5-medium", "sd35-large", "sd3.5-large"],
         folder: Some("vae"),
-        token: Some(true),
+        token: true,
         ..alias("sd35", "stabilityai/stable-diffusion-3.5-medium", Space::Sd3, "Stability AI Community")
     },
     Alias {
@@ -125,8 +124,8 @@ pub const ALIASES: &[Alias] = &[
     },
     Alias {
         others: &["flux2-dev", "flux.2", "flux.2-dev"],
-        token: Some(true),
-        ..flux2("flux2", "black-forest-labs/FLUX.2-dev", "FLUX.2 [dev] Non-Commercial")
+        token: true,
+        ..flux2("flux2", "black-forest-labs/FLUX.2-dev", "Apache-2.0")
     },
     Alias {
         others: &["flux2-klein-4b", "flux.2-klein-4b"],
@@ -267,7 +266,7 @@ pub fn alias_table() -> String {
             alias.architecture(),
             alias.space.channels(),
             alias.licence,
-            alias.token.map_or("unknown", |token| if token { "yes" } else { "no" }),
+            if alias.token { "yes" } else { "no" },
         );
     }
     table

@@ -172,15 +172,12 @@ impl Convolution {
     /// # Panics
     /// A length does not fit the geometry.
     pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
-        let panels = if shift_add::fits(&geometry) {
-            shift_add::panels(isa, &geometry, weight)
-        } else {
-            panels(isa, &geometry, weight)
-        };
         let weights = if geometry.is_transformable() {
-            Weights::Transformed(Compact::new(panels))
+            Weights::Transformed(Compact::new(isa, &geometry, weight))
+        } else if shift_add::fits(&geometry) {
+            Weights::Direct(shift_add::panels(isa, &geometry, weight))
         } else {
-            Weights::Direct(panels)
+            Weights::Direct(panels(isa, &geometry, weight, |value| value))
         };
         let mut padded_bias = vec![0.0; geometry.output_channels.next_multiple_of(isa.lanes())];
         if let Some(bias) = bias {
@@ -283,8 +280,9 @@ impl Convolution {
         self.run_rows(pool, arithmetic, frames, size, prologue, epilogue, &strip, scratch, output);
     }
 
-    /// As [`Convolution::run`], for some rows of a picture; `size` stays that of the whole input. The rows of the input
-    /// that [`Geometry::rows_read`] names must be in memory, and `strip.rows` begin and end as
+    /// As [`Convolution::run_clip`], for some rows of a picture; `size` stays that of the whole input. The rows of the input
+    /// that [`Geometry::rows_read`] names must be in memory (where edges are repeated, the padding above and below is less
+    /// than the kernel), and `strip.rows` begin and end as
     /// [`Geometry::strip_grid`] says.
     ///
     /// # Panics
@@ -295,7 +293,7 @@ impl Convolution {
         &self,
         pool: &Pool,
         arithmetic: Arithmetic,
-        input: Tensor<'_>,
+        picture: Frames<'_>,
         size: [usize; 2],
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
@@ -307,8 +305,8 @@ impl Convolution {
         let [step, skip] = self.geometry.strip_grid(prologue.upsample);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
-        let input = Frames { clip: Clip::PICTURE, input, history: &[] };
-        self.run_rows(pool, arithmetic, input, size, prologue, epilogue, strip, scratch, output);
+        assert!(picture.clip.frames == 1 && picture.clip.taps == 1);
+        self.run_rows(pool, arithmetic, picture, size, prologue, epilogue, strip, scratch, output);
     }
 
     fn output_size(&self, size: [usize; 2], prologue: Prologue<'_>) -> [usize; 2] {

@@ -131,7 +131,8 @@ pub(crate) fn panels(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Vec<f32> 
             }
         }
     }
-    weights::panels(isa, &Geometry { kernel: [1, 1], output_channels: lanes, ..*geometry }, &rows)
+    let pointwise = Geometry { kernel: [1, 1], output_channels: lanes, ..*geometry };
+    weights::panels(isa, &pointwise, &rows, |value| value)
 }
 
 /// Convolves each frame's source with the input blocks `span` of `panels` (see [`panels`]) into its target, all of one

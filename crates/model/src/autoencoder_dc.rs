@@ -3,10 +3,10 @@
 //! EfficientViT: linear attention over several scales, then a gated convolution. Its encoder is deterministic.
 
 use crate::builder::{Convolution, GraphBuilder, Grouped};
-use crate::config_dc::{DcBlock, DcConfig, DcHalf, Resampling};
+use crate::config_dc::{DcBlock, DcConfig, DcHalf, DcNorm, Resampling};
 use crate::graph::{Activation, Cell, Graph, Operation, Part, ValueId};
 
-/// Of every norm.
+/// Of every RMS norm.
 const EPSILON: f32 = 1e-5;
 /// Two pixels each way, row by row.
 const PIXELS: Cell = Cell { time: 1, space: 2, by_columns: false };
@@ -21,14 +21,11 @@ pub fn decoder(config: &DcConfig) -> Graph {
     let half = &config.decoder;
     let (mut build, latents) = GraphBuilder::new(config.latent_channels);
     let width = half.widths[half.widths.len() - 1];
-    let shortcut = config.decoder_in_shortcut.then(|| {
-        let repeat = Operation::Expand { cell: POSITION, repeats: width / config.latent_channels };
-        build.rearrange("decoder.in_shortcut", repeat, latents, width)
+    let repeat = Operation::Expand { cell: POSITION, repeats: width / config.latent_channels };
+    let repeat = config.decoder_in_shortcut.then_some(repeat);
+    let mut x = beside(&mut build, "decoder.in_shortcut", repeat, latents, width, |build| {
+        build.convolution("decoder.conv_in", latents, Convolution::square3(width))
     });
-    let mut x = build.convolution("decoder.conv_in", latents, Convolution::square3(width));
-    if let Some(shortcut) = shortcut {
-        x = build.add("decoder.in_shortcut.add", x, shortcut);
-    }
     for level in (0..half.widths.len()).rev() {
         let mut layer = 0;
         let mut name = || {
@@ -72,16 +69,29 @@ pub fn encoder(config: &DcConfig) -> Graph {
             x = down(&mut build, &name, x, half.widths[level + 1], half.resampling, true);
         }
     }
-    let shortcut = config.encoder_out_shortcut.then(|| {
-        let mean = build.channels(x) / config.latent_channels;
-        let collect = Operation::Collect { cell: POSITION, mean };
-        build.rearrange("encoder.out_shortcut", collect, x, config.latent_channels)
+    let collect = Operation::Collect { cell: POSITION, mean: build.channels(x) / config.latent_channels };
+    let collect = config.encoder_out_shortcut.then_some(collect);
+    let latents = beside(&mut build, "encoder.out_shortcut", collect, x, config.latent_channels, |build| {
+        build.convolution("encoder.conv_out", x, Convolution::square3(config.latent_channels))
     });
-    x = build.convolution("encoder.conv_out", x, Convolution::square3(config.latent_channels));
-    if let Some(shortcut) = shortcut {
-        x = build.add("encoder.out_shortcut.add", x, shortcut);
+    build.finish(latents)
+}
+
+/// What `make` makes, with `width` channels, and the input rearranged to the same shape added, where there is such a path.
+fn beside(
+    build: &mut GraphBuilder,
+    name: &str,
+    path: Option<Operation>,
+    x: ValueId,
+    width: usize,
+    make: impl FnOnce(&mut GraphBuilder) -> ValueId,
+) -> ValueId {
+    let path = path.map(|operation| build.rearrange(name, operation, x, width));
+    let made = make(build);
+    match path {
+        Some(path) => build.add(&format!("{name}.add"), made, path),
+        None => made,
     }
-    build.finish(x)
 }
 
 /// Doubles the sides and changes the width.
@@ -93,15 +103,12 @@ fn up(
     resampling: Resampling,
     has_shortcut: bool,
 ) -> ValueId {
-    let shortcut = has_shortcut.then(|| {
-        let repeats = width * PIXELS.elements() / build.channels(x);
-        build.rearrange(&format!("{name}.shortcut"), Operation::Expand { cell: PIXELS, repeats }, x, width)
-    });
+    let repeats = width * PIXELS.elements() / build.channels(x);
+    let path = has_shortcut.then_some(Operation::Expand { cell: PIXELS, repeats });
     let conv = format!("{name}.conv");
-    let made = match resampling {
+    beside(build, &format!("{name}.shortcut"), path, x, width, |build| match resampling {
         Resampling::Pixels => {
-            let layer = Convolution::square3(width * PIXELS.elements());
-            let wide = build.convolution(&conv, x, layer);
+            let wide = build.convolution(&conv, x, Convolution::square3(width * PIXELS.elements()));
             let shuffle = Operation::Expand { cell: PIXELS, repeats: 1 };
             build.rearrange(&format!("{name}.shuffle"), shuffle, wide, width)
         }
@@ -110,11 +117,7 @@ fn up(
             let large = build.unary(&format!("{name}.upsample"), upsample, x);
             build.convolution(&conv, large, Convolution::square3(width))
         }
-    };
-    match shortcut {
-        Some(shortcut) => build.add(&format!("{name}.add"), made, shortcut),
-        None => made,
-    }
+    })
 }
 
 /// Halves the sides and changes the width.
@@ -126,12 +129,10 @@ fn down(
     resampling: Resampling,
     has_shortcut: bool,
 ) -> ValueId {
-    let shortcut = has_shortcut.then(|| {
-        let mean = build.channels(x) * PIXELS.elements() / width;
-        build.rearrange(&format!("{name}.shortcut"), Operation::Collect { cell: PIXELS, mean }, x, width)
-    });
+    let mean = build.channels(x) * PIXELS.elements() / width;
+    let path = has_shortcut.then_some(Operation::Collect { cell: PIXELS, mean });
     let conv = format!("{name}.conv");
-    let made = match resampling {
+    beside(build, &format!("{name}.shortcut"), path, x, width, |build| match resampling {
         Resampling::Pixels => {
             let narrow = build.convolution(&conv, x, Convolution::square3(width / PIXELS.elements()));
             let collect = Operation::Collect { cell: PIXELS, mean: 1 };
@@ -140,11 +141,7 @@ fn down(
         Resampling::Convolution => {
             build.convolution(&conv, x, Convolution { stride: 2, ..Convolution::square3(width) })
         }
-    };
-    match shortcut {
-        Some(shortcut) => build.add(&format!("{name}.add"), made, shortcut),
-        None => made,
-    }
+    })
 }
 
 fn block(
@@ -156,28 +153,52 @@ fn block(
     head: usize,
 ) -> ValueId {
     match half.blocks[level] {
-        DcBlock::ResBlock => resnet(build, name, x, half.activations[level]),
+        DcBlock::ResBlock => resnet(build, name, x, half.activations[level], half.norms[level]),
         DcBlock::EfficientVitBlock => {
-            let x = attention(build, &format!("{name}.attn"), x, head, &half.scales[level]);
+            let (scales, norm) = (&half.scales[level], half.norms[level]);
+            let x = attention(build, &format!("{name}.attn"), x, head, scales, norm);
             gated(build, &format!("{name}.conv_out"), x)
         }
     }
 }
 
 /// Convolution, activation, convolution, norm, and the input added.
-fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, activation: Activation) -> ValueId {
+fn resnet(build: &mut GraphBuilder, name: &str, x: ValueId, activation: Activation, norm: DcNorm) -> ValueId {
     let layer = Convolution::square3(build.channels(x));
     let mut h = build.convolution(&format!("{name}.conv1"), x, layer);
     h = build.unary(&format!("{name}.activation"), Operation::Activation(activation), h);
-    h = build.convolution(&format!("{name}.conv2"), h, layer.without_bias());
-    h = build.rms_norm_with_bias(&format!("{name}.norm"), h, EPSILON);
+    h = normed(build, [&format!("{name}.conv2"), &format!("{name}.norm")], h, layer, norm);
     build.add(&format!("{name}.add"), x, h)
+}
+
+/// A convolution without a bias, and a norm.
+fn normed(
+    build: &mut GraphBuilder,
+    [conv, name]: [&str; 2],
+    x: ValueId,
+    layer: Convolution,
+    norm: DcNorm,
+) -> ValueId {
+    match norm {
+        DcNorm::Rms => {
+            let h = build.convolution(conv, x, layer.without_bias());
+            build.rms_norm_with_bias(name, h, EPSILON)
+        }
+        DcNorm::Batch => build.convolution_and_batch_norm(conv, name, x, layer),
+    }
 }
 
 /// Linear attention over queries, keys and values as they are and as a depthwise convolution of each size in `scales` makes
 /// them, output projection, norm, and the input added. Heads do not follow the three: each takes 3·`head` channels in a row of
 /// all queries, keys and values.
-fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, head: usize, scales: &[usize]) -> ValueId {
+fn attention(
+    build: &mut GraphBuilder,
+    name: &str,
+    x: ValueId,
+    head: usize,
+    scales: &[usize],
+    norm: DcNorm,
+) -> ValueId {
     let linear = Convolution::pointwise(build.channels(x)).without_bias();
     let own = ["to_q", "to_k", "to_v"].map(|part| build.convolution(&format!("{name}.{part}"), x, linear));
     let mut inputs = own.to_vec();
@@ -192,8 +213,7 @@ fn attention(build: &mut GraphBuilder, name: &str, x: ValueId, head: usize, scal
         }
     }
     let mixed = build.linear_attention(&format!("{name}.attention"), head, &inputs);
-    let mut h = build.convolution(&format!("{name}.to_out"), mixed, linear);
-    h = build.rms_norm_with_bias(&format!("{name}.norm_out"), h, EPSILON);
+    let h = normed(build, [&format!("{name}.to_out"), &format!("{name}.norm_out")], mixed, linear, norm);
     build.add(&format!("{name}.add"), x, h)
 }
 

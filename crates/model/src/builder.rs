@@ -2,8 +2,8 @@
 //! value. Weight names are those of diffusers; [`crate::names`] turns them into the names in the file.
 
 use crate::graph::{
-    Activation, Edge, First, Graph, Node, Operation, Padding, Part, Reach, Time, ValueId, WeightId,
-    WeightSpec,
+    Activation, BatchNorm, Edge, First, Folded, Graph, Node, Operation, Padding, Part, Reach, Time, ValueId,
+    WeightId, WeightSpec,
 };
 
 /// A convolution to be appended.
@@ -111,13 +111,46 @@ impl GraphBuilder {
     }
 
     pub(crate) fn convolution(&mut self, name: &str, input: ValueId, layer: Convolution) -> ValueId {
+        let weight = self.weight_part(format!("{name}.weight"), self.kernel_shape(input, layer), layer.part);
+        let bias =
+            layer.bias.then(|| self.weight_part(format!("{name}.bias"), vec![layer.output], layer.part));
+        self.convolution_of(name, input, layer, weight, bias)
+    }
+
+    /// A convolution, whose own bias does not count, and the batch norm `norm` behind it.
+    pub(crate) fn convolution_and_batch_norm(
+        &mut self,
+        name: &str,
+        norm: &str,
+        input: ValueId,
+        layer: Convolution,
+    ) -> ValueId {
+        let shape = self.kernel_shape(input, layer);
+        let mut folded = |name: String, shape: Vec<usize>, becomes: Folded| {
+            let batch_norm = Some(BatchNorm { name: norm.to_owned(), becomes });
+            self.push_weight(WeightSpec { batch_norm, ..WeightSpec::whole(name, shape) })
+        };
+        let weight = folded(format!("{name}.weight"), shape, Folded::Weight);
+        let offset = folded(format!("{norm}.bias"), vec![layer.output], Folded::Offset);
+        self.convolution_of(name, input, layer, weight, Some(offset))
+    }
+
+    fn kernel_shape(&self, input: ValueId, layer: Convolution) -> Vec<usize> {
         let mut shape = vec![layer.output, self.channels(input), layer.kernel, layer.kernel];
         if let Some(time) = layer.time {
             shape.insert(2, time.taps);
         }
-        let weight = self.weight_part(format!("{name}.weight"), shape, layer.part);
-        let bias =
-            layer.bias.then(|| self.weight_part(format!("{name}.bias"), vec![layer.output], layer.part));
+        shape
+    }
+
+    fn convolution_of(
+        &mut self,
+        name: &str,
+        input: ValueId,
+        layer: Convolution,
+        weight: WeightId,
+        bias: Option<WeightId>,
+    ) -> ValueId {
         let kernel = [layer.kernel; 2];
         let (stride, padding, time) = (layer.stride, layer.padding, layer.time.unwrap_or(Time::NONE));
         let operation = Operation::Convolution { weight, bias, kernel, stride, padding, time };
@@ -212,7 +245,11 @@ impl GraphBuilder {
     }
 
     fn weight_part(&mut self, name: String, shape: Vec<usize>, part: Part) -> WeightId {
-        self.weights.push(WeightSpec { name, shape, narrow: false, part });
+        self.push_weight(WeightSpec { part, ..WeightSpec::whole(name, shape) })
+    }
+
+    fn push_weight(&mut self, spec: WeightSpec) -> WeightId {
+        self.weights.push(spec);
         WeightId(self.weights.len() - 1)
     }
 

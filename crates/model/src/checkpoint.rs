@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::ModelError;
-use crate::graph::{Part, WeightSpec};
+use crate::graph::{BATCH_NORM_EPSILON, BatchNorm, Folded, Part, WeightSpec};
 use crate::header::{self, StorageType, TensorEntry, format_error, tensor_error};
 
 /// Bytes that are read from a file at once.
@@ -176,7 +176,36 @@ impl Checkpoint {
             let message = format!("its shape is {:?}, expected {wanted:?}", entry.shape);
             return Err(tensor_error(&spec.name, message));
         }
+        if let Some(norm) = &spec.batch_norm {
+            for tensor in BatchNorm::TENSORS {
+                self.check(&WeightSpec::whole(norm.tensor(tensor), vec![spec.shape[0]]))?;
+            }
+        }
         readable(&spec.name, entry).map(|_| ())
+    }
+
+    /// Folds a batch norm into values whose first axis is its channels.
+    fn fold(&self, norm: &BatchNorm, values: &mut [f32]) -> Result<(), ModelError> {
+        let read = |tensor: &str| self.read_f32(&norm.tensor(tensor));
+        let (weight, mean, variance) = (read("weight")?, read("running_mean")?, read("running_var")?);
+        let is_sound = |value: &f32| value.is_finite() && *value > -BATCH_NORM_EPSILON;
+        if let Some(bad) = variance.iter().find(|value| !is_sound(value)) {
+            let message = format!("it holds {bad}, expected finite numbers above -{BATCH_NORM_EPSILON}");
+            return Err(tensor_error(&norm.tensor("running_var"), message));
+        }
+        let each = values.len() / weight.len().max(1);
+        for (channel, values) in values.chunks_exact_mut(each.max(1)).enumerate() {
+            let deviation = (f64::from(variance[channel]) + f64::from(BATCH_NORM_EPSILON)).sqrt();
+            let factor = f64::from(weight[channel]) / deviation;
+            for value in values {
+                let folded = match norm.becomes {
+                    Folded::Weight => f64::from(*value) * factor,
+                    Folded::Offset => f64::from(*value) - f64::from(mean[channel]) * factor,
+                };
+                *value = folded as f32;
+            }
+        }
+        Ok(())
     }
 
     fn entry(&self, name: &str) -> Result<&TensorEntry, ModelError> {
@@ -188,7 +217,11 @@ impl Checkpoint {
 impl WeightSource for Checkpoint {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>, ModelError> {
         self.check(spec)?;
-        self.read_part(&spec.name, spec.part)
+        let mut values = self.read_part(&spec.name, spec.part)?;
+        if let Some(norm) = &spec.batch_norm {
+            self.fold(norm, &mut values)?;
+        }
+        Ok(values)
     }
 }
 

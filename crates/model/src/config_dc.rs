@@ -25,6 +25,17 @@ pub enum DcBlock {
     EfficientVitBlock,
 }
 
+/// A kind of norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum DcNorm {
+    /// Of each position.
+    #[serde(rename = "rms_norm")]
+    Rms,
+    /// With statistics that training has left.
+    #[serde(rename = "batch_norm")]
+    Batch,
+}
+
 /// How sides change by two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resampling {
@@ -47,6 +58,8 @@ pub struct DcHalf {
     pub scales: Vec<Vec<usize>>,
     /// Non-linearity of each level's ResBlocks.
     pub activations: Vec<Activation>,
+    /// Norm of each level's ResBlocks and attention; gated convolutions have an RMS norm always.
+    pub norms: Vec<DcNorm>,
     /// Between the levels.
     pub resampling: Resampling,
 }
@@ -97,6 +110,7 @@ impl Serialize for DcConfig {
         map.serialize_entry("upsample_block_type", up[self.decoder.resampling as usize])?;
         map.serialize_entry("downsample_block_type", down[self.encoder.resampling as usize])?;
         map.serialize_entry("decoder_act_fns", &self.decoder.activations)?;
+        map.serialize_entry("decoder_norm_types", &self.decoder.norms)?;
         map.serialize_entry("encoder_out_shortcut", &self.encoder_out_shortcut)?;
         map.serialize_entry("decoder_in_shortcut", &self.decoder_in_shortcut)?;
         map.serialize_entry("decoder_conv_act_fn", &self.decoder_conv_act_fn)?;
@@ -137,8 +151,13 @@ impl ConfigFile {
         }
         encoder.resampling = self.resampling("downsample_block_type", ["pixel_unshuffle", "conv"])?;
         decoder.resampling = self.resampling("upsample_block_type", ["pixel_shuffle", "interpolate"])?;
-        let norm = |value: &Value| (value.as_str() == Some("rms_norm")).then_some(());
-        self.per_level("decoder_norm_types", levels, (), "\"rms_norm\", the only one that is run", norm)?;
+        let norm = |value: &Value| match value.as_str() {
+            Some("rms_norm") => Some(DcNorm::Rms),
+            Some("batch_norm") => Some(DcNorm::Batch),
+            _ => None,
+        };
+        let expected = "\"rms_norm\" or \"batch_norm\"";
+        decoder.norms = self.per_level("decoder_norm_types", levels, DcNorm::Rms, expected, norm)?;
         decoder.activations =
             self.per_level("decoder_act_fns", levels, Activation::Silu, "\"silu\" or \"relu\"", activation)?;
         let config = DcConfig {
@@ -184,8 +203,8 @@ impl ConfigFile {
                 invalid(&scales_key, value, &expected)
             })?,
         };
-        let activations = vec![Activation::Silu; levels];
-        Ok(DcHalf { blocks, widths, layers, scales, activations, resampling: Resampling::Pixels })
+        let (activations, norms) = (vec![Activation::Silu; levels], vec![DcNorm::Rms; levels]);
+        Ok(DcHalf { blocks, widths, layers, scales, activations, norms, resampling: Resampling::Pixels })
     }
 
     /// A value for each level, which one value may state for all.

@@ -1,11 +1,11 @@
 //! Finds out from the tensors alone whether a checkpoint is an `AutoencoderDC`, and its config. What tensors cannot tell:
-//! activations and shortcuts, which are those of the published models, and the scaling factor, which is Sana's (0.41407) for 32
-//! latent channels and 1 for others.
+//! activations and shortcuts, which are those of the published models (ReLU in levels with batch norms), and the scaling factor,
+//! which is Sana's (0.41407) for 32 latent channels without batch norms and 1 for others.
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{MAX_CHANNELS, MAX_LATENT_CHANNELS, MAX_LAYERS, MAX_LEVELS};
-use crate::config_dc::{DcBlock, DcConfig, DcHalf, Resampling, check};
+use crate::config_dc::{DcBlock, DcConfig, DcHalf, DcNorm, Resampling, check};
 use crate::graph::Activation;
 use crate::header::tensor_error;
 
@@ -45,13 +45,6 @@ impl DcNames {
 /// [`ModelError::Tensor`], [`ModelError::Config`] or [`ModelError::Unsupported`] when the shapes do not make one that is run.
 pub(crate) fn config(checkpoint: &Checkpoint, names: &DcNames) -> Result<DcConfig, ModelError> {
     let finder = Finder { checkpoint, prefix: &names.prefix };
-    if let Some(name) = checkpoint.names().find(|name| names.is_own(name) && name.ends_with(".running_mean"))
-    {
-        return Err(ModelError::Unsupported(format!(
-            "{}: `{name}` is of a batch norm, which this version does not run in an AutoencoderDC (expected RMS norms)",
-            checkpoint.label()
-        )));
-    }
     let [has_decoder, has_encoder] = names.halves;
     let half = |is_there: bool, name: &str| is_there.then(|| finder.half(name)).transpose();
     let (decoder, encoder) = (half(has_decoder, LEVELS[0])?, half(has_encoder, LEVELS[1])?);
@@ -77,6 +70,7 @@ pub(crate) fn config(checkpoint: &Checkpoint, names: &DcNames) -> Result<DcConfi
         let made = finder.side("decoder.conv_out.conv.weight", 0, MAX_CHANNELS)?;
         if own_decoder.resampling == Resampling::Pixels { (made / 4).max(1) } else { made }
     };
+    let is_sana = latent_channels == 32 && !own_decoder.norms.contains(&DcNorm::Batch);
     let config = DcConfig {
         in_channels,
         latent_channels,
@@ -86,7 +80,7 @@ pub(crate) fn config(checkpoint: &Checkpoint, names: &DcNames) -> Result<DcConfi
         encoder_out_shortcut: true,
         decoder_in_shortcut: true,
         decoder_conv_act_fn: Activation::Relu,
-        scaling_factor: if latent_channels == 32 { 0.41407 } else { 1.0 },
+        scaling_factor: if is_sana { 0.41407 } else { 1.0 },
     };
     check(&config)?;
     Ok(config)
@@ -131,7 +125,8 @@ impl Finder<'_> {
             widths: Vec::new(),
             layers: Vec::new(),
             scales: Vec::new(),
-            activations: vec![Activation::Silu; levels],
+            activations: Vec::new(),
+            norms: Vec::new(),
             resampling: Resampling::Convolution,
         };
         for level in 0..levels {
@@ -151,6 +146,15 @@ impl Finder<'_> {
                 self.shape(&name).and_then(|shape| shape.get(2).copied())
             };
             half.scales.push((0..MAX_LAYERS).map_while(kernel).collect());
+            let is_batch_norm = ["norm", "attn.norm_out"]
+                .iter()
+                .any(|norm| self.shape(&format!("{list}{level}.{first}.{norm}.running_mean")).is_some());
+            let (activation, norm) = match is_batch_norm {
+                true => (Activation::Relu, DcNorm::Batch),
+                false => (Activation::Silu, DcNorm::Rms),
+            };
+            half.activations.push(activation);
+            half.norms.push(norm);
             half.blocks.push(block);
             half.widths.push(width);
             half.layers.push(layers);

@@ -27,6 +27,48 @@ pub struct WeightSpec {
     pub narrow: bool,
     /// Where the checkpoint holds several weights in one tensor, one after the other along its first axis.
     pub part: Part,
+    /// The batch norm that is folded into it.
+    pub batch_norm: Option<BatchNorm>,
+}
+
+impl WeightSpec {
+    /// The tensor `name` as it is in the checkpoint.
+    pub fn whole(name: String, shape: Vec<usize>) -> WeightSpec {
+        WeightSpec { name, shape, narrow: false, part: Part::WHOLE, batch_norm: None }
+    }
+}
+
+/// A batch norm with fixed statistics behind a convolution without a bias. Channel x becomes x · factor + offset with
+/// factor = weight / √(running_var + [`BATCH_NORM_EPSILON`]) and offset = bias − running_mean · factor (Ioffe and Szegedy,
+/// 2015), so the two are one convolution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchNorm {
+    /// What stands before the names of its tensors, e.g. `decoder.up_blocks.1.1.norm`.
+    pub name: String,
+    /// What the weight becomes.
+    pub becomes: Folded,
+}
+
+/// Added to the variance of every batch norm that is folded.
+pub const BATCH_NORM_EPSILON: f32 = 1e-5;
+
+/// What a weight becomes when a batch norm is folded into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folded {
+    /// The convolution's weight: itself times the factor of each output channel.
+    Weight,
+    /// The norm's bias: the offset of each channel.
+    Offset,
+}
+
+impl BatchNorm {
+    /// The tensors that it is computed from.
+    pub const TENSORS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+
+    /// The name of one of its tensors.
+    pub fn tensor(&self, tensor: &str) -> String {
+        format!("{}.{tensor}", self.name)
+    }
 }
 
 /// One of equal parts of a tensor.

@@ -32,7 +32,7 @@ pub mod wan;
 
 pub use checkpoint::{Checkpoint, WeightSource};
 pub use config::{Family, KlConfig, TinyConfig, VaeConfig};
-pub use config_dc::{DcBlock, DcConfig, DcHalf, Resampling};
+pub use config_dc::{DcBlock, DcConfig, DcHalf, DcNorm, Resampling};
 pub use config_video::HunyuanVideoConfig;
 pub use config_wan::WanConfig;
 pub use error::ModelError;

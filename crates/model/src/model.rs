@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, WeightSource};
 use crate::config::{ConfigFile, Family, KlConfig, VaeConfig};
-use crate::graph::{Graph, Part, WeightSpec};
+use crate::graph::{Graph, WeightSpec};
 use crate::header::tensor_error;
 use crate::latent_space::{LatentSpace, Normalisation};
 use crate::names::{Half, KlNames, Names};
@@ -315,12 +315,7 @@ fn batch_norm(
 ) -> Result<Normalisation, ModelError> {
     let read = |statistic: &str| {
         let name = format!("{}bn.{statistic}", names.prefix);
-        checkpoint.check(&WeightSpec {
-            name: name.clone(),
-            shape: vec![4 * channels],
-            narrow: false,
-            part: Part::WHOLE,
-        })?;
+        checkpoint.check(&WeightSpec::whole(name.clone(), vec![4 * channels]))?;
         let values = checkpoint.read_f32(&name)?;
         Ok::<_, ModelError>((name, values))
     };

@@ -22,7 +22,7 @@ use crate::config::{Family, MAX_LEVELS};
 use crate::detect_dc::DcNames;
 use crate::detect_video;
 use crate::detect_wan::WanNames;
-use crate::graph::{Graph, WeightSpec};
+use crate::graph::{BatchNorm, Graph, WeightSpec};
 use crate::header::tensor_error;
 
 /// Layer numbers of a TAESD sequence beyond this are not believed.
@@ -151,8 +151,15 @@ impl Names {
                 return Err(tensor_error(&spec.name, message));
             };
             let name = candidates.swap_remove(found);
-            let narrow = matches!(checkpoint.type_name(&name), Some("F16" | "BF16" | "F8_E4M3"));
-            let resolved = WeightSpec { name, shape: spec.shape.clone(), narrow, part: spec.part };
+            let batch_norm = spec
+                .batch_norm
+                .clone()
+                .map(|norm| BatchNorm { name: self.candidates(&norm.name).swap_remove(0), ..norm });
+            let is_narrow = matches!(checkpoint.type_name(&name), Some("F16" | "BF16" | "F8_E4M3"));
+            // Products with the norm's factors need more bits.
+            let narrow = is_narrow && batch_norm.is_none();
+            let resolved =
+                WeightSpec { name, shape: spec.shape.clone(), narrow, part: spec.part, batch_norm };
             checkpoint.check(&resolved)?;
             *spec = resolved;
         }
@@ -169,9 +176,18 @@ impl Names {
         checkpoint: &Checkpoint,
         graphs: &[&Graph],
     ) -> Result<(), ModelError> {
-        let used: HashSet<&str> =
-            graphs.iter().flat_map(|graph| &graph.weights).map(|spec| spec.name.as_str()).collect();
-        let unused = checkpoint.names().find(|name| self.is_own(name) && !used.contains(name));
+        let weights = || graphs.iter().flat_map(|graph| &graph.weights);
+        let used: HashSet<&str> = weights().map(|spec| spec.name.as_str()).collect();
+        let norms: HashSet<&str> =
+            weights().filter_map(|spec| spec.batch_norm.as_ref()).map(|norm| norm.name.as_str()).collect();
+        let of_a_norm = |name: &str| {
+            name.rsplit_once('.').is_some_and(|(norm, tensor)| {
+                let is_known = BatchNorm::TENSORS.contains(&tensor) || tensor == "num_batches_tracked";
+                is_known && norms.contains(norm)
+            })
+        };
+        let unused =
+            checkpoint.names().find(|name| self.is_own(name) && !used.contains(name) && !of_a_norm(name));
         match unused {
             None => Ok(()),
             Some(name) => {

@@ -14,7 +14,7 @@ use remote_vae_kernels::strip::{Strip, copy_rows, rows_from_blocked};
 use remote_vae_kernels::{Activation, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::Start;
 
-use super::{CpuProgram, Layer, place};
+use super::{CpuProgram, Layer, Layers, place};
 use crate::arena::{Region, Views};
 use crate::attend::Attend;
 use crate::calibration::Calibration;
@@ -28,6 +28,8 @@ use crate::{Control, EngineError, History, Progress, frames, strips};
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub plan: &'a Plan,
+    /// Those that the step works with.
+    pub layers: &'a Layers<'a>,
     pub calibration: Option<&'a Calibration>,
     pub control: &'a Control,
     /// Before the step.
@@ -39,6 +41,7 @@ impl CpuProgram {
     pub(crate) fn operands<'a>(
         &'a self,
         plan: &Plan,
+        layers: &'a Layers<'_>,
         operation: &PlacedOperation,
         views: &'a Views<'_>,
         history: &'a [Tensor<'a>],
@@ -47,7 +50,7 @@ impl CpuProgram {
         else {
             unreachable!("only convolutions have these operands")
         };
-        let Layer::Convolution { convolution, time } = &self.layers[*node] else {
+        let Layer::Convolution { convolution, time } = layers.of(*node) else {
             unreachable!("the plan belongs to another graph")
         };
         let Some(geometry) = geometry(&self.graph, &self.graph.nodes[*node]) else {
@@ -96,7 +99,7 @@ impl CpuProgram {
     /// Runs one operation, as a whole or some rows of it; statistics of rows are summed up in what comes with these.
     fn operation(
         &self,
-        Run { plan, calibration, control, .. }: Run<'_>,
+        Run { plan, layers, calibration, control, .. }: Run<'_>,
         operation: &PlacedOperation,
         strip: Option<(&Range<usize>, &mut Option<Sums>)>,
         history: Option<&mut History>,
@@ -116,7 +119,7 @@ impl CpuProgram {
                 let scratch = views.take(places.scratch);
                 let output = views.take_tensor(places.output);
                 let before = history.as_deref().map(|history| history.of(*node)).unwrap_or_default();
-                let operands = self.operands(plan, operation, &views, &before);
+                let operands = self.operands(plan, layers, operation, &views, &before);
                 let (residual, residual_rows) = match residual.and_then(|_| places.reads.last().copied()) {
                     None => (Residual::None, places.output_rows),
                     Some((region, rows)) if in_place(region) => (Residual::InPlace, rows),
@@ -143,7 +146,7 @@ impl CpuProgram {
                 }
             }
             Fused::NormStatistics { node, input } => {
-                let Layer::Norm { groups, epsilon, weight, bias } = &self.layers[*node] else {
+                let Layer::Norm { groups, epsilon, weight, bias } = layers.of(*node) else {
                     unreachable!("the plan belongs to another graph")
                 };
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
@@ -179,7 +182,7 @@ impl CpuProgram {
                 }
             }
             Fused::RmsNorm { node, input, activation } => {
-                let Layer::RmsNorm { weight, bias, epsilon } = &self.layers[*node] else {
+                let Layer::RmsNorm { weight, bias, epsilon } = layers.of(*node) else {
                     unreachable!("the plan belongs to another graph")
                 };
                 let norm = RmsNorm { weight, bias: bias.as_deref(), epsilon: *epsilon };
@@ -192,7 +195,7 @@ impl CpuProgram {
                 }
             }
             Fused::GroupedConvolution { node, input, activation } => {
-                let Layer::Grouped(convolution) = &self.layers[*node] else {
+                let Layer::Grouped(convolution) = layers.of(*node) else {
                     unreachable!("the plan belongs to another graph")
                 };
                 let output = views.take_tensor(places.output);
@@ -353,17 +356,7 @@ impl Operands<'_> {
         let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_strip(
-            pool,
-            arithmetic,
-            frames.input,
-            size,
-            prologue,
-            epilogue,
-            strip,
-            scratch,
-            output,
-        );
+        convolution.run_strip(pool, arithmetic, frames, size, prologue, epilogue, strip, scratch, output);
     }
 }
 

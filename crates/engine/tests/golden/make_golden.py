@@ -293,21 +293,23 @@ def dc_cases(golden):
     record.encode_client(lambda z: z * 0.41407, [{"scaling_factor": 0.41407}], shape=(1, 32, 64))
     golden.diffusers_case("sana", model, record, spatial_factor=32)
 
-    # The other ways to change sides, no blocks at full size, several scales, other activations, no shortcut at one end.
+    # The other ways to change sides, no blocks at full size, batch norms in the decoder (as in the published `-in` and `-mix`
+    # ones), several scales, other activations, no shortcut at one end.
     blocks = ["ResBlock"] * 2 + ["EfficientViTBlock"] * 2
     widths, scales = [8, 12, 12, 24], [[], [], [3], [5, 3]]
     model = build_dc(
-        41, torch.float32, latent_channels=6, attention_head_dim=6, encoder_block_types=blocks,
+        41, latent_channels=6, attention_head_dim=6, encoder_block_types=blocks,
         decoder_block_types=blocks, encoder_block_out_channels=widths, decoder_block_out_channels=widths,
         encoder_layers_per_block=[0, 1, 1, 1], decoder_layers_per_block=[0, 1, 1, 2], encoder_qkv_multiscales=scales,
         decoder_qkv_multiscales=scales, decoder_act_fns=["silu", "relu", "silu", "silu"],
+        decoder_norm_types=["batch_norm", "batch_norm", "batch_norm", "rms_norm"],
         decoder_conv_act_fn="silu", encoder_out_shortcut=False,
     )
     record = Recorder(model, 6, 41)
     record.decode(1, 5, 7)
     record.decode(2, 3, 2)
     record.encode(1, 40, 56)
-    golden.diffusers_case("dc-pixels", model, record, torch.float32)
+    golden.diffusers_case("dc-pixels", model, record)
 
 
 def make(root):

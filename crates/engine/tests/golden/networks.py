@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from torch import nn
 
-from inputs import calibrate, give_life, round_weights
+from inputs import calibrate, exact, give_life, round_weights
 
 
 def build_kl(seed, dtype=torch.float16, kind=AutoencoderKL, **config):
@@ -115,6 +115,12 @@ def build_dc(seed, dtype=torch.float16, **config):
     generator = torch.Generator().manual_seed(seed)
     model = AutoencoderDC(**config).eval().requires_grad_(False)
     give_life(model, generator)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        draw = lambda: torch.rand(norm.num_features, generator=generator)
+        norm.weight.copy_(0.5 + draw())
+        norm.bias.copy_(0.6 * (draw() - 0.5))
+        norm.running_mean.copy_(exact(draw() - 0.5))
+        norm.running_var.copy_(exact(0.2 + 2 * draw()))
     end = model.decoder.conv_out
     calibrate(model, getattr(end, "conv", end), model.encoder.conv_out, config["latent_channels"], generator)
     round_weights(model, dtype)

@@ -5,7 +5,7 @@ use crate::support::{assert_close, engines, run, values};
 use proptest::prelude::*;
 use remote_vae_engine::Precision;
 use remote_vae_model::{
-    Activation, Cell, Graph, ModelError, Node, Operation, Padding, Part, Reach, Time, ValueId, WeightId,
+    Activation, Cell, Graph, ModelError, Node, Operation, Padding, Reach, Time, ValueId, WeightId,
     WeightSource, WeightSpec,
 };
 
@@ -29,12 +29,7 @@ struct Builder {
 
 impl Builder {
     fn weight(&mut self, shape: Vec<usize>) -> WeightId {
-        self.weights.push(WeightSpec {
-            name: self.weights.len().to_string(),
-            shape,
-            narrow: false,
-            part: Part::WHOLE,
-        });
+        self.weights.push(WeightSpec::whole(self.weights.len().to_string(), shape));
         WeightId(self.weights.len() - 1)
     }
 

@@ -2,7 +2,10 @@
 
 use crate::support::{blocked, each_tier, values};
 use proptest::prelude::*;
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::clip::{Clip, Edge};
+use remote_vae_kernels::convolution::{
+    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+};
 use remote_vae_kernels::elementwise::{Map, map};
 use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::norm::{GroupNorm, Sums, statistics};
@@ -47,6 +50,7 @@ struct Case {
     size: [usize; 2],
     upsample: usize,
     residual: bool,
+    edge: Edge,
     storage: Storage,
     /// Tiles of each strip, over and over.
     strips: Vec<usize>,
@@ -59,13 +63,15 @@ prop_compose! {
         stride in prop_oneof![3 => Just(1), 1 => Just(2)],
         padding in prop_oneof![Just([1; 4]), [0usize..2, 0usize..2, 0usize..2, 0usize..2]],
         size in (1usize..40, 1usize..14), upsample in 1usize..4,
-        residual in any::<bool>(), half in any::<bool>(), strips in prop::collection::vec(1usize..4, 1..4),
+        residual in any::<bool>(), replicates in any::<bool>(), half in any::<bool>(), strips in prop::collection::vec(1usize..4, 1..4),
     ) -> Case {
         let geometry = Geometry {
             input_channels: channels.0, output_channels: channels.1, kernel: [kernel; 2], stride, padding,
         };
         let storage = if half { Storage::Half } else { Storage::Float32 };
-        Case { geometry, size: [size.0, size.1], upsample, residual, storage, strips }
+        let near = padding[0].max(padding[1]) < kernel;
+        let edge = if replicates && near { Edge::Replicate } else { Edge::Zero };
+        Case { geometry, size: [size.0, size.1], upsample, residual, edge, storage, strips }
     }
 }
 
@@ -123,8 +129,9 @@ impl Case {
             residual: if self.residual { Residual::Tensor(residual.read()) } else { Residual::None },
             activation: Activation::Relu,
         };
-        let (from, to) = (input.read(), whole.write());
-        convolution.run(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
+        let clip = Clip { edge: self.edge, ..Clip::PICTURE };
+        let (from, to) = (Frames { clip, input: input.read(), history: &[] }, whole.write());
+        convolution.run_clip(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
 
         let mut joined = Ring::new(self.storage, out_blocks, height, width);
         scratch.fill(f32::NAN);
@@ -148,7 +155,7 @@ impl Case {
                 residual: if self.residual { Residual::Tensor(others.read()) } else { Residual::None },
                 activation: Activation::Relu,
             };
-            let (from, to) = (window.read(), out.write());
+            let (from, to) = (Frames { clip, input: window.read(), history: &[] }, out.write());
             convolution.run_strip(
                 pool,
                 arithmetic,
@@ -191,7 +198,8 @@ fn strips_of_few_output_channels_have_the_bytes_of_the_whole() {
         let geometry =
             Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
         let strips = vec![1, 9, 3];
-        let case = Case { geometry, size: [40, 150], upsample: 1, residual: true, storage, strips };
+        let edge = if input_channels == 20 { Edge::Replicate } else { Edge::Zero };
+        let case = Case { geometry, size: [40, 150], upsample: 1, residual: true, edge, storage, strips };
         each_tier(|isa, pool| {
             let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
             assert!(whole == joined, "{}: {case:?}", isa.name());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use remote_vae_model::config::ConfigFile;
+use remote_vae_model::graph::BatchNorm;
 use remote_vae_model::{Family, Graph, Model, Normalisation, autoencoder_dc};
 use serde_json::{Value, json};
 
@@ -34,9 +35,14 @@ fn dc_tensors(config: &Value, prefix: &str) -> Vec<Tensor> {
         let name = format!("{prefix}{}", spec.name);
         let mut shape = spec.shape.clone();
         shape[0] *= spec.part.of;
-        if !tensors.iter().any(|tensor| tensor.name == name) {
-            let data = half::f16::ONE.to_le_bytes().repeat(shape.iter().product());
-            tensors.push(Tensor { name, dtype: "F16", shape, data });
+        let norm =
+            spec.batch_norm.iter().flat_map(|norm| BatchNorm::TENSORS.map(|tensor| norm.tensor(tensor)));
+        let of_norm = norm.map(|name| (format!("{prefix}{name}"), vec![shape[0]])).collect::<Vec<_>>();
+        for (name, shape) in [vec![(name, shape)], of_norm].concat() {
+            if !tensors.iter().any(|tensor| tensor.name == name) {
+                let data = half::f16::ONE.to_le_bytes().repeat(shape.iter().product());
+                tensors.push(Tensor { name, dtype: "F16", shape, data });
+            }
         }
     }
     tensors
@@ -85,10 +91,88 @@ fn the_other_layout_is_found_too() {
     }
 }
 
+/// The layout of the published `dc-ae-f32c32-in-1.0` and `-mix-1.0`, narrower.
+fn with_batch_norms() -> Value {
+    let mut config = sana();
+    config["downsample_block_type"] = "pixel_unshuffle".into();
+    config["upsample_block_type"] = "pixel_shuffle".into();
+    config["encoder_layers_per_block"] = json!([0, 4, 8, 2, 2, 2]);
+    config["decoder_layers_per_block"] = json!([0, 5, 10, 2, 2, 2]);
+    for half in ["encoder", "decoder"] {
+        config[format!("{half}_qkv_multiscales")] = json!([[], [], [], [], [], []]);
+    }
+    config["decoder_norm_types"] =
+        json!(["batch_norm", "batch_norm", "batch_norm", "rms_norm", "rms_norm", "rms_norm"]);
+    config["decoder_act_fns"] = json!(["relu", "relu", "relu", "silu", "silu", "silu"]);
+    config["scaling_factor"] = json!(0.4552);
+    config
+}
+
+#[test]
+fn batch_norms_are_found_and_folded() {
+    let config = with_batch_norms();
+    let mut tensors = dc_tensors(&config, "vae.");
+    // What PyTorch keeps beside the statistics.
+    let name = "vae.decoder.up_blocks.2.1.norm.num_batches_tracked".to_owned();
+    tensors.push(Tensor { name, dtype: "I64", shape: vec![], data: vec![0; 8] });
+    let bare = open(&safetensors(&tensors)).unwrap();
+    let graphs = dc_graphs(&config);
+    for (found, expected) in [bare.decoder(), bare.encoder()].into_iter().zip(&graphs) {
+        assert!(found.unwrap().nodes == expected.nodes);
+    }
+    // The factor of these is not Sana's.
+    let scalar = Normalisation::Scalar { scaling_factor: 1.0, shift_factor: None };
+    assert_eq!(bare.latent_space.normalisation, scalar);
+
+    // All tensors are ones: weights are divided by √(1 + 1e-5), and the offset is what is left of 1 − 1.
+    let deviation = (1.0 + 1e-5f64).sqrt();
+    let decoder = bare.decoder().unwrap();
+    let folded = decoder.weights.iter().filter(|spec| spec.batch_norm.is_some()).collect::<Vec<_>>();
+    assert_eq!(folded.len(), 2 * (5 + 10));
+    for spec in folded {
+        assert!(!spec.narrow);
+        let expected =
+            if spec.name.ends_with("conv2.weight") { 1.0 / deviation } else { 1.0 - 1.0 / deviation };
+        let values = bare.weights().read(spec).unwrap();
+        assert_eq!(values.len(), spec.shape.iter().product::<usize>());
+        assert!(values.iter().all(|value| (f64::from(*value) - expected).abs() < 1e-7), "{}", spec.name);
+    }
+}
+
+#[test]
+fn unsound_batch_norms_are_refused() {
+    let damaged = |tensor: &str, shape: Vec<usize>, value: f32| {
+        let mut tensors = dc_tensors(&with_batch_norms(), "");
+        let name = format!("decoder.up_blocks.1.1.norm.{tensor}");
+        tensors.retain(|other| other.name != name);
+        if !shape.is_empty() {
+            let data = half::f16::from_f32(value).to_le_bytes().repeat(shape.iter().product());
+            tensors.push(Tensor { name, dtype: "F16", shape, data });
+        }
+        open(&safetensors(&tensors)).and_then(|model| {
+            let mut weights = model.decoder().unwrap().weights.iter();
+            weights
+                .try_for_each(|spec| model.weights().read(spec).map(drop))
+                .map_err(|error| error.to_string())
+        })
+    };
+    assert_eq!(damaged("running_var", vec![16], 0.25), Ok(()));
+    for (tensor, shape, value, expected) in [
+        ("running_var", vec![16], -1.0, "holds -1"),
+        ("running_var", vec![16], f32::INFINITY, "holds inf"),
+        ("running_var", vec![], 0.0, "running_var"),
+        ("running_mean", vec![8], 0.0, "[8], expected [16]"),
+        ("bias", vec![], 0.0, "norm.bias"),
+    ] {
+        let error = damaged(tensor, shape, value).unwrap_err();
+        assert!(error.contains(expected), "{tensor}: {error}");
+    }
+}
+
 #[test]
 fn layouts_of_dc_that_are_not_run_are_refused() {
     for (key, value, expected) in [
-        ("decoder_norm_types", json!("batch_norm"), "rms_norm"),
+        ("decoder_norm_types", json!("layer_norm"), "\"rms_norm\" or \"batch_norm\""),
         ("decoder_act_fns", json!("gelu"), "\"silu\" or \"relu\""),
         ("upsample_block_type", json!("other"), "\"pixel_shuffle\" or \"interpolate\""),
         ("attention_head_dim", json!(24), "whole heads of 24"),
@@ -105,11 +189,12 @@ fn layouts_of_dc_that_are_not_run_are_refused() {
         let error = ConfigFile::parse(&config.to_string()).unwrap().dc().unwrap_err().to_string();
         assert!(error.contains(expected), "{key}: {error}");
     }
+    // Only decoders have batch norms.
     let mut tensors = dc_tensors(&sana(), "");
-    let running = "decoder.up_blocks.0.1.norm.running_mean".to_owned();
+    let running = "encoder.down_blocks.0.1.norm.running_mean".to_owned();
     tensors.push(Tensor { name: running, dtype: "F16", shape: vec![16], data: vec![0; 32] });
     let error = open(&safetensors(&tensors)).unwrap_err();
-    assert!(error.contains("batch norm"), "{error}");
+    assert!(error.contains("no such layer"), "{error}");
 }
 
 #[test]

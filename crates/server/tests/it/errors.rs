@@ -94,7 +94,8 @@ async fn what_no_plan_makes_fit_names_the_budget() {
     let (body, _) = latents(&SHAPE, 31);
     let query = format!("output_type=pt&{}", tensor_query(&SHAPE, Dtype::Float16));
     let (status, message) = refusal(server.raw(&query, body).await).await;
-    assert!(status == 413 && message.contains("memory budget is"), "{message}");
+    assert!(status == 413 && message.contains("the memory budget is 1 MiB;"), "{message}");
+    assert!(message.contains("the smallest that would do is "), "{message}");
     assert!(message.contains("no picture fits"), "{message}");
     let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("rvae_rejected_total{reason=\"memory\"} 1"), "{metrics}");

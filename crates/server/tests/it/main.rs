@@ -5,6 +5,7 @@ mod clip;
 mod decode;
 mod encode;
 mod errors;
+mod families;
 mod hostile;
 mod http;
 mod jobs;

@@ -165,6 +165,11 @@ impl Engine for Faulty {
         let inner = self.inner.load(graph, weights)?;
         Ok(Box::new(FaultyProgram { inner, armed: Arc::clone(&self.armed) }))
     }
+
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+        let inner = self.inner.load_by_steps(graph, weights);
+        Box::new(FaultyProgram { inner, armed: Arc::clone(&self.armed) })
+    }
 }
 
 impl Program for FaultyProgram {
@@ -178,6 +183,10 @@ impl Program for FaultyProgram {
 
     fn calibration(&self) -> Option<Arc<Calibration>> {
         self.inner.calibration()
+    }
+
+    fn adopt(&self, calibration: Arc<Calibration>) {
+        self.inner.adopt(calibration);
     }
 
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
