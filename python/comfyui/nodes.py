@@ -192,8 +192,10 @@ class RemoteVAEDecodeVideo(RemoteVAEDecode):
             raise ValueError(
                 f"Expected latents of a video, [batch, channels, frames, height, width]. Got shape {list(latents.shape)}."
             )
-        # One request each: the answer to a video is large.
         server = _Server(url, model, precision, api_key)
+        # Tells a wrong name of a model before the latents travel.
+        server.description()
+        # One request each: the answer to a video is large.
         return (torch.cat([_images(server.decode(clip[None], False)) for clip in latents]),)
 
 

@@ -192,6 +192,8 @@ def test_errors_are_one_sentence(golden, monkeypatch):
     latents = {"samples": torch.zeros(1, 4, 2, 2)}
     with pytest.raises(ModelNotFound, match="no model is called 'sdxxl'; the server has sd15"):
         call("RemoteVAEDecode", samples=latents, url=golden, model="sdxxl")
+    with pytest.raises(ModelNotFound, match="no model is called 'wan'; the server has sd15"):
+        call("RemoteVAEDecodeVideo", samples={"samples": torch.zeros(1, 16, 1, 2, 2)}, url=golden, model="wan")
     with pytest.raises(ServerUnreachable, match="No answer from http://127.0.0.1:9"):
         call("RemoteVAEDecode", samples=latents, url="http://127.0.0.1:9")
     with pytest.raises(RequestRejected, match="latents: expected"):

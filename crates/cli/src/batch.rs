@@ -133,7 +133,7 @@ fn run(
     place: &PlaceArguments,
     work: impl Fn(&Job, &Place) -> Result<Vec<Written>> + Sync,
 ) -> Result<()> {
-    let opened = Place::open(place)?;
+    let opened = Place::open(place, jobs.len())?;
     let workers = match opened {
         Place::Here(_) => 1,
         Place::There(_) => usize::from(arguments.parallel).min(jobs.len()),

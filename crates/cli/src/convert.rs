@@ -202,8 +202,16 @@ fn decode_remotely(
     let size = options.height.zip(options.width).map(|(height, width)| [height, width]);
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let (output, cuts) = (client::Output::Float16, options.place.clips.cuts());
-    let request = client::DecodeOptions { output, scaling, size, precision, cuts, preview: options.preview };
-    let pixels = server.decode(&latents, &request)?.tensor()?;
+    let preview = options.preview;
+    let request = client::DecodeOptions {
+        scaling,
+        size,
+        precision,
+        cuts,
+        preview,
+        ..client::DecodeOptions::new(output)
+    };
+    let pixels = server.decode(&latents, &request).map_err(place::explained)?.tensor()?;
     Ok((pixels.to_f32(), pixels.shape))
 }
 
@@ -300,8 +308,9 @@ fn encode_remotely(
 ) -> Result<(Vec<f32>, Vec<usize>)> {
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let cuts = options.place.clips.cuts();
-    let request = client::EncodeOptions { scaling, seed: options.seed, precision, cuts };
-    let latents = server.encode(client::Source::file(file), &request)?.tensor()?;
+    let seed = options.seed;
+    let request = client::EncodeOptions { scaling, seed, precision, cuts, ..Default::default() };
+    let latents = server.encode(client::Source::file(file), &request).map_err(place::explained)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_client::{Client, blocking};
+use remote_vae_client::{Client, ClientError, blocking};
 use remote_vae_engine::Autoencoder;
 
 use crate::arguments::{EngineArguments, PlaceArguments};
@@ -17,16 +17,19 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    pub(crate) fn open(arguments: &PlaceArguments) -> Result<Place> {
+    /// Opens the place for the work on `files` files; of a single one a bar shows what travels to a server and back.
+    pub(crate) fn open(arguments: &PlaceArguments, files: usize) -> Result<Place> {
         let Some(url) = &arguments.url else {
             return Ok(Place::Here(Box::new(local::autoencoder(&arguments.model, &arguments.engine)?)));
         };
         refuse_local_arguments(&arguments.engine)?;
-        let builder = Client::builder(url);
-        let builder = match &arguments.api_key {
-            Some(key) => builder.bearer_key(key),
-            None => builder,
-        };
+        let mut builder = Client::builder(url);
+        if let Some(key) = &arguments.api_key {
+            builder = builder.bearer_key(key);
+        }
+        if files == 1 {
+            builder = builder.on_progress(local::transfer());
+        }
         Ok(Place::There(blocking::Client::from_builder(builder)?))
     }
 }
@@ -41,6 +44,14 @@ fn refuse_local_arguments(engine: &EngineArguments) -> Result<()> {
     match given.iter().find(|(_, given)| *given) {
         Some((flag, _)) => bail!("{flag} has no effect with --url, where the server computes"),
         None => Ok(()),
+    }
+}
+
+/// What to do about a key that is missing or wrong, beside the server's words.
+pub(crate) fn explained(error: ClientError) -> anyhow::Error {
+    match error.status() {
+        Some(401) => anyhow::anyhow!("{error} Write `--api-key KEY`, or set REMOTE_VAE_API_KEY."),
+        _ => error.into(),
     }
 }
 

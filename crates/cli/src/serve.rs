@@ -1,12 +1,14 @@
 //! `remote-vae serve`.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use remote_vae_engine::{Autoencoder, Precision};
-use remote_vae_server::{ApiKey, Limits, ModelEntry, Server, ServerHandle, ServerOptions, TlsFiles};
+use remote_vae_server::{
+    ApiKey, Limits, ModelEntry, Server, ServerError, ServerHandle, ServerOptions, TlsFiles,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{LogFormat, ServeOptions};
@@ -81,7 +83,12 @@ fn server_options(options: &ServeOptions) -> Result<ServerOptions> {
 async fn serve(options: ServerOptions, models: Vec<ModelEntry>, stop_with_stdin: bool) -> Result<()> {
     let signals = Signals::new(stop_with_stdin)?;
     let served: Vec<String> = models.iter().map(|model| summary(model, options.precision)).collect();
-    let server = Server::bind(options, models).await?;
+    let server = Server::bind(options, models).await.map_err(|error| match &error {
+        ServerError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => {
+            anyhow!("{error} Write `--port N` for another one.")
+        }
+        _ => error.into(),
+    })?;
     // Scripts read this line; everything else goes to standard error.
     let mut output = std::io::stdout();
     let scheme = if server.speaks_tls() { "https" } else { "http" };

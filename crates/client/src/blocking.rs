@@ -1,4 +1,31 @@
 //! The client without an async runtime: the same methods, each returning when its answer is there.
+//!
+//! ```
+//! use remote_vae_client::{DecodeOptions, EncodeOptions, Output, Source, blocking::Client};
+//!
+//! # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/serve.rs")); }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let runtime = tokio::runtime::Runtime::new()?;
+//! # let (url, _handle) = runtime.block_on(support::serve(vec![]));
+//! # let photograph = support::png();
+//! let client = Client::new(url)?; // for instance "http://127.0.0.1:8080"
+//! let latents = client.encode(Source::file(photograph), &EncodeOptions::default())?.tensor()?;
+//! println!("{:?}", latents.shape); // [1, channels, height / 8, width / 8]
+//!
+//! // Several at one time, in their order.
+//! let options = DecodeOptions::new(Output::Png);
+//! for reply in client.decode_each([latents.clone(), latents.clone()], &options, 2) {
+//!     println!("{} bytes", reply?.file()?.len());
+//! }
+//!
+//! // Handed in now, fetched later.
+//! let job = client.submit_decode(&latents, &options)?;
+//! let picture = job.wait(|status| println!("{:.0} %", 100.0 * status.progress))?.file()?;
+//! job.cancel()?; // the server forgets the result
+//! # assert!(picture.starts_with(b"\x89PNG"));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::sync::Arc;
 
@@ -6,6 +33,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::client::ClientBuilder;
 use crate::error::ClientError;
+use crate::jobs::{self, JobEvent, JobStatus};
 use crate::options::{DecodeOptions, EncodeOptions, Source};
 use crate::queue::DecodeQueue;
 use crate::reply::Reply;
@@ -110,9 +138,107 @@ impl Client {
         self.wait(self.inner.info())
     }
 
+    /// As [`crate::Client::metrics`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        self.wait(self.inner.metrics())
+    }
+
+    /// As [`crate::Client::submit_decode`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn submit_decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Job, ClientError> {
+        let inner = self.wait(self.inner.submit_decode(latents, options))?;
+        Ok(Job { inner, client: self.clone() })
+    }
+
+    /// As [`crate::Client::submit_encode`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn submit_encode(&self, source: Source, options: &EncodeOptions) -> Result<Job, ClientError> {
+        let inner = self.wait(self.inner.submit_encode(source, options))?;
+        Ok(Job { inner, client: self.clone() })
+    }
+
+    /// As [`crate::Client::job`].
+    pub fn job(&self, id: impl Into<String>) -> Job {
+        Job { inner: self.inner.job(id), client: self.clone() }
+    }
+
     fn wait<T>(&self, work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
         outside_runtime()?;
         self.runtime.block_on(work)
+    }
+}
+
+/// A job on a server, as [`crate::Job`]. Dropping it does not stop the work: [`Job::cancel`] does.
+#[derive(Debug, Clone)]
+pub struct Job {
+    inner: jobs::Job,
+    client: Client,
+}
+
+impl Job {
+    /// As [`crate::Job::id`].
+    pub fn id(&self) -> &str {
+        self.inner.id()
+    }
+
+    /// As [`crate::Job::status`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn status(&self) -> Result<JobStatus, ClientError> {
+        self.client.wait(self.inner.status())
+    }
+
+    /// As [`crate::Job::preview`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn preview(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        self.client.wait(self.inner.preview())
+    }
+
+    /// The events of [`crate::Job::events`]; each call of `next` waits for one.
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`]; each item is what [`crate::JobEvents::next`] gives.
+    pub fn events(&self) -> Result<impl Iterator<Item = Result<JobEvent, ClientError>> + use<>, ClientError> {
+        let mut events = self.client.wait(self.inner.events())?;
+        let client = self.client.clone();
+        Ok(std::iter::from_fn(move || match outside_runtime() {
+            Ok(()) => client.runtime.block_on(events.next()),
+            Err(error) => Some(Err(error)),
+        }))
+    }
+
+    /// As [`crate::Job::wait`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn wait(&self, told: impl FnMut(&JobStatus)) -> Result<Reply, ClientError> {
+        self.client.wait(self.inner.wait(told))
+    }
+
+    /// As [`crate::Job::result`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn result(&self) -> Result<Reply, ClientError> {
+        self.client.wait(self.inner.result())
+    }
+
+    /// As [`crate::Job::cancel`].
+    ///
+    /// # Errors
+    /// The same, and [`ClientError::InsideRuntime`].
+    pub fn cancel(&self) -> Result<(), ClientError> {
+        self.client.wait(self.inner.cancel())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use remote_vae_wire::{content_type, error_message};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
-use reqwest::{Response, Url};
+use reqwest::{Method, RequestBuilder, Response, Url};
 
 use crate::connect::{connect, parse_address, shown};
 use crate::error::ClientError;
@@ -21,9 +21,9 @@ use crate::tensor::Tensor;
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    url: Url,
-    retries: u32,
-    timeout: Option<Duration>,
+    pub(crate) url: Url,
+    pub(crate) retries: u32,
+    pub(crate) timeout: Option<Duration>,
     progress: Option<ProgressCallback>,
 }
 
@@ -101,11 +101,65 @@ impl ClientBuilder {
 }
 
 /// One request, ready to be sent as often as needed.
-struct Attempt<'a> {
+pub(crate) struct Attempt {
+    method: Method,
     url: Url,
     accept: &'static str,
     content_type: Option<&'static str>,
-    body: &'a Bytes,
+    body: Bytes,
+    /// Whether the progress callback hears of its bytes.
+    is_told: bool,
+}
+
+impl Attempt {
+    /// A request without a body, for a short answer.
+    pub(crate) fn short(method: Method, url: Url) -> Self {
+        let (accept, content_type) = (content_type::JSON, None);
+        Self { method, url, accept, content_type, body: Bytes::new(), is_told: false }
+    }
+
+    /// A request for an answer that the callback hears of.
+    pub(crate) fn fetch(url: Url) -> Self {
+        Self { accept: "*/*", is_told: true, ..Self::short(Method::GET, url) }
+    }
+
+    /// `latents`, to be decoded at `url`.
+    pub(crate) fn decode(
+        mut url: Url,
+        latents: &Tensor,
+        options: &DecodeOptions,
+    ) -> Result<Self, ClientError> {
+        latents.check()?;
+        add_query(&mut url, &options.parameters(latents).to_query());
+        Ok(Self {
+            method: Method::POST,
+            url,
+            accept: options.output.accept(),
+            content_type: Some(content_type::TENSOR_BINARY),
+            body: Bytes::from(latents.bytes.clone()),
+            is_told: true,
+        })
+    }
+
+    /// `source`, to be encoded at `url`.
+    pub(crate) fn encode(mut url: Url, source: Source, options: &EncodeOptions) -> Result<Self, ClientError> {
+        source.check()?;
+        add_query(&mut url, &options.parameters(&source).to_query());
+        let body = Bytes::from(match source {
+            Source::File(bytes) => bytes,
+            Source::Pixels(tensor) => tensor.bytes,
+        });
+        // The Python client states no type either: signature and shape say what the body is.
+        let (accept, content_type) = (content_type::TENSOR_BINARY, None);
+        Ok(Self { method: Method::POST, url, accept, content_type, body, is_told: true })
+    }
+}
+
+/// Adds to what the address says already.
+fn add_query(url: &mut Url, query: &str) {
+    let own = url.query().unwrap_or("").to_owned();
+    let parts: Vec<&str> = [own.as_str(), query].into_iter().filter(|part| !part.is_empty()).collect();
+    url.set_query(if parts.is_empty() { None } else { Some(parts.join("&")) }.as_deref());
 }
 
 impl Client {
@@ -134,12 +188,7 @@ impl Client {
     /// # Errors
     /// The server cannot be reached, refuses, or answers with something else than was asked for.
     pub async fn decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Reply, ClientError> {
-        latents.check()?;
-        let url = self.with_query(&options.parameters(latents).to_query());
-        let body = Bytes::from(latents.bytes.clone());
-        let content_type = Some(content_type::TENSOR_BINARY);
-        let attempt = Attempt { url, accept: options.output.accept(), content_type, body: &body };
-        let (headers, bytes) = self.post(attempt).await?;
+        let (headers, bytes) = self.send(&Attempt::decode(self.url.clone(), latents, options)?).await?;
         Reply::read(&headers, bytes, options.output.answer().is_tensor())
     }
 
@@ -148,15 +197,7 @@ impl Client {
     /// # Errors
     /// The server cannot be reached, refuses, or answers with something else than a tensor.
     pub async fn encode(&self, source: Source, options: &EncodeOptions) -> Result<Reply, ClientError> {
-        source.check()?;
-        let url = self.with_query(&options.parameters(&source).to_query());
-        let body = Bytes::from(match source {
-            Source::File(bytes) => bytes,
-            Source::Pixels(tensor) => tensor.bytes,
-        });
-        // The Python client states no type either: signature and shape say what the body is.
-        let attempt = Attempt { url, accept: content_type::TENSOR_BINARY, content_type: None, body: &body };
-        let (headers, bytes) = self.post(attempt).await?;
+        let (headers, bytes) = self.send(&Attempt::encode(self.url.clone(), source, options)?).await?;
         Reply::read(&headers, bytes, true)
     }
 
@@ -174,7 +215,7 @@ impl Client {
     /// # Errors
     /// The server cannot be reached, refuses, or does not answer with JSON.
     pub async fn info(&self) -> Result<serde_json::Value, ClientError> {
-        let (_, body) = self.finish(self.get("/info").await?).await?;
+        let (_, body) = self.finish(self.get("/info").await?, false).await?;
         serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
     }
 
@@ -183,16 +224,8 @@ impl Client {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn metrics(&self) -> Result<String, ClientError> {
-        let (_, body) = self.finish(self.get("/metrics").await?).await?;
+        let (_, body) = self.finish(self.get("/metrics").await?, false).await?;
         String::from_utf8(body).map_err(|error| ClientError::Answer { reason: error.to_string() })
-    }
-
-    fn with_query(&self, query: &str) -> Url {
-        let mut url = self.url.clone();
-        let own = url.query().unwrap_or("").to_owned();
-        let parts: Vec<&str> = [own.as_str(), query].into_iter().filter(|part| !part.is_empty()).collect();
-        url.set_query(if parts.is_empty() { None } else { Some(parts.join("&")) }.as_deref());
-        url
     }
 
     async fn get(&self, path: &str) -> Result<Response, ClientError> {
@@ -203,18 +236,14 @@ impl Client {
     }
 
     /// Sends until there is an answer or the retries are used up.
-    async fn post(&self, attempt: Attempt<'_>) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+    pub(crate) async fn send(&self, attempt: &Attempt) -> Result<(HeaderMap, Vec<u8>), ClientError> {
         let mut number = 0;
         loop {
-            let mut request = self.http.post(attempt.url.clone()).header(ACCEPT, attempt.accept);
-            if let Some(content_type) = attempt.content_type {
-                request = request.header(CONTENT_TYPE, content_type);
-            }
-            let outcome = match request.body(self.body(attempt.body)).send().await {
+            let outcome = match self.request(attempt).send().await {
                 Ok(response) if retry::is_temporary(response.status()) && number < self.retries => {
                     Err(retry::retry_after(response.headers()))
                 }
-                Ok(response) => match self.finish(response).await {
+                Ok(response) => match self.finish(response, attempt.is_told).await {
                     Err(ClientError::Connection { .. }) if number < self.retries => Err(None),
                     finished => Ok(finished),
                 },
@@ -231,23 +260,34 @@ impl Client {
         }
     }
 
-    /// The body of a request; with a callback in pieces, of which it is told.
-    fn body(&self, bytes: &Bytes) -> reqwest::Body {
+    /// One request; with a callback its body goes in pieces, of which it is told.
+    pub(crate) fn request(&self, attempt: &Attempt) -> RequestBuilder {
+        let mut request = self.http.request(attempt.method.clone(), attempt.url.clone());
+        request = request.header(ACCEPT, attempt.accept);
+        if let Some(content_type) = attempt.content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        let body = attempt.body.clone();
         match &self.progress {
-            None => bytes.clone().into(),
-            Some(callback) => progress::counted(bytes.clone(), Arc::clone(callback)),
+            _ if body.is_empty() => request,
+            Some(callback) if attempt.is_told => request.body(progress::counted(body, Arc::clone(callback))),
+            _ => request.body(body),
         }
     }
 
     /// Reads a success whole; anything else becomes an error with the server's words.
-    async fn finish(&self, mut response: Response) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+    pub(crate) async fn finish(
+        &self,
+        mut response: Response,
+        is_told: bool,
+    ) -> Result<(HeaderMap, Vec<u8>), ClientError> {
         let (status, headers) = (response.status(), response.headers().clone());
         let total = response.content_length().unwrap_or(0);
         // A length that is stated may be wrong: memory is taken as bytes come.
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.failure(&error))? {
             body.extend_from_slice(&piece);
-            if let Some(callback) = &self.progress {
+            if let Some(callback) = self.progress.as_ref().filter(|_| is_told) {
                 callback(Progress { stage: Stage::Receiving, done: body.len() as u64, total });
             }
         }
@@ -262,7 +302,7 @@ impl Client {
         })
     }
 
-    fn failure(&self, error: &reqwest::Error) -> ClientError {
+    pub(crate) fn failure(&self, error: &reqwest::Error) -> ClientError {
         let address = shown(&self.url);
         if error.is_timeout() && !error.is_connect() {
             return ClientError::Timeout { address, timeout: self.timeout.unwrap_or_default() };

@@ -81,6 +81,10 @@ pub struct DecodeOptions {
     pub preview: bool,
     /// How clips are cut.
     pub cuts: Cuts,
+    /// Frames per second of an MP4 file or an animation, 0.1 to 240; 10 if not given.
+    pub fps: Option<f64>,
+    /// Quality of an MP4 file: the quantizer of H.264, 12 (largest file) to 51 (smallest); 23 if not given.
+    pub crf: Option<u8>,
 }
 
 /// How a model of videos cuts clips; `None` leaves it to the server.
@@ -106,8 +110,10 @@ impl DecodeOptions {
             scaling: Scaling::None,
             size: None,
             precision: None,
-            cuts: Cuts::default(),
             preview: false,
+            cuts: Cuts::default(),
+            fps: None,
+            crf: None,
         }
     }
 
@@ -149,6 +155,8 @@ impl DecodeOptions {
             precision: self.precision.clone(),
             windows: self.cuts.windows,
             tiling: self.cuts.tiling,
+            fps: self.fps,
+            crf: self.crf,
             ..Parameters::default()
         };
         self.output.ask(&mut parameters);
@@ -167,11 +175,14 @@ pub struct EncodeOptions {
     pub precision: Option<String>,
     /// How clips are cut.
     pub cuts: Cuts,
+    /// The distribution itself instead of latents: `[batch, 2·channels, height / 8, width / 8]`, the means before the
+    /// log-variances, in the model's own space.
+    pub moments: bool,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        Self { scaling: Scaling::None, seed: None, precision: None, cuts: Cuts::default() }
+        Self { scaling: Scaling::None, seed: None, precision: None, cuts: Cuts::default(), moments: false }
     }
 }
 
@@ -210,6 +221,7 @@ impl EncodeOptions {
             tiling: self.cuts.tiling,
             seed: self.seed,
             sample: self.seed.map(|_| true),
+            moments: self.moments,
             ..Parameters::default()
         };
         parameters.with_scaling(self.scaling)
@@ -286,6 +298,14 @@ mod tests {
         let query = |options: DecodeOptions| options.parameters(&latents).to_query();
         assert!(query(DecodeOptions::new(Output::Png).preview()).ends_with("&output=preview"));
         assert!(!query(DecodeOptions::new(Output::Png)).contains("output=preview"));
+    }
+
+    #[test]
+    fn what_a_video_is_like_travels() {
+        let latents = Tensor::from_f32(vec![1, 1, 1, 1, 1], Dtype::Float32, &[0.0]).unwrap();
+        let options = DecodeOptions { fps: Some(24.0), crf: Some(30), ..DecodeOptions::new(Output::Mp4) };
+        let query = options.parameters(&latents).to_query();
+        assert!(query.contains("fps=24") && query.contains("crf=30"), "{query}");
     }
 
     #[test]

@@ -17,18 +17,25 @@ const UNTAKEN: usize = 256;
 
 /// A bounded queue of decodes. Dropping it gives up what is under way.
 ///
-/// ```no_run
+/// ```
 /// use remote_vae_client::{Client, DecodeOptions, DecodeQueue, Output, Tensor};
 ///
-/// # async fn example(made: Vec<Tensor>) -> Result<(), Box<dyn std::error::Error>> {
+/// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/serve.rs")); }
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (url, _handle) = support::serve(vec![]).await;
+/// # let one = Tensor::from_f32(vec![1, 4, 2, 2], remote_vae_wire::Dtype::Float16, &[0.5; 16])?;
+/// # let made = vec![one; 9];
+/// # let mut pictures = 0;
 /// let options = DecodeOptions::new(Output::Png).scaled_by_model();
-/// let mut queue = DecodeQueue::new(Client::new("http://127.0.0.1:8080")?, options, 8, 2);
+/// let mut queue = DecodeQueue::new(Client::new(url)?, options, 8, 2);
 /// for latents in made {
 ///     queue.put(latents).await?; // waits while 8 decodes are under way
 /// }
 /// while let Some(reply) = queue.next().await {
 ///     println!("{} bytes", reply?.file()?.len());
+/// #   pictures += 1;
 /// }
+/// # assert_eq!(pictures, 9);
 /// # Ok(())
 /// # }
 /// ```

@@ -76,6 +76,16 @@ struct Loaded {
     reads_weights: bool,
 }
 
+/// Weights that no further work will use.
+pub struct Released(Vec<Arc<dyn Program>>);
+
+impl Released {
+    /// Their bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|program| program.weight_bytes()).sum()
+    }
+}
+
 impl Autoencoder {
     /// Binds `model` to `engine`; reads no weights yet.
     pub fn new(model: Model, engine: Arc<dyn Engine>) -> Autoencoder {
@@ -237,6 +247,26 @@ impl Autoencoder {
         Key { operation, still, input, start, precision }
     }
 
+    /// The plans for an input `[batch, channels, frames, height, width]`, made now unless they are known; `windows` say how a
+    /// clip is cut. As long as they are held, nobody searches for them again.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or the model lacks that half.
+    pub fn plans(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+    ) -> Result<Vec<Arc<Plan>>, EngineError> {
+        let [batch, channels, _, height, width] = shape;
+        if self.model.temporal_factor().is_none() {
+            return Ok(vec![self.plan(operation, [batch, channels, height, width], precision)?]);
+        }
+        let parts = self.plan_clip_parts(operation, shape, windows, precision)?;
+        Ok(parts.into_iter().map(|(plan, _)| plan).collect())
+    }
+
     /// Whether the plans for an input `[batch, channels, frames, height, width]` are known, so that what it costs is told
     /// without a search. `windows` say how a clip is cut.
     pub fn is_planned(
@@ -310,11 +340,12 @@ impl Autoencoder {
         self.halves(except).filter_map(bytes).sum()
     }
 
-    /// Lets weights go, but for those that work of `except` (operations, each with its frames) needs, and returns their
-    /// bytes; they are read again when they are used again. Work that runs keeps its own until it ends.
-    pub fn release_weights(&self, except: &[(Operation, usize)]) -> usize {
-        let release = |half: &Half| half.try_lock().ok()?.take().map(|loaded| loaded.program.weight_bytes());
-        self.halves(except).filter_map(release).sum()
+    /// Lets weights go, but for those that work of `except` (operations, each with its frames) needs; they are read again
+    /// when they are used again. Their memory is free when what is returned is dropped, which takes a while, or when work
+    /// that runs with them ends.
+    pub fn release_weights(&self, except: &[(Operation, usize)]) -> Released {
+        let release = |half: &Half| half.try_lock().ok()?.take().map(|loaded| loaded.program);
+        Released(self.halves(except).filter_map(release).collect())
     }
 
     /// The program that runs clips of `frames`, one that reads its weights for each step or one that holds them. The other

@@ -129,10 +129,8 @@ pub(crate) struct CpuProgram {
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
         let calibration = self.calibration_for(plan.precision)?;
-        let result = self.run_calibrated(plan, calibration.as_deref(), input, None, control);
-        // What the scratch holds is this request's own.
-        self.pool.release();
-        result
+        let _emptied = Emptied(&self.pool);
+        self.run_calibrated(plan, calibration.as_deref(), input, None, control)
     }
 
     fn run_part(
@@ -146,15 +144,14 @@ impl Program for CpuProgram {
             return Err(EngineError::OneClip { found: plan.input[0] });
         }
         let calibration = self.calibration_for(plan.precision)?;
-        let result = self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control);
-        self.pool.release();
-        result
+        let _emptied = Emptied(&self.pool);
+        self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control)
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
         if precision == Precision::Fast {
+            let _emptied = Emptied(&self.pool);
             self.calibrated()?;
-            self.pool.release();
         }
         Ok(())
     }
@@ -172,6 +169,15 @@ impl Program for CpuProgram {
 
     fn adopt(&self, calibration: Arc<Calibration>) {
         *self.calibration.lock().unwrap_or_else(PoisonError::into_inner) = Some(calibration);
+    }
+}
+
+/// Gives back the workers' scratch when a run ends, also by a panic: what it holds is one request's own.
+struct Emptied<'a>(&'a Pool);
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
@@ -223,6 +229,10 @@ impl CpuProgram {
         let mut output = zeroed(batch * output_sample)?;
         let mut arena = Buffer::zeroed(plan.arena_len)
             .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
+        if !self.pool.reserve(plan.worker_len()) {
+            let bytes = plan.worker_len().saturating_mul(size_of::<f32>() * self.pool.threads());
+            return Err(EngineError::Memory { bytes });
+        }
         let mut progress = Progress {
             done_flops: 0,
             total_flops: plan.summary().flops,

@@ -27,7 +27,7 @@ mod still;
 mod strips;
 mod windows;
 
-pub use autoencoder::{Autoencoder, Draw, Image, Latents};
+pub use autoencoder::{Autoencoder, Draw, Image, Latents, Released};
 pub use autoencoder_video::{Clip, Frames};
 pub use calibration::Calibration;
 pub use control::{Control, Progress};

@@ -113,7 +113,9 @@ pub struct Plan {
     /// Bytes of the weights that all steps work with: more than there are, where several work with the same.
     pub(crate) used_weight_bytes: usize,
     load_bytes: usize,
+    /// Of all workers.
     worker_bytes: usize,
+    threads: usize,
     history_bytes: usize,
 }
 
@@ -156,6 +158,11 @@ impl Plan {
     pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
         let groups = groups(&task.shapes(), &task.fused, means, schedules);
         task.plan(groups, means.reads_weights)
+    }
+
+    /// `f32` of scratch that each worker takes at most.
+    pub(crate) fn worker_len(&self) -> usize {
+        self.worker_bytes / self.threads.max(1) / size_of::<f32>()
     }
 
     /// What it costs.
@@ -266,6 +273,7 @@ impl<'a> Task<'a> {
             used_weight_bytes,
             load_bytes: load_bytes(self.graph),
             worker_bytes: worker_bytes * self.threads,
+            threads: self.threads,
             history_bytes: shapes.history_bytes(),
         }
     }

@@ -1,5 +1,5 @@
-//! Plans that were made before. What a request was admitted by is what it runs by, and who asks for the same size again
-//! waits for no search.
+//! Plans that were made before. Who asks for the same size again waits for no search; nor does work that was admitted by a
+//! plan and holds it until it runs by it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +32,7 @@ struct Shortage {
 
 type Outcome = Result<Arc<Plan>, Shortage>;
 
-/// The plans used last, the latest at the end.
+/// The plans used last, the latest at the end, and those that are held elsewhere.
 #[derive(Default)]
 pub(crate) struct Plans {
     known: Mutex<VecDeque<(Key, Outcome)>>,
@@ -81,8 +81,11 @@ impl Plans {
     fn keep(&self, key: Key, outcome: Outcome) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(known, _)| *known != key);
-        if known.len() >= Self::MOST {
-            known.pop_front();
+        let is_held = |outcome: &Outcome| outcome.as_ref().is_ok_and(|plan| Arc::strong_count(plan) > 1);
+        while known.len() >= Self::MOST
+            && let Some(oldest) = known.iter().position(|(_, outcome)| !is_held(outcome))
+        {
+            known.remove(oldest);
         }
         known.push_back((key, outcome));
     }

@@ -42,10 +42,24 @@ impl Pool {
         self.run_in_room(count, 0, |_, index| task(index));
     }
 
+    /// Makes `len` values of scratch ready for each worker, so that no region up to that length has to ask for memory.
+    /// False where the system refuses it.
+    #[must_use]
+    pub fn reserve(&self, len: usize) -> bool {
+        self.rooms.iter().all(|room| {
+            let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+            if room.as_ref().is_none_or(|room| room.len() < len) {
+                *room = None;
+                *room = Buffer::zeroed(len);
+            }
+            room.is_some()
+        })
+    }
+
     /// As [`Pool::run`], with `len` values of scratch for each worker, which hold anything.
     ///
     /// # Panics
-    /// The system refuses the memory.
+    /// The system refuses the memory, and it was not [reserved](Pool::reserve).
     pub(crate) fn run_in_room(&self, count: usize, len: usize, task: impl Fn(&mut [f32], usize) + Sync) {
         let next = AtomicUsize::new(0);
         self.threads.broadcast(|worker| {
@@ -105,6 +119,21 @@ mod tests {
         pool.run_in_room(1, 35, |room, _| assert_eq!(room[32..], [5.0; 3]));
         pool.release();
         pool.run_in_room(1, 35, |room, _| assert_eq!(room, [0.0; 35]));
+    }
+
+    #[test]
+    fn what_is_reserved_is_what_regions_use() {
+        let pool = Pool::new(Some(2)).unwrap();
+        assert!(!pool.reserve(usize::MAX / 16));
+        assert!(pool.reserve(40));
+        let places = |pool: &Pool| -> Vec<*const f32> {
+            let start = |room: &Mutex<Option<Buffer>>| room.lock().unwrap().as_ref().unwrap().as_ptr();
+            pool.rooms.iter().map(start).collect()
+        };
+        let before = places(&pool);
+        pool.run_in_room(100, 40, |room, _| room.fill(1.0));
+        assert!(pool.reserve(30));
+        assert_eq!(before, places(&pool));
     }
 
     #[test]

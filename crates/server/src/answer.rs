@@ -42,6 +42,22 @@ impl Form {
             Form::Clip(answer) => answer_name(answer.negotiated().answer),
         }
     }
+
+    /// Bytes of what is made of `bytes` while these are still there: of the engine's values, or of a clip's answer that is
+    /// put into text or `in_file`. Whatever is made of that has room where they were.
+    pub(crate) fn copy_bytes(&self, bytes: u64, in_file: bool) -> u64 {
+        let of_values = |dtype: Dtype| bytes / size_of::<f32>() as u64 * dtype.size() as u64;
+        match self {
+            Form::Latents { .. } => of_values(Dtype::Float16),
+            Form::Picture(negotiated) => of_values(match negotiated.answer {
+                Answer::Tensor | Answer::UnitTensor => Dtype::Float16,
+                _ => Dtype::Uint8,
+            }),
+            Form::Clip(_) if in_file => bytes,
+            Form::Clip(answer) if answer.negotiated().encoding == Encoding::Base64 => bytes.div_ceil(3) * 4,
+            Form::Clip(_) => 0,
+        }
+    }
 }
 
 fn answer_name(answer: Answer) -> &'static str {
@@ -57,7 +73,7 @@ fn answer_name(answer: Answer) -> &'static str {
 }
 
 /// Makes the answer of latents `[batch, channels, height, width]`.
-pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: &Tensor) -> Response {
+pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: Tensor) -> Response {
     let [batch, channels, rows, width] = tensor.shape;
     let shape = match frames {
         Some(frames) => vec![batch, channels, frames, rows / frames, width],
@@ -65,52 +81,48 @@ pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: &Tensor
     };
     let header = TensorHeader { shape, dtype: Dtype::Float16 };
     let bytes = bytes_from_elements(Dtype::Float16, &tensor.values);
+    drop(tensor);
     let body = wrapped(encoding, Some(&header), bytes);
     response(Negotiated { answer: Answer::Tensor, encoding }, Some(header), body)
 }
 
-/// Makes the answer of a picture `[batch, channels, height, width]`.
-pub(crate) fn picture(negotiated: Negotiated, tensor: &Tensor) -> Result<Response, Refusal> {
-    let [batch, channels, height, width] = tensor.shape;
-    let planes = |dtype| TensorHeader { shape: tensor.shape.to_vec(), dtype };
+/// Makes the answer of a picture `[batch, channels, height, width]`. Its values go as soon as bytes were made of them, so
+/// that what is made of these has room in their place.
+pub(crate) fn picture(negotiated: Negotiated, tensor: Tensor) -> Result<Response, Refusal> {
+    let shape @ [batch, channels, height, width] = tensor.shape;
+    let planes = |dtype| Some(TensorHeader { shape: shape.to_vec(), dtype });
     let (header, bytes) = match negotiated.answer {
-        Answer::Tensor => (Some(planes(Dtype::Float16)), bytes_from_elements(Dtype::Float16, &tensor.values)),
-        Answer::UnitTensor => {
-            let unit = media::to_unit_interval(&tensor.values);
-            (Some(planes(Dtype::Float16)), bytes_from_elements(Dtype::Float16, &unit))
-        }
+        Answer::Tensor => (planes(Dtype::Float16), bytes_from_elements(Dtype::Float16, &tensor.values)),
+        Answer::UnitTensor => (planes(Dtype::Float16), unit_bytes(&tensor.values)),
         Answer::PartialTensor => {
             let header = TensorHeader { shape: vec![batch, height, width, channels], dtype: Dtype::Uint8 };
-            (Some(header), media::to_uint8_channel_last(&tensor.values, tensor.shape))
+            (Some(header), media::to_uint8_channel_last(&tensor.values, shape))
         }
-        Answer::Png => {
-            let Picture(rgb, width, height) = Picture::first(tensor);
-            (None, media::encode_png(&rgb, width, height).map_err(media_refusal)?)
+        Answer::Png | Answer::Jpeg | Answer::Webp | Answer::Mp4 => {
+            let first = tensor.values.get(..channels * height * width).unwrap_or(&tensor.values);
+            (None, media::to_uint8_channel_last(first, [1, channels, height, width]))
         }
-        Answer::Jpeg => {
-            let Picture(rgb, width, height) = Picture::first(tensor);
-            (None, media::encode_jpeg(&rgb, width, height).map_err(media_refusal)?)
-        }
-        Answer::Webp => {
-            let Picture(rgb, width, height) = Picture::first(tensor);
-            (None, media::encode_webp(&rgb, width, height).map_err(media_refusal)?)
-        }
+    };
+    drop(tensor);
+    let bytes = match negotiated.answer {
+        Answer::Tensor | Answer::UnitTensor | Answer::PartialTensor => Ok(bytes),
+        Answer::Png => media::encode_png(&bytes, width, height),
+        Answer::Jpeg => media::encode_jpeg(&bytes, width, height),
+        Answer::Webp => media::encode_webp(&bytes, width, height),
         Answer::Mp4 => return Err(Refusal::internal("A picture was to be sent as a video.")),
     };
-    let body = wrapped(negotiated.encoding, header.as_ref(), bytes);
+    let body = wrapped(negotiated.encoding, header.as_ref(), bytes.map_err(media_refusal)?);
     Ok(response(negotiated, header, body))
 }
 
-/// A picture as the writers of files take it: bytes of red, green and blue, width, height.
-struct Picture(Vec<u8>, usize, usize);
-
-impl Picture {
-    /// The first of the batch.
-    fn first(tensor: &Tensor) -> Self {
-        let [_, channels, height, width] = tensor.shape;
-        let first = tensor.values.get(..channels * height * width).unwrap_or(&tensor.values);
-        Self(media::to_uint8_channel_last(first, [1, channels, height, width]), width, height)
+/// Values in 0 to 1 as float16, made a few at a time.
+fn unit_bytes(values: &[f32]) -> Vec<u8> {
+    const CHUNK: usize = 1 << 16;
+    let mut bytes = Vec::with_capacity(values.len() * Dtype::Float16.size());
+    for chunk in values.chunks(CHUNK) {
+        bytes.extend(bytes_from_elements(Dtype::Float16, &media::to_unit_interval(chunk)));
     }
+    bytes
 }
 
 /// What a file cannot hold was refused before the work.

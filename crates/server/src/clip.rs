@@ -16,7 +16,7 @@ use crate::clip_answer::{ClipAnswer, make};
 use crate::clip_bytes::Recipe;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::planning::{self, Asked};
+use crate::planning::{self, Asked, Planned};
 use crate::queue::{Cost, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
 use crate::state::Shared;
@@ -45,22 +45,23 @@ pub(crate) async fn prepare(
     let place = shared.reserve(&caller)?;
     let streams = recipe.streams();
     let asked = Asked { operation: Operation::Decode, shape: latents, windows, precision, streams };
-    let plan = planning::plan(shared, autoencoder, asked).await?;
+    let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
     let answer_bytes = answer_bytes(&recipe, pixels);
-    let cost = Cost { answer_bytes, ..cost(&plan) };
+    let cost = Cost { answer_bytes, ..cost(&summary) };
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
     let batch = output[0];
     let work: Work = Box::new(move |control| {
+        let _plans = plans;
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let values = match layout {
             Some(layout) => autoencoder.model().latent_space.arrange(values, layout)?.0,
             None => values,
         };
-        // Frames become bytes while the next ones are decoded; no more than one group waits.
-        let (give, frames) = sync_channel(1);
+        // Frames become bytes while the next ones are decoded. None wait between, as the plan has room for two groups.
+        let (give, frames) = sync_channel(0);
         make(recipe, frames, chunks).map_err(EngineError::Threads)?;
         let mut emit = |frames| give.send(frames).map_err(|_| EngineError::Cancelled);
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;

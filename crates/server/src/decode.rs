@@ -9,7 +9,7 @@ use remote_vae_wire::{Answer, Operation, elements_from_bytes, negotiate};
 use crate::answer::Form;
 use crate::clip;
 use crate::error::Refusal;
-use crate::planning::{self, Asked};
+use crate::planning::{self, Asked, Planned};
 use crate::queue::{Tensor, Work};
 use crate::request::{Job, Prepared, check_size, cost, engine_refusal};
 use crate::state::Shared;
@@ -41,18 +41,19 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let place = shared.reserve(&caller)?;
     let whole = [batch, channels, 1, height, width];
     let asked = Asked { operation: Operation::Decode, shape: whole, windows, precision, streams: false };
-    let plan = planning::plan(shared, autoencoder, asked).await?;
-    check_form(answer.answer, plan.output)?;
+    let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
+    check_form(answer.answer, summary.output)?;
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let work: Work = Box::new(move |control| {
+        let _plans = plans;
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let (latents, shape) = autoencoder.model().latent_space.arrange(values, layout)?;
         let image = autoencoder.decode(latents, shape, &scaling, precision, control)?;
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
-    let (answer, cost) = (Form::Picture(answer), cost(&plan));
+    let (answer, cost) = (Form::Picture(answer), cost(&summary));
     Ok(Prepared { place, work, answer, cost, held, frames: 1, pixels, batch })
 }
 

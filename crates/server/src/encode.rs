@@ -19,7 +19,7 @@ use crate::body::Lease;
 use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
-use crate::planning::{self, Asked};
+use crate::planning::{self, Asked, Planned};
 use crate::queue::{Place, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, max_pixels, random_bits};
 use crate::state::Shared;
@@ -77,10 +77,11 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let [batch, _, _, height, width] = shape;
     let picture = [batch, COLOURS, height, width];
     let asked = Asked { operation: Operation::Encode, shape, windows, precision, streams: false };
-    let plan = planning::plan(shared, autoencoder, asked).await?;
+    let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let work: Work = Box::new(move |control| {
+        let _plans = plans;
         let pixels = pixels.into_model_range()?;
         drop(lease);
         if !takes_clips {
@@ -92,8 +93,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         Ok(Tensor { values: latents.values, shape: [batch, channels, frames * height, width] })
     });
     let encoding = negotiate_encode(accept.as_deref()).encoding;
-    let answer = Form::Latents { encoding, frames: takes_clips.then_some(plan.frames[1]) };
-    Ok(Prepared { place, work, answer, cost: cost(&plan), held, frames: shape[2], pixels: count, batch })
+    let answer = Form::Latents { encoding, frames: takes_clips.then_some(summary.frames[1]) };
+    Ok(Prepared { place, work, answer, cost: cost(&summary), held, frames: shape[2], pixels: count, batch })
 }
 
 /// The distribution's mode unless moments or a sample are asked for; without a seed every sample is another one.

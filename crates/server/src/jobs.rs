@@ -15,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::unfold;
-use http_body_util::BodyExt;
 use remote_vae_wire::content_type;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -26,6 +25,7 @@ use crate::error::Refusal;
 use crate::queue::{Charge, Client, Meter};
 use crate::request::{Accepted, complete};
 use crate::state::Shared;
+use crate::tensor_file;
 use crate::watched::Holding;
 
 /// How often the events tell of progress.
@@ -226,7 +226,7 @@ pub(crate) fn start(
 
 async fn store(response: Response, charge: Arc<Charge>) -> Result<Stored, Refusal> {
     let (head, body) = response.into_parts();
-    let bytes = body.collect().await?.to_bytes();
+    let bytes = tensor_file::whole(body).await?;
     charge.shrink_to(bytes.len() as u64);
     Ok(Stored { headers: head.headers, bytes, _charge: charge })
 }

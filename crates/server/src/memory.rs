@@ -6,14 +6,14 @@
 //! left, and go when others need it, the least recently used first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use remote_vae_engine::Autoencoder;
+use remote_vae_engine::{Autoencoder, Released};
 use remote_vae_wire::Operation;
 
 use crate::body::ByteBudget;
-use crate::queue::Queue;
+use crate::queue::{Job, Queue};
 use crate::state::ModelEntry;
 
 /// What a job holds while it runs.
@@ -87,7 +87,13 @@ impl Memory {
             state: Mutex::new(state),
         });
         bodies.count_in(&memory);
+        queue.count_in(&memory);
         memory
+    }
+
+    /// No code that can panic runs under the lock.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a job of `need` with an answer of `answer` bytes into the account; `submit` puts it in line.
@@ -97,7 +103,7 @@ impl Memory {
         answer: u64,
         submit: impl FnOnce(Arc<Share>) -> T,
     ) -> Result<T, NoRoom> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         let share = Arc::new(Share { need, is_running: AtomicBool::new(false) });
         if let Some(limit) = self.limit {
             let alone = need.bytes.max(need.body).saturating_add(answer);
@@ -118,26 +124,49 @@ impl Memory {
 
     /// Takes `bytes` of a body by `take`, if there is room.
     pub(crate) fn take_for_body(&self, bytes: u64, take: impl FnOnce() -> bool) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(limit) = self.limit else { return take() };
+        let mut state = self.lock();
         let now = self.now(&mut state);
         if now.committed().saturating_add(bytes) > limit || !take() {
             return false;
         }
-        self.make_room(&state, &now, limit.saturating_sub(bytes));
+        let released = self.make_room(&state, &now, limit.saturating_sub(bytes));
+        drop(state);
+        drop_beside(released);
         true
+    }
+
+    /// Lets `choose` take a job that is to run beside those that run, and counts it as running at once. What says whether
+    /// a job fits beside them, when answers hold so many bytes, is handed to it; meanwhile nobody else takes any.
+    pub(crate) fn choose_beside(
+        &self,
+        choose: impl FnOnce(&dyn Fn(&Share, u64) -> bool) -> Option<Job>,
+    ) -> Option<Job> {
+        let state = self.lock();
+        let running = running_bytes(state.shares.iter().filter_map(Weak::upgrade));
+        let held = running.saturating_add(self.bodies.held());
+        let fits = |share: &Share, answers: u64| {
+            let together = held.saturating_add(answers).saturating_add(share.need.bytes);
+            self.limit.is_none_or(|limit| together <= limit)
+        };
+        let job = choose(&fits)?;
+        job.share.iter().for_each(|share| share.is_running.store(true, Ordering::Relaxed));
+        Some(job)
     }
 
     /// The job of `share` begins: weights that it leaves no room for go.
     pub(crate) fn begin(&self, share: &Share) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         share.is_running.store(true, Ordering::Relaxed);
         if let Some(used) = state.used.get_mut(share.need.model) {
             *used = Some(Instant::now());
         }
         let Some(limit) = self.limit else { return };
         let now = self.now(&mut state);
-        self.make_room(&state, &now, limit);
+        let released = self.make_room(&state, &now, limit);
+        drop(state);
+        // Here: the job takes their memory next.
+        drop(released);
     }
 
     /// Bytes that work may hold; none if nothing limits the server.
@@ -151,9 +180,10 @@ impl Memory {
         Now { shares, held: self.bodies.held().saturating_add(self.queue.occupancy().answer_bytes) }
     }
 
-    /// Lets weights go until all that is in memory is at most `limit`: first of models without a job, then of models whose
-    /// job waits, those used least recently first; of a model that runs only what its jobs do not use.
-    fn make_room(&self, state: &State, now: &Now, limit: u64) {
+    /// Takes weights out until all that is in memory is at most `limit`: first of models without a job, then of models
+    /// whose job waits, those used least recently first; of a model that runs only what its jobs do not use. To free them
+    /// takes a while, which is the caller's, without the lock.
+    fn make_room(&self, state: &State, now: &Now, limit: u64) -> Vec<Released> {
         let except = |model: usize| -> Vec<(Operation, usize)> {
             let running = now.running().filter(|need| need.model == model);
             running.map(|need| (need.operation, need.frames)).collect()
@@ -164,17 +194,35 @@ impl Memory {
         let mut order: Vec<usize> = (0..self.models.len()).collect();
         let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
         order.sort_by_key(|&model| (!except(model).is_empty(), waits(model), state.used[model]));
+        let mut all = Vec::new();
         for model in order {
             if total <= limit {
-                return;
+                break;
             }
-            let bytes = self.models[model].release_weights(&except(model)) as u64;
+            let released = self.models[model].release_weights(&except(model));
+            let bytes = released.bytes() as u64;
             if bytes > 0 {
                 tracing::info!(model, bytes, "weights left memory to make room");
                 total = total.saturating_sub(bytes);
+                all.push(released);
             }
         }
+        all
     }
+}
+
+/// Frees weights beside the event loop, if this is its thread.
+fn drop_beside(released: Vec<Released>) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || drop(released))),
+        _ => {}
+    }
+}
+
+/// Bytes of those that run.
+fn running_bytes(shares: impl Iterator<Item = Arc<Share>>) -> u64 {
+    let running = shares.filter(|share| share.is_running.load(Ordering::Relaxed));
+    running.fold(0, |sum: u64, share| sum.saturating_add(share.need.bytes))
 }
 
 impl Now {
@@ -184,7 +232,7 @@ impl Now {
     }
 
     fn running_bytes(&self) -> u64 {
-        self.running().fold(0, |sum: u64, need| sum.saturating_add(need.bytes))
+        running_bytes(self.shares.iter().cloned())
     }
 
     /// What must have room whatever is loaded: bodies, answers, and the jobs that run or the one that needs most.

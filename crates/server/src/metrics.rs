@@ -286,4 +286,18 @@ mod tests {
         }
         assert!(!b.render(occupancy, 0).contains("rvae_requests_total{"));
     }
+    #[test]
+    fn the_dashboard_shows_what_is_measured() {
+        let text = include_str!("../../../deploy/grafana.json");
+        let described = COUNTERS.iter().chain(&GAUGES).chain(&HISTOGRAMS).map(|(name, ..)| *name);
+        let known: Vec<&str> = described.chain(["rvae_engine_busy_seconds_total"]).collect();
+        let names = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let mut shown = 0;
+        for name in names.filter(|name| name.starts_with("rvae_")) {
+            let plain = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            assert!(known.contains(&plain.unwrap_or(name)), "{name}");
+            shown += 1;
+        }
+        assert!(shown > 10);
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision, Windows};
+use remote_vae_engine::{Autoencoder, EngineError, Plan, PlanSummary, Precision, Windows};
 use remote_vae_wire::Operation;
 
 use crate::error::Refusal;
@@ -24,6 +24,13 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    fn plan(self, autoencoder: &Autoencoder) -> Result<Planned, EngineError> {
+        let Asked { operation, shape, windows, precision, .. } = self;
+        let plans = autoencoder.plans(operation, shape, windows, precision)?;
+        Ok(Planned { summary: self.cost(autoencoder)?, plans })
+    }
+
+    /// What plans that are held cost.
     fn cost(self, autoencoder: &Autoencoder) -> Result<PlanSummary, EngineError> {
         let Asked { operation, shape, windows, precision, streams } = self;
         let [batch, channels, _, height, width] = shape;
@@ -38,18 +45,24 @@ impl Asked {
     }
 }
 
+/// What work costs, and the plans that it is to run by: it holds them, so that the engine never searches for them again.
+pub(crate) struct Planned {
+    pub(crate) summary: PlanSummary,
+    pub(crate) plans: Vec<Arc<Plan>>,
+}
+
 /// What the work costs, or 413 for what memory can never hold.
 pub(crate) async fn plan(
     shared: &Shared,
     autoencoder: &Arc<Autoencoder>,
     asked: Asked,
-) -> Result<PlanSummary, Refusal> {
+) -> Result<Planned, Refusal> {
     let Asked { operation, shape, windows, precision, .. } = asked;
     let plan = if autoencoder.is_planned(operation, shape, windows, precision) {
-        asked.cost(autoencoder)
+        asked.plan(autoencoder)
     } else {
         let autoencoder = Arc::clone(autoencoder);
-        shared.searching(move || asked.cost(&autoencoder)).await?
+        shared.searching(move || asked.plan(&autoencoder)).await?
     };
     let plan = plan.map_err(|error| {
         if matches!(error, EngineError::Budget { .. }) {
@@ -57,7 +70,7 @@ pub(crate) async fn plan(
         }
         engine_refusal(error)
     })?;
-    let need = plan.peak_bytes as u64;
+    let need = plan.summary.peak_bytes as u64;
     match shared.options.limits.max_plan_bytes {
         Some(limit) if need > limit => {
             shared.metrics.rejected(Rejection::Memory);

@@ -62,7 +62,7 @@ pub(crate) async fn serve(
         let values = colours.map_err(|error| engine_refusal(error.into()))?;
         let tensor = Tensor { values, shape: [batch, COLOURS, height, width] };
         let response = match form {
-            Form::Picture(_) => answer::picture(negotiated, &tensor),
+            Form::Picture(_) => answer::picture(negotiated, tensor),
             Form::Clip(recipe, _) => clip_answer(negotiated, &recipe, &tensor),
         }?;
         // The answer may wait long for its client, and counts as the body did.

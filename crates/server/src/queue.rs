@@ -11,11 +11,11 @@ mod ticket;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::body::ByteBudget;
 use crate::fair::Line;
+use crate::memory::{Memory, Share};
 use crate::metrics::Metrics;
 
 pub(crate) use job::{Client, Cost, Done, Ended, Job, JobError, Meter, Tensor, Work};
@@ -55,8 +55,8 @@ pub(crate) struct Queue {
     arrival: Condvar,
     panicked: AtomicBool,
     metrics: Arc<Metrics>,
-    /// What is held beside plans and answers.
-    bodies: OnceLock<Arc<ByteBudget>>,
+    /// The account that jobs and answers are a part of. Its lock is always taken before the queue's.
+    memory: OnceLock<Weak<Memory>>,
 }
 
 /// How the queue stands, for `/info` and `/metrics`.
@@ -91,12 +91,12 @@ pub(crate) enum NoPlace {
 impl Queue {
     pub(crate) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Arc<Self> {
         let (state, arrival, panicked) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        Arc::new(Self { bounds, state, arrival, panicked, metrics, bodies: OnceLock::new() })
+        Arc::new(Self { bounds, state, arrival, panicked, metrics, memory: OnceLock::new() })
     }
 
-    /// Leaves room for `bodies` where one job runs between another's steps.
-    pub(crate) fn count_beside(&self, bodies: &Arc<ByteBudget>) {
-        let _ = self.bodies.set(Arc::clone(bodies));
+    /// Asks the account `memory` before one job runs between another's steps.
+    pub(crate) fn count_in(&self, memory: &Arc<Memory>) {
+        let _ = self.memory.set(Arc::downgrade(memory));
     }
 
     /// No code that can panic runs under the lock, so a poisoned one still holds a sound state.
@@ -143,7 +143,7 @@ impl Queue {
             running: state.running.len(),
             capacity: self.bounds.jobs,
             answer_bytes: state.answers.total(),
-            work_seconds: state.rate.time(flops).unwrap_or_default().as_secs_f64(),
+            work_seconds: state.rate_now().time(flops).unwrap_or_default().as_secs_f64(),
             busy_seconds: (state.busy
                 + state.running.first().map_or(Duration::ZERO, |job| job.since.elapsed()))
             .as_secs_f64(),
@@ -154,8 +154,9 @@ impl Queue {
     pub(crate) fn until_done(&self, id: u64) -> Option<Duration> {
         const FARTHEST: usize = 256;
         let state = self.lock();
-        if state.running.iter().any(|running| running.id == id) {
-            return state.rate.time(state.line.left());
+        if let Some(index) = state.running.iter().position(|running| running.id == id) {
+            // Those behind it run between its steps.
+            return state.running[index..].iter().map(|running| running.left(&state.rate)).sum();
         }
         let order = state.line.forecast(FARTHEST, |_| ());
         let place = order.iter().position(|due| due.id == id)?;
@@ -196,14 +197,30 @@ impl Queue {
 
     /// A job that may run before the next step of job `id`, which has come to `done`; marked as running.
     fn between_steps(&self, id: u64, done: u64) -> Option<Job> {
+        {
+            let mut state = self.lock();
+            state.line.advance(id, done);
+            if state.line.len() == 0 {
+                return None;
+            }
+        }
+        match self.memory.get().and_then(Weak::upgrade) {
+            Some(memory) => memory.choose_beside(|fits| self.begin_between_steps(fits)),
+            None => self.begin_between_steps(&|_, _| true),
+        }
+    }
+
+    /// `fits` says whether a job's share of memory is free when answers hold so many bytes.
+    fn begin_between_steps(&self, fits: &dyn Fn(&Share, u64) -> bool) -> Option<Job> {
         let mut state = self.lock();
-        state.line.advance(id, done);
         let [below] = &state.running[..] else { return None };
-        let (below, limit) = (below.cost.peak_bytes, self.bounds.peak_bytes);
-        let bodies = self.bodies.get().map_or(0, |bodies| bodies.held());
-        let held = below.saturating_add(bodies).saturating_add(state.answers.total());
-        let fits = |job: &Job| limit.is_none_or(|limit| held.saturating_add(job.cost.peak_bytes) <= limit);
-        while let Some(due) = state.line.next_between_steps(fits) {
+        let (below, limit, answers) = (below.cost.peak_bytes, self.bounds.peak_bytes, state.answers.total());
+        let both_fit = |job: &Job| {
+            let together = below.saturating_add(job.cost.peak_bytes);
+            limit.is_none_or(|limit| together <= limit)
+                && job.share.as_ref().is_none_or(|share| fits(share, answers))
+        };
+        while let Some(due) = state.line.next_between_steps(both_fit) {
             if let Some(job) = state.begin(due.job) {
                 return Some(job);
             }
@@ -330,10 +347,22 @@ impl State {
         Some(self.time_of(order[..=last].iter().map(|due| due.cost)))
     }
 
+    /// The rate of the last jobs, and of what the running one has done so far.
+    fn rate_now(&self) -> Rate {
+        let mut rate = self.rate;
+        if let Some(job) = self.running.first() {
+            let done = job.meter.done_flops();
+            if done > 0 {
+                rate.note(done, job.since.elapsed().saturating_sub(job.paused));
+            }
+        }
+        rate
+    }
+
     /// What is left of the running jobs, and these.
     fn time_of(&self, costs: impl Iterator<Item = u64>) -> Duration {
         const UNKNOWN: Duration = Duration::from_secs(1);
-        self.rate.time(costs.fold(self.line.left(), u64::saturating_add)).unwrap_or(UNKNOWN)
+        self.rate_now().time(costs.fold(self.line.left(), u64::saturating_add)).unwrap_or(UNKNOWN)
     }
 }
 

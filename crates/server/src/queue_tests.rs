@@ -2,9 +2,13 @@
 
 use std::sync::mpsc;
 
-use remote_vae_engine::EngineError;
+use remote_vae_engine::{EngineError, Progress};
+
+use remote_vae_wire::Operation;
 
 use super::*;
+use crate::body::ByteBudget;
+use crate::memory::Need;
 use crate::worker;
 
 fn tensor(value: f32) -> Tensor {
@@ -26,7 +30,7 @@ fn started(jobs: usize) -> (Arc<Queue>, Arc<Metrics>) {
 }
 
 fn submit(queue: &Arc<Queue>, name: &str, cost: Cost, work: Work) -> Ticket {
-    queue.reserve(&client(name), None).unwrap().submit(cost, None, work).unwrap()
+    queue.reserve(&client(name), None).unwrap().submit(cost, None, None, work).unwrap()
 }
 
 /// Occupies the engine until the sender is used or dropped.
@@ -103,7 +107,7 @@ async fn answers_are_bounded_until_they_are_sent() {
     let refused = |answer_bytes| {
         let place = queue.reserve(&client("a"), None).unwrap();
         // Nothing waits or runs that could make room.
-        let refusal = place.submit(cost(answer_bytes), None, work()).err();
+        let refusal = place.submit(cost(answer_bytes), None, None, work()).err();
         refusal == Some(NoPlace::Answers { retry_after: None })
     };
     // Larger than the bound, but alone.
@@ -159,7 +163,7 @@ async fn expired_work_never_starts() {
         Ok(tensor(0.0))
     });
     let soon = Instant::now() + Duration::from_millis(20);
-    let expired = queue.reserve(&client("a"), None).unwrap().submit(COST, Some(soon), work).unwrap();
+    let expired = queue.reserve(&client("a"), None).unwrap().submit(COST, Some(soon), None, work).unwrap();
     let after = note(&queue, "a", &Arc::default(), 1);
     std::thread::sleep(Duration::from_millis(25));
     drop(release);
@@ -207,7 +211,7 @@ fn the_wait_told_comes_from_the_work_ahead_and_the_rate_measured() {
     queue.expect(1000, Duration::from_secs(10));
     let place = |name: &str, flops| {
         let place = queue.reserve(&client(name), None).unwrap();
-        place.submit(Cost { flops, ..COST }, None, Box::new(|_| Ok(tensor(0.0)))).unwrap()
+        place.submit(Cost { flops, ..COST }, None, None, Box::new(|_| Ok(tensor(0.0)))).unwrap()
     };
     let tickets = [place("a", 400), place("b", 300), place("a", 500), place("c", 100)];
     // The engine takes c's; 100 operations at 100 a second.
@@ -228,13 +232,27 @@ fn the_wait_told_comes_from_the_work_ahead_and_the_rate_measured() {
 }
 
 #[test]
+fn what_the_running_job_has_done_corrects_the_wait() {
+    let bounds = Bounds { jobs: 4, answer_bytes: 1000, peak_bytes: None };
+    let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+    // As if other programs had held up the first decode: a day for what takes no time.
+    queue.expect(1, Duration::from_secs(10));
+    let ticket = submit(&queue, "a", Cost { flops: 1_000_000, ..COST }, Box::new(|_| Ok(tensor(0.0))));
+    let job = queue.next().unwrap();
+    assert_eq!(queue.until_done(job.id), Some(Duration::from_secs(86_400)));
+    job.meter.note(Progress { done_flops: 500_000, total_flops: 1_000_000, step: 1, steps: 2 });
+    assert!(queue.until_done(job.id).unwrap() < Duration::from_secs(60));
+    drop((ticket, job));
+}
+
+#[test]
 fn who_finds_no_room_for_an_answer_is_told_when_jobs_will_have_made_it() {
     let bounds = Bounds { jobs: 8, answer_bytes: 1000, peak_bytes: None };
     let queue = Queue::new(bounds, Arc::new(Metrics::new()));
     queue.expect(100, Duration::from_secs(1));
     let submit = |name: &str, flops, answer_bytes, kept| {
         let place = queue.reserve(&client(name), None).unwrap();
-        place.submit(Cost { flops, answer_bytes, kept, ..COST }, None, Box::new(|_| Ok(tensor(0.0))))
+        place.submit(Cost { flops, answer_bytes, kept, ..COST }, None, None, Box::new(|_| Ok(tensor(0.0))))
     };
     let wait = |answer_bytes| match submit("a", 1, answer_bytes, false).err().unwrap() {
         NoPlace::Answers { retry_after } => retry_after.map(|wait| wait.as_secs_f64()),
@@ -246,6 +264,37 @@ fn who_finds_no_room_for_an_answer_is_told_when_jobs_will_have_made_it() {
     let running = queue.next().unwrap();
     assert_eq!((wait(250), wait(400), wait(600)), (Some(1.0), Some(3.0), None));
     drop((tickets, running));
+}
+
+#[test]
+fn a_job_between_steps_has_room_and_counts_from_the_moment_it_is_chosen() {
+    const MIB: u64 = 1 << 20;
+    // Plans of 50 and 30 MiB; the first one's answer leaves too little for both, or just enough.
+    for (answer, fits) in [(21 * MIB, false), (20 * MIB, true)] {
+        let bounds = Bounds { jobs: 8, answer_bytes: 1000 * MIB, peak_bytes: None };
+        let queue = Queue::new(bounds, Arc::new(Metrics::new()));
+        let memory = Memory::new(Some(100 * MIB), &[], &ByteBudget::new(1000 * MIB), &queue);
+        let admit = |name: &str, flops, bytes, answer_bytes| {
+            let need = Need { model: 0, operation: Operation::Decode, frames: 1, bytes, body: 0 };
+            let submit = |share| {
+                let cost = Cost { flops, answer_bytes, ..COST };
+                let place = queue.reserve(&client(name), None).unwrap();
+                place.submit(cost, None, Some(share), Box::new(|_| Ok(tensor(0.0))))
+            };
+            memory.admit(need, answer_bytes, submit).unwrap().unwrap()
+        };
+        let long = admit("a", 1000, 50 * MIB, answer);
+        let running = queue.next().unwrap();
+        memory.begin(running.share.as_ref().unwrap());
+        let short = admit("b", 10, 30 * MIB, 0);
+        let room = |bytes| memory.take_for_body(bytes, || true);
+        assert!(room(1));
+        let between = queue.between_steps(running.id, 500);
+        assert_eq!((between.is_some(), room(1)), (fits, !fits));
+        drop(between);
+        assert!(room(1));
+        drop((running, long, short));
+    }
 }
 
 #[test]

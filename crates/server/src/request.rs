@@ -11,8 +11,7 @@ use axum::response::{IntoResponse, Response};
 use remote_vae_engine::{Autoencoder, EngineError, PlanSummary, Precision};
 use remote_vae_model::ModelError;
 use remote_vae_wire::{
-    BodyKind, Operation, OutputType, Parameters, WireError, classify, content_type, shortened,
-    unwrap_json_body,
+    BodyKind, Operation, OutputType, Parameters, classify, content_type, shortened, unwrap_json_body,
 };
 
 use crate::auth::Caller;
@@ -175,17 +174,18 @@ async fn accept(
     // The values of a picture and of latents are in the plan, and become the answer.
     let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
     let bytes = cost.peak_bytes.saturating_sub(counted_twice);
+    let copies = form.copy_bytes(cost.answer_bytes, in_file);
+    let cost = Cost { answer_bytes: cost.answer_bytes.saturating_add(copies), ..cost };
     let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
     let need = Need { model: index, operation, frames, bytes, body: held };
     let submit = |share: Arc<Share>| {
-        let memory = Arc::clone(&shared.memory);
+        let (memory, of_job) = (Arc::clone(&shared.memory), Arc::clone(&share));
         let in_account: Work = Box::new(move |control| {
-            memory.begin(&share);
-            let result = work(control);
-            drop(share);
-            result
+            memory.begin(&of_job);
+            drop(of_job);
+            work(control)
         });
-        place.submit(cost, end, in_account)
+        place.submit(cost, end, Some(share), in_account)
     };
     let admitted = shared.memory.admit(need, cost.answer_bytes, submit);
     let ticket =
@@ -216,6 +216,7 @@ pub(crate) async fn complete(
             };
             let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
             let response = tensor_file::wrap(shared, file_of, response).await?;
+            charge.shrink_to(response.body().size_hint().exact().unwrap_or(u64::MAX));
             return Ok((answer::finish(response, &engine), charge));
         }
         form => form,
@@ -235,8 +236,8 @@ pub(crate) async fn complete(
 
     let start = Instant::now();
     let building = move || match form {
-        answer::Form::Picture(negotiated) => answer::picture(negotiated, &tensor),
-        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, &tensor)),
+        answer::Form::Picture(negotiated) => answer::picture(negotiated, tensor),
+        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, tensor)),
         answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
     };
     let response = shared.blocking(building).await??;
@@ -298,12 +299,16 @@ async fn read<'a>(
         (bytes, parameters, lease) = shared.blocking(unwrapping).await??;
     } else if kind.is_json() {
         let unwrapping = move || {
+            // Four characters of base64 become three bytes.
+            let inside = bytes.len() as u64 / 4 * 3;
+            lease.grow_to((bytes.capacity() as u64).saturating_add(inside))?;
             let inner = unwrap_json_body(&bytes, &mut parameters)?;
             drop(bytes);
             lease.shrink_to(inner.capacity() as u64);
-            Ok::<_, WireError>((inner, parameters, lease))
+            Ok::<_, Refusal>((inner, parameters, lease))
         };
-        (bytes, parameters, lease) = shared.blocking(unwrapping).await??;
+        let unwrapped = shared.blocking(unwrapping).await?;
+        (bytes, parameters, lease) = unwrapped.map_err(|refusal| shared.no_room(refusal))?;
         precision = self::precision(&parameters, options.precision)?;
     }
     let operation = match target.operation {

@@ -120,7 +120,6 @@ impl Shared {
         let work = models.iter().filter_map(|entry| entry.autoencoder.engine().work_budget()).min();
         let bounds = bounds(&options.limits, work);
         let queue = Queue::new(bounds, Arc::clone(&metrics));
-        queue.count_beside(&budget);
         Ok(Self {
             memory: Memory::new(work, &models, &budget, &queue),
             queue,
@@ -227,14 +226,15 @@ impl Shared {
         }
     }
 
-    /// Counts the refusals of requests for whose bytes there is no room, and says when there should be: when the next
-    /// job starts, which gives its body back.
+    /// Counts the refusals of requests for whose bytes there is no room, and says when there should be. Bodies that are
+    /// still arriving go on before results expire.
     pub(crate) fn no_room(&self, refusal: Refusal) -> Refusal {
         if refusal.status != StatusCode::TOO_MANY_REQUESTS {
             return refusal;
         }
         self.metrics.rejected(Rejection::Bodies);
-        Refusal::overloaded(refusal.message, self.queue.until_next())
+        let retry_after = if self.budget.held() > 0 { self.queue.until_next() } else { self.until_room() };
+        Refusal::overloaded(refusal.message, retry_after)
     }
 
     /// Runs work on pictures beside the event loop, a few at a time.

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use remote_vae_wire::{Dtype, HEADER_DTYPE, HEADER_SHAPE, Parameters, TensorHeader, shortened};
 use safetensors::SafeTensors;
@@ -77,6 +78,26 @@ fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
     TensorHeader::parse(text(HEADER_SHAPE)?, text(HEADER_DTYPE)?).ok()
 }
 
+/// The whole of an answer's body: as it is if it comes in one piece, else put together as the pieces come, in memory for
+/// its length.
+pub(crate) async fn whole(mut body: Body) -> Result<Bytes, Refusal> {
+    let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if all.is_empty() && first.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.reserve(length.max(first.len() + data.len()));
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
 /// Makes a file with the tensor `name` of an answer that is a tensor; other answers stay as they are, and all do without a
 /// name. The file is written beside the event loop.
 pub(crate) async fn wrap(
@@ -88,7 +109,7 @@ pub(crate) async fn wrap(
     let Some(TensorHeader { shape, dtype }) = header_of(response.headers()) else { return Ok(response) };
     let (mut head, body) = response.into_parts();
     let failed = || Refusal::internal("The answer could not be written as a safetensors file.");
-    let bytes = body.collect().await?.to_bytes();
+    let bytes = whole(body).await?;
     let dtype = match dtype {
         Dtype::Float16 => safetensors::Dtype::F16,
         Dtype::Float32 => safetensors::Dtype::F32,
@@ -127,6 +148,17 @@ mod tests {
         file.resize(file.len() + LARGEST_HEADER as usize + 1, b' ');
         let refusal = unwrap(file, &mut Parameters::default()).unwrap_err();
         assert!(refusal.message.contains("at most 1048576 bytes, got 1048577"), "{}", refusal.message);
+    }
+
+    #[tokio::test]
+    async fn a_body_in_one_piece_is_not_copied_and_pieces_are_put_together() {
+        let piece = Bytes::from(vec![7; 100]);
+        let found = whole(Body::from(piece.clone())).await.unwrap();
+        assert_eq!((found.as_ptr(), found.len()), (piece.as_ptr(), 100));
+        let pieces = [1, 2, 3].map(|byte| Ok::<_, std::io::Error>(Bytes::from(vec![byte; byte as usize])));
+        let found = whole(Body::from_stream(futures_util::stream::iter(pieces))).await.unwrap();
+        assert_eq!(found[..], [1, 2, 2, 3, 3, 3]);
+        assert!(whole(Body::empty()).await.unwrap().is_empty());
     }
 
     #[test]

@@ -55,9 +55,10 @@ fn serve(queue: &Queue) -> Ending {
 
 /// Runs a job that the queue has marked as running, and answers it.
 pub(crate) fn run(queue: &Queue, job: Job) {
-    let Job { id, control, work, answer, since, meter, cost, .. } = job;
+    let Job { id, control, work, answer, since, meter, cost, share, .. } = job;
     let start = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| work(&control)));
+    drop(share);
     let whole = matches!(outcome, Ok(Ok(_)));
     let done = if whole { cost.flops } else { meter.done_flops() };
     let engine = queue.finished(id, start.elapsed(), whole, done);

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Serving, photograph, program, stdout};
+use crate::support::{Serving, failure, http, photograph, program, stdout, until_ready};
 
 #[test]
 fn commands_let_a_server_do_the_work() {
@@ -110,4 +110,52 @@ fn a_signal_ends_it_cleanly() {
     let id = server.process.id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     assert!(server.process.wait().unwrap().success());
+}
+
+#[test]
+fn what_a_user_can_get_wrong_is_one_sentence_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(&["--model", "one=embedded", "--api-key", "sesame"]);
+    let (_, port) = server.url.rsplit_once(':').unwrap();
+    let absent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (absent, other) = (format!("http://{absent}"), format!("{}/other", server.url));
+    stdout(folder.path(), &["encode", photograph(), "-o", "a.safetensors"]);
+    let decode = ["decode", "a.safetensors", "-o", "a.png"];
+    for (arguments, expected) in [
+        (&["--url", &absent][..], "is the server running there?"),
+        (&["--url", "localhost:8080"], "it must begin with `http://` or `https://`"),
+        (&["--url", &server.url], "Write `--api-key KEY`, or set REMOTE_VAE_API_KEY."),
+        (
+            &["--url", &server.url, "--api-key", "guessed"],
+            "Write `--api-key KEY`, or set REMOTE_VAE_API_KEY.",
+        ),
+        (&["--url", &other, "--api-key", "sesame"], "Expected one of the paths `/`, `/one`. Got `/other`."),
+        (&["--model", "nothing"], "\"nothing\" is no model"),
+    ] {
+        let (code, message) = failure(folder.path(), &[&decode[..], arguments].concat());
+        assert!(code == 1 && message.contains(expected) && message.lines().count() == 1, "{message}");
+        assert!(message.starts_with("error: ") && !message.contains("guessed"), "{message}");
+    }
+    let (_, message) = failure(folder.path(), &["serve", "--port", port]);
+    assert!(message.contains("in use") && message.contains("Write `--port N`"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = Serving::start(&["--drain-timeout", "600"]);
+    until_ready(&server.url);
+    let url = format!("{}/?shape=1&shape=4&shape=256&shape=256&dtype=uint8&output_type=pt", server.url);
+    let asking = std::thread::spawn(move || http().post(url).body(vec![7; 4 * 256 * 256]).send().is_err());
+    let status = |path: &str| http().get(format!("{}{path}", server.url)).send().unwrap();
+    while !status("/metrics").text().unwrap().lines().any(|line| line == "rvae_requests_running 1") {}
+    let id = server.process.id().to_string();
+    let terminate =
+        || assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    terminate();
+    while status("/readyz").status() != 503 {}
+    assert_eq!(server.process.try_wait().unwrap(), None, "work of seconds was not finished first");
+    terminate();
+    assert_eq!(server.process.wait().unwrap().code(), Some(130));
+    assert!(asking.join().unwrap(), "an answer that was not finished came");
 }

@@ -1,38 +1,17 @@
 //! The client against the real server with the embedded model.
 
-use std::sync::{Arc, LazyLock};
-
 use remote_vae_client::{
     Client, ClientError, DecodeOptions, EncodeOptions, Output, Source, Tensor, blocking,
 };
-use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
 use remote_vae_media as media;
 use remote_vae_model::Model;
-use remote_vae_server::{ApiKey, ModelEntry, Server, ServerHandle, ServerOptions};
+use remote_vae_server::ApiKey;
 use remote_vae_wire::{Dtype, elements_from_bytes};
 
-/// The address of a server that runs until its handle is used.
-async fn serve(api_keys: Vec<ApiKey>) -> (String, ServerHandle) {
-    static MODEL: LazyLock<Arc<Autoencoder>> = LazyLock::new(|| {
-        let engine = CpuEngine::new(EngineOptions::default()).unwrap();
-        Arc::new(Autoencoder::new(Model::embedded().unwrap(), Arc::new(engine)))
-    });
-    let options = ServerOptions { port: 0, api_keys, ..ServerOptions::default() };
-    let models = vec![ModelEntry { name: "small".into(), autoencoder: Arc::clone(&MODEL) }];
-    let server = Server::bind(options, models).await.unwrap();
-    let (url, handle) = (format!("http://{}", server.address()), server.shutdown_handle());
-    tokio::spawn(server.run());
-    assert!(handle.ready().await);
-    (url, handle)
-}
+mod jobs;
+mod serve;
 
-/// A smooth picture, 64 by 48.
-fn photo() -> media::RgbImage {
-    let (width, height) = (64, 48);
-    let pixel = |x: usize, y: usize| [40 + 2 * x as u8, 60 + 3 * y as u8, 200 - x as u8 - y as u8];
-    let pixels = (0..width * height).flat_map(|index| pixel(index % width, index / width)).collect();
-    media::RgbImage { width, height, pixels }
-}
+use serve::{photo, png, serve};
 
 fn limits() -> media::DecodeLimits {
     media::DecodeLimits { max_pixels: 1 << 20, max_bytes: 1 << 24 }
@@ -46,9 +25,8 @@ async fn a_picture_goes_there_and_back_in_every_output() {
     assert_eq!(client.info().await.unwrap()["models"][0]["name"], "small");
 
     let image = photo();
-    let png = media::encode_png(&image.pixels, image.width, image.height).unwrap();
     let encoding = EncodeOptions::default().scaled_by_model();
-    let reply = client.encode(Source::file(png), &encoding).await.unwrap();
+    let reply = client.encode(Source::file(png()), &encoding).await.unwrap();
     assert!(reply.engine.as_deref().unwrap().starts_with("cpu/") && reply.request_id.is_some());
     assert!(!reply.timing.engine.is_zero());
     let latents = reply.tensor().unwrap();
@@ -76,8 +54,11 @@ async fn a_picture_goes_there_and_back_in_every_output() {
     let again = client.encode(pixels.into(), &encoding).await.unwrap().tensor().unwrap();
     assert_eq!(again, latents);
     // Latents that are the model's own need no scaling.
-    let png = media::encode_png(&image.pixels, 64, 48).unwrap();
-    let own = client.encode(Source::file(png), &EncodeOptions::default()).await.unwrap().tensor().unwrap();
+    let own = client.encode(Source::file(png()), &EncodeOptions::default()).await.unwrap().tensor().unwrap();
+    let moments = EncodeOptions { moments: true, ..EncodeOptions::default() };
+    let moments = client.encode(Source::file(png()), &moments).await.unwrap().tensor().unwrap();
+    assert_eq!(moments.shape, [1, 8, 6, 8]);
+    assert_eq!(moments.bytes[..own.bytes.len()], own.bytes);
     let plain = client.decode(&own, &DecodeOptions::new(Output::Uint8)).await.unwrap().tensor().unwrap();
     assert!(media::psnr(&plain.bytes, &bytes.bytes) > 40.0);
 }
@@ -126,11 +107,10 @@ fn the_example_makes_a_picture() {
     let (url, handle) = runtime.block_on(serve(vec![]));
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("photo.png"), folder.path().join("out.png"));
-    let image = photo();
-    std::fs::write(&input, media::encode_png(&image.pixels, image.width, image.height).unwrap()).unwrap();
+    std::fs::write(&input, png()).unwrap();
     round_trip::run(&url, &input, &output).unwrap();
     let made = media::decode_image(&std::fs::read(&output).unwrap(), &limits()).unwrap();
-    assert!(media::psnr(&made.pixels, &image.pixels) > 20.0);
+    assert!(media::psnr(&made.pixels, &photo().pixels) > 20.0);
     handle.shutdown();
 }
 

@@ -2,7 +2,7 @@
 
 use crate::oracle::interpret;
 use crate::support::{assert_close, engine, engines, largest_difference, run, values};
-use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Precision};
+use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::Model;
 use remote_vae_wire::{Operation, Scaling};
@@ -190,4 +190,20 @@ fn a_sample_is_drawn_around_the_mode_and_repeats_with_its_seed() {
     assert_eq!(first, encode(Draw::Sample { seed: 1 }));
     assert_ne!(first, encode(Draw::Sample { seed: 2 }));
     assert_ne!(first, mode);
+}
+
+#[test]
+fn a_plan_that_is_held_stays_known_whatever_else_is_planned() {
+    let autoencoder = embedded(1);
+    let windows = Windows { frames: false, tiles: false };
+    let shape = |side| [1, 4, 1, side, 1];
+    let known = |side| autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact);
+    let plans = |side| autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact).unwrap();
+    let held = plans(1);
+    (2..200).for_each(|side| drop(plans(side)));
+    assert!(known(1) && !known(2) && known(199));
+    assert!(Arc::ptr_eq(&held[0], &plans(1)[0]));
+    drop(held);
+    (200..300).for_each(|side| drop(plans(side)));
+    assert!(!known(1));
 }

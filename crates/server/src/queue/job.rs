@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use remote_vae_engine::{Control, EngineError, Progress};
 use tokio::sync::oneshot;
 
+use crate::memory::Share;
+
 /// Values and shape `[batch, channels, height, width]` that come out of the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tensor {
@@ -114,6 +116,8 @@ pub(crate) struct Job {
     pub(crate) cost: Cost,
     pub(crate) answer: oneshot::Sender<Ended>,
     pub(super) deadline: Option<Instant>,
+    /// Of the account of memory, as long as the job waits or runs.
+    pub(crate) share: Option<Arc<Share>>,
 }
 
 /// What the engine's thread tells of a job.
@@ -147,6 +151,17 @@ impl Running {
             paused: Duration::ZERO,
         }
     }
+
+    /// Time until it should be done, by the pace of other jobs at first, and the more by its own the further it is: the
+    /// mean of both, weighted by the share that is left and the share that is done. None where the others' pace is not
+    /// known.
+    pub(super) fn left(&self, rate: &Rate) -> Option<Duration> {
+        let done = self.meter.done_flops().min(self.cost.flops);
+        let share = done as f64 / self.cost.flops.max(1) as f64;
+        let elapsed = self.since.elapsed().saturating_sub(self.paused);
+        // Its own pace needs `elapsed · (1 - share) / share`, which the weight `share` makes this.
+        Some((rate.time(self.cost.flops - done)? + elapsed).mul_f64(1.0 - share))
+    }
 }
 
 /// Operations and seconds of the last jobs, the latest counting most.
@@ -169,5 +184,38 @@ impl Rate {
         const LONGEST: f64 = 86_400.0;
         let seconds = flops as f64 * self.seconds / self.flops;
         seconds.is_finite().then(|| Duration::from_secs_f64(seconds.clamp(0.0, LONGEST)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_further_a_job_is_the_more_its_own_pace_counts() {
+        let cost = Cost { flops: 100, peak_bytes: 0, answer_bytes: 0, kept: false };
+        let running = |done_flops: u64, elapsed: u64, paused: u64| {
+            let meter = Meter::default();
+            meter.note(Progress { step: 1, steps: 2, done_flops, total_flops: 100 });
+            let (since, paused) =
+                (Instant::now() - Duration::from_secs(elapsed), Duration::from_secs(paused));
+            let cancel = Arc::default();
+            Running { id: 1, since, meter: Arc::new(meter), cost, cancel, cancelled: None, paused }
+        };
+        let mut rate = Rate::default();
+        assert_eq!(running(50, 10, 0).left(&rate), None);
+        rate.note(100, Duration::from_secs(10));
+        // Done, elapsed, paused, and what is left: others would need 10 s for all of it.
+        for (done, elapsed, paused, expected) in [
+            (0, 0, 0, 10.0),
+            (50, 5, 0, 5.0),
+            (50, 30, 0, 17.5),
+            (50, 40, 10, 17.5),
+            (90, 90, 0, 9.1),
+            (120, 9, 0, 0.0),
+        ] {
+            let left = running(done, elapsed, paused).left(&rate).unwrap().as_secs_f64();
+            assert!((left - expected).abs() < 0.1, "{done} of 100 after {elapsed} s: {left} s left");
+        }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::job::{Client, Cost, Done, Ended, Job, JobError, Meter, Work};
 use super::{NoPlace, Queue};
+use crate::memory::Share;
 use crate::worker;
 
 /// A place in the line that is not yet filled; dropping it gives it back.
@@ -20,7 +21,13 @@ pub(crate) struct Place {
 
 impl Place {
     /// Puts the job in line, unless there is no room for its answer. The answer comes through the ticket.
-    pub(crate) fn submit(self, cost: Cost, deadline: Option<Instant>, work: Work) -> Result<Ticket, NoPlace> {
+    pub(crate) fn submit(
+        self,
+        cost: Cost,
+        deadline: Option<Instant>,
+        share: Option<Arc<Share>>,
+        work: Work,
+    ) -> Result<Ticket, NoPlace> {
         let (queue, client) = (Arc::clone(&self.queue), self.client.clone());
         let mut state = queue.lock();
         if state.closed {
@@ -38,7 +45,7 @@ impl Place {
         let cancel = control.cancel_handle();
         let (answer, receiver) = oneshot::channel();
         let since = Instant::now();
-        let job = Job { id, control, work, since, meter: Arc::clone(&meter), cost, answer, deadline };
+        let job = Job { id, control, work, since, meter: Arc::clone(&meter), cost, answer, deadline, share };
         state.line.push(client.clone(), id, flops, job);
         drop(state);
         queue.arrival.notify_one();

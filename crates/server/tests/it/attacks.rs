@@ -467,6 +467,7 @@ async fn every_attack_is_answered_as_it_should_be() {
     let server = TestServer::with(options, vec![("default", kl())]).await;
     let kinds = [smuggling(), traversal(), queries(), headers(), lines(), bodies()];
     let all: Vec<Attack> = kinds.into_iter().flatten().collect();
+    eprintln!("{} kinds of hostile requests", all.len());
     assert!(all.len() >= 200, "{}", all.len());
     let (good, _) = latents(&[1, 4, 1, 1], 90);
     let query = format!("/?output_type=pt&{}", tensor_query(&[1, 4, 1, 1], Dtype::Float16));

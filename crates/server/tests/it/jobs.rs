@@ -74,6 +74,8 @@ async fn a_job_gives_the_bytes_of_the_direct_way() {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let events = response.text().await.unwrap();
     assert!(events.starts_with("event: end\ndata: {") && events.contains("\"state\":\"done\""), "{events}");
+    let info = json(server.ask(Method::GET, "/info").await).await;
+    assert_eq!(info["queue"]["answer_bytes"], direct.len());
     assert_eq!(server.ask(Method::DELETE, &location).await.status(), 204);
     assert_eq!(refusal(server.ask(Method::GET, &location).await).await.0, 404);
     let info = json(server.ask(Method::GET, "/info").await).await;
@@ -85,6 +87,9 @@ async fn events_tell_progress_and_deleting_stops_the_work() {
     let server = TestServer::start().await;
     let location = location(&server.post_job(&LONG).await);
     server.until_queue(0, 1).await;
+    // The values of the engine's output, and the float16 answer that is made of them while they are there.
+    let info = json(server.ask(Method::GET, "/info").await).await;
+    assert_eq!(info["queue"]["answer_bytes"], LONG[0] * 3 * LONG[2] * 8 * LONG[3] * 8 * (4 + 2));
     let response = server.ask(Method::GET, &format!("{location}/result")).await;
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(refusal(response).await.0, 409);

@@ -1,8 +1,10 @@
 //! What a server keeps in memory within its budget.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions, Precision, memory};
+use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision, memory};
+use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use serde_json::json;
 
@@ -55,4 +57,35 @@ async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
     assert!(weights(&server).await[0] >= plan.weight_bytes as u64);
     let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.lines().any(|line| line == "rvae_weight_bytes{model=\"c\"} 0"), "{metrics}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires() {
+    const LATENTS: [usize; 4] = [4, 4, 16, 16];
+    let room = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64 + (4 << 20);
+    // Other tests of this process take and give back memory meanwhile.
+    let (engine, room) = loop {
+        let memory_budget = Some(memory::resident_bytes().unwrap() + room);
+        let options = EngineOptions { threads: Some(1), memory_budget, ..EngineOptions::default() };
+        let engine = CpuEngine::new(options).unwrap();
+        match engine.work_budget() {
+            Some(found) if found >= room - (1 << 20) => break (engine, found),
+            _ => {}
+        }
+    };
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
+    let options = ServerOptions { job_ttl: Duration::from_secs(5000), ..options() };
+    let server = TestServer::with(options, vec![("default", model)]).await;
+    let query = format!("output_type=pt&{}", tensor_query(&LATENTS, Dtype::Float16));
+    for _ in 0..4 {
+        let job = server.post(&format!("/v1/jobs?{query}"), latents(&LATENTS, 61).0);
+        assert_eq!(job.send().await.unwrap().status(), 202);
+        server.until_queue(0, 0).await;
+    }
+    let body = vec![0; room as usize - (1 << 20)];
+    let response = server.post(&format!("/?{query}"), body).send().await.unwrap();
+    let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert_eq!(response.status(), 429);
+    assert!((4900..=5000).contains(&wait), "{wait}");
 }
