@@ -279,7 +279,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn not_a_number_reaches_what_the_kernel_reaches_and_at_most_the_tiles_around() {
-    // The kernel's own reach, and that of the transforms' tiles of 4×4 outputs.
+    // The kernel's own reach, and that of the transforms' tiles of 4×4 or 6×6 outputs.
     let three = Geometry { kernel: [3, 3], ..plain_case(4, 4, [9, 9]).geometry };
     let cases = [
         (Geometry { kernel: [2, 3], padding: [1, 0, 1, 1], ..three }, 1, 4..=5, 3..=5, 4..=5, 3..=5),
@@ -312,10 +312,11 @@ fn infinities_do_not_leave_the_tiles_around() {
         let expected = case.oracle(&case.data());
         let [height, width] = case.output_size();
         each_tier_and_arithmetic(|isa, pool, arithmetic| {
-            let tolerance = if arithmetic == Arithmetic::Float32 { 1e-3 } else { 2e-2 };
+            let tolerance = if arithmetic == Arithmetic::Float32 { 1e-3 } else { 1e-1 };
             for (index, value) in case.run(isa, pool, arithmetic, &data, false).iter().enumerate() {
                 let (y, x) = (index % (height * width) / width, index % width);
-                let far = y > 4 || x > 4;
+                // Tiles are at most six outputs wide.
+                let far = y > 5 || x > 5;
                 assert!(
                     !far || (f64::from(*value) - expected[index]).abs() < tolerance,
                     "{} at {y},{x}",
@@ -357,11 +358,18 @@ fn bell(len: usize, seed: u64) -> Vec<f32> {
 }
 
 #[test]
-fn integers_err_by_less_than_a_thousandth_in_every_tier() {
-    for (channels, upsample, is_pointwise) in
-        [(24, 1, false), (24, 2, false), (300, 1, false), (300, 2, false), (24, 1, true), (300, 1, true)]
-    {
-        let plain = plain_case(channels, 20, [13, 22]);
+fn integers_err_by_thousandths_at_most_in_every_tier() {
+    // White noise without a norm is the worst case of the larger tiles, which those of many channels do not use.
+    for (channels, output_channels, upsample, is_pointwise, limit) in [
+        (24, 20, 1, false, 2.5e-3),
+        (300, 20, 1, false, 2.5e-3),
+        (300, 440, 1, false, 1e-3),
+        (24, 20, 2, false, 1e-3),
+        (300, 20, 2, false, 1e-3),
+        (24, 20, 1, true, 1e-3),
+        (300, 20, 1, true, 1e-3),
+    ] {
+        let plain = plain_case(channels, output_channels, [13, 22]);
         let geometry = if is_pointwise { pointwise(plain.geometry) } else { plain.geometry };
         let case = Case { upsample, bias: false, geometry, ..plain };
         let mut data = case.data();
@@ -372,11 +380,11 @@ fn integers_err_by_less_than_a_thousandth_in_every_tier() {
         each_tier(|isa, pool| {
             let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
             let error = relative_error(&found, &expected);
-            assert!(error < 1e-3, "{} {channels} channels: {error:e}", isa.name());
+            assert!(error < limit, "{} {channels} channels: {error:e}", isa.name());
             assert!(error > 1e-5, "{} {channels} channels: {error:e}, not with integers", isa.name());
             let first = first.get_or_insert_with(|| found.iter().map(|value| f64::from(*value)).collect());
             let between = relative_error(&found, first);
-            assert!(between < 1e-3, "{} {channels} channels: {between:e} from the first tier", isa.name());
+            assert!(between < limit, "{} {channels} channels: {between:e} from the first tier", isa.name());
         });
     }
 }

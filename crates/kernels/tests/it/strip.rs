@@ -76,8 +76,8 @@ prop_compose! {
 
 impl Case {
     /// The ends of the strips.
-    fn ends(&self, height: usize) -> Vec<usize> {
-        let [step, skip] = self.geometry.strip_grid(self.upsample);
+    fn ends(&self, height: usize, arithmetic: Arithmetic) -> Vec<usize> {
+        let [step, skip] = self.geometry.strip_grid(self.upsample, arithmetic);
         let mut ends = Vec::new();
         let mut tiles = 0;
         while ends.last() != Some(&height) {
@@ -135,7 +135,7 @@ impl Case {
         let mut joined = Ring::new(self.storage, out_blocks, height, width);
         scratch.fill(f32::NAN);
         let mut start = 0;
-        for end in self.ends(height) {
+        for end in self.ends(height, arithmetic) {
             let rows = start..end;
             let read = self.geometry.rows_read(&rows, self.upsample, self.size[0]);
             let mut window = Ring::new(self.storage, in_blocks, read.len().max(1), self.size[1]);
