@@ -145,6 +145,8 @@ impl Task {
         let takes_clips = autoencoder.model().temporal_factor().is_some();
         if !takes_clips {
             plan::check_picture(frames)?;
+        }
+        if !takes_clips && windows.tiles.is_none() {
             let [batch, channels, height, width] = plan::shape(autoencoder, operation, size, 1)?;
             let plan = autoencoder.plan(operation, [batch, channels, height, width], precision)?;
             let (shape, summary) = ([batch, channels, 1, height, width], plan.summary());
@@ -163,6 +165,19 @@ impl Task {
         let Task { precision, windows, shape, .. } = *self;
         let [batch, channels, _, height, width] = shape;
         let (picture, scaling, draw) = ([batch, channels, height, width], Scaling::None, Draw::Mode);
+        if let (false, Some(tiles)) = (self.takes_clips, windows.tiles) {
+            let values = input.to_vec();
+            return Ok(match self.operation {
+                Operation::Decode => {
+                    autoencoder.decode_in_tiles(values, picture, &scaling, tiles, precision, control)?.pixels
+                }
+                Operation::Encode => {
+                    autoencoder
+                        .encode_in_tiles(values, picture, &scaling, draw, tiles, precision, control)?
+                        .values
+                }
+            });
+        }
         Ok(match (self.operation, self.takes_clips) {
             (Operation::Decode, false) => {
                 autoencoder.decode(input.to_vec(), picture, &scaling, precision, control)?.pixels
@@ -187,8 +202,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     let task = Task::new(autoencoder, options)?;
     if options.steps && task.parts > 1 {
         bail!(
-            "--steps is for work in one part; --frames {} makes {} (--windows off)",
-            options.frames,
+            "--steps is for work in one part, this is cut into {} (--windows off, --tiling off)",
             task.parts
         );
     }

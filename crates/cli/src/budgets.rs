@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use remote_vae_engine::EngineError;
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::{BenchOptions, EngineArguments};
+use crate::arguments::{BenchOptions, CutArguments, EngineArguments};
 use crate::bench::Task;
 use crate::local;
 
@@ -107,8 +107,15 @@ fn timed(options: &BenchOptions, budget: Option<u64>) -> Result<Run> {
     command.args(["--model", &options.model, "--size", &options.size.to_string()]);
     command.args(["--frames", &options.frames.to_string(), "--runs", &options.runs.to_string()]);
     command.args(["--op", &name(options.op), "--precision", options.engine.precision().name()]);
-    for (flag, switch) in [("--windows", options.clips.windows), ("--tiling", options.clips.tiling)] {
-        command.args(switch.iter().flat_map(|switch| [flag.to_owned(), name(*switch)]));
+    let CutArguments { clips, tiles } = &options.clips;
+    command.args(clips.windows.iter().flat_map(|switch| ["--windows".to_owned(), name(*switch)]));
+    command.args(clips.tiling.iter().flat_map(|switch| ["--tiling".to_owned(), name(*switch)]));
+    for (flag, value) in [
+        ("--tile-sample-min-size", tiles.tile_sample_min_size.map(f64::from)),
+        ("--tile-latent-min-size", tiles.tile_latent_min_size.map(f64::from)),
+        ("--tile-overlap-factor", tiles.tile_overlap_factor),
+    ] {
+        command.args(value.iter().flat_map(|value| [flag.to_owned(), value.to_string()]));
     }
     if let Some(threads) = options.engine.threads {
         command.args(["--threads", &threads.to_string()]);
