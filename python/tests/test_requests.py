@@ -77,6 +77,17 @@ def test_options_of_a_clip_travel_when_they_are_given(scripted):
     assert with_options == without + "&fps=24&crf=18&windows=off&tiling=on"
 
 
+def test_sizes_of_tiles_travel_by_diffusers_names(scripted):
+    scripted.answers = [(200, {"shape": "[1,4,2,2]", "dtype": "float16"}, bytes(32))] * 2
+    picture = np.zeros((1, 3, 16, 16), np.float32)
+    sizes = {"tile_sample_min_size": 64, "tile_latent_min_size": 8, "tile_overlap_factor": 0.25}
+    remote_encode(scripted.url, picture, tiling=True, **sizes)
+    remote_encode(scripted.url, picture)
+    with_options, without = (path for path, *_ in scripted.asked)
+    tiles = "tile_sample_min_size=64&tile_latent_min_size=8&tile_overlap_factor=0.25"
+    assert with_options == f"{without}&tiling=on&{tiles}"
+
+
 def test_parameters_travel_as_the_protocol_says(scripted):
     scripted.answers = [picture(), picture()]
     latents = np.arange(16, dtype=np.float32).reshape(1, 4, 4)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use remote_vae_engine::memory;
+use remote_vae_wire::TileSizes;
 
 use crate::values::{
     Kind, NamedSource, Size, parse_bytes, parse_kind, parse_named_source, parse_rate, parse_size,
@@ -107,17 +108,52 @@ impl From<Precision> for remote_vae_engine::Precision {
     }
 }
 
-/// How models of videos cut clips.
+/// How clips and pictures are cut.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ClipArguments {
     /// Models of videos: in overlapping windows of 17 frames as diffusers does, or whole clips at once [default: on; with
     /// --url what the server's operator chose]
     #[arg(long, value_enum, value_name = "on|off")]
     pub windows: Option<Switch>,
-    /// Models of videos: in overlapping tiles of 256 pixels that are blended, as diffusers does after `enable_tiling()`
-    /// [default: off; with --url what the server's operator chose]
-    #[arg(long, value_enum, value_name = "on|off")]
-    pub tiling: Option<Switch>,
+    /// In overlapping tiles that are blended, as diffusers does after `enable_tiling()`: not the picture that comes of the
+    /// whole, for those who want diffusers' numbers. `on` is the same. Of a server: what models of videos do for requests
+    /// that do not say it [default: off; with --url what the server's operator chose]
+    #[arg(long, value_enum, value_name = "on|off|diffusers")]
+    pub tiling: Option<TilingSwitch>,
+}
+
+/// The same with the sizes of tiles.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct CutArguments {
+    #[command(flatten)]
+    pub clips: ClipArguments,
+    #[command(flatten)]
+    pub tiles: TileArguments,
+}
+
+/// Tiles of models of pictures, by the names of diffusers' attributes.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TileArguments {
+    /// With --tiling on, models of pictures: side of a tile in pixels [default: as in diffusers]
+    #[arg(long, value_name = "N")]
+    pub tile_sample_min_size: Option<u32>,
+    /// With --tiling on, models of pictures: side of a tile in latents [default: as in diffusers]
+    #[arg(long, value_name = "N")]
+    pub tile_latent_min_size: Option<u32>,
+    /// With --tiling on, models of pictures: share of a side that overlaps the tile before, 0 to 0.5 [default: as in
+    /// diffusers]
+    #[arg(long, value_name = "SHARE")]
+    pub tile_overlap_factor: Option<f64>,
+}
+
+impl From<TileArguments> for TileSizes {
+    fn from(arguments: TileArguments) -> TileSizes {
+        TileSizes {
+            sample_min_size: arguments.tile_sample_min_size.map(|side| side as usize),
+            latent_min_size: arguments.tile_latent_min_size.map(|side| side as usize),
+            overlap_factor: arguments.tile_overlap_factor,
+        }
+    }
 }
 
 impl ClipArguments {
@@ -126,13 +162,25 @@ impl ClipArguments {
         let default = remote_vae_engine::Windows::default();
         remote_vae_engine::Windows {
             frames: self.windows.map_or(default.frames, bool::from),
-            tiles: self.tiling.map_or(default.tiles, bool::from),
+            tiles: self.tiling.is_some_and(bool::from).then_some(TileSizes::default()),
         }
+    }
+}
+
+impl CutArguments {
+    /// How clips and pictures are cut here.
+    pub(crate) fn windows(&self) -> remote_vae_engine::Windows {
+        let windows = self.clips.windows();
+        remote_vae_engine::Windows { tiles: windows.tiles.map(|_| self.tiles.into()), ..windows }
     }
 
     /// How a server is asked to cut them.
     pub(crate) fn cuts(&self) -> remote_vae_client::Cuts {
-        remote_vae_client::Cuts { windows: self.windows.map(bool::from), tiling: self.tiling.map(bool::from) }
+        remote_vae_client::Cuts {
+            windows: self.clips.windows.map(bool::from),
+            tiling: self.clips.tiling.map(bool::from),
+            tile: self.tiles.into(),
+        }
     }
 }
 
@@ -140,6 +188,19 @@ impl ClipArguments {
 pub(crate) enum Switch {
     On,
     Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TilingSwitch {
+    On,
+    Off,
+    Diffusers,
+}
+
+impl From<TilingSwitch> for bool {
+    fn from(switch: TilingSwitch) -> bool {
+        switch != TilingSwitch::Off
+    }
 }
 
 impl From<Switch> for bool {
@@ -290,7 +351,7 @@ pub(crate) struct PlaceArguments {
     #[arg(long)]
     pub no_scaling: bool,
     #[command(flatten)]
-    pub clips: ClipArguments,
+    pub clips: CutArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -447,7 +508,7 @@ pub(crate) struct PlanOptions {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub clips: ClipArguments,
+    pub clips: CutArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }
@@ -471,13 +532,24 @@ pub(crate) struct BenchOptions {
     /// Also print the time of each kind of layer, from the runs themselves.
     #[arg(long)]
     pub steps: bool,
+    /// Time without a budget and within each of these memory budgets, each in a process of its own, and compare the results
+    /// byte for byte; fail if any differs [default of the flag without values: six from the smallest to what is needed]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        num_args = 0..,
+        value_delimiter = ',',
+        value_parser = parse_bytes,
+        conflicts_with_all = ["url", "steps", "memory_budget"]
+    )]
+    pub budgets: Option<Vec<u64>>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub load: LoadArguments,
     #[command(flatten)]
-    pub clips: ClipArguments,
+    pub clips: CutArguments,
     #[command(flatten)]
     pub engine: EngineArguments,
 }

@@ -10,7 +10,7 @@ use remote_vae_wire::{Operation, Scaling};
 use serde::Serialize;
 
 use crate::arguments::{BenchOperation, BenchOptions};
-use crate::{clips, load, local, plan};
+use crate::{budgets, clips, load, local, plan};
 
 #[derive(Serialize)]
 struct Report {
@@ -34,6 +34,8 @@ struct Report {
     percent_of_peak: f64,
     isa: String,
     model: String,
+    /// Of the result's values, as little-endian `f32`; the same in every run.
+    result_sha256: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernels: Option<Vec<Kernel>>,
 }
@@ -55,6 +57,9 @@ struct Kernel {
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     if let Some(url) = &options.load.url {
         return load::run(options, url);
+    }
+    if let Some(given) = &options.budgets {
+        return budgets::run(options, given);
     }
     let autoencoder = local::autoencoder(&options.model, &options.engine)?;
     let report = measure(&autoencoder, options)?;
@@ -114,7 +119,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
 }
 
 /// What is timed.
-struct Task {
+pub(crate) struct Task {
     operation: Operation,
     precision: Precision,
     windows: Windows,
@@ -122,20 +127,26 @@ struct Task {
     shape: [usize; 5],
     takes_clips: bool,
     /// Of the whole, and how many parts that is cut into.
-    summary: PlanSummary,
+    pub summary: PlanSummary,
     parts: usize,
     /// Of the first part.
     plan: Arc<Plan>,
 }
 
 impl Task {
-    fn new(autoencoder: &Autoencoder, operation: Operation, options: &BenchOptions) -> Result<Task> {
+    pub(crate) fn new(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Task> {
+        let operation = match options.op {
+            BenchOperation::Decode => Operation::Decode,
+            BenchOperation::Encode => Operation::Encode,
+        };
         let precision = options.engine.precision();
         let (size, frames) = (options.size, options.frames as usize);
         let windows = clips::windows(autoencoder, &options.clips)?;
         let takes_clips = autoencoder.model().temporal_factor().is_some();
         if !takes_clips {
             plan::check_picture(frames)?;
+        }
+        if !takes_clips && windows.tiles.is_none() {
             let [batch, channels, height, width] = plan::shape(autoencoder, operation, size, 1)?;
             let plan = autoencoder.plan(operation, [batch, channels, height, width], precision)?;
             let (shape, summary) = ([batch, channels, 1, height, width], plan.summary());
@@ -149,59 +160,53 @@ impl Task {
         Ok(Task { operation, precision, windows, shape, takes_clips, summary, parts, plan })
     }
 
-    fn run(&self, autoencoder: &Autoencoder, input: &[f32], control: &Control) -> Result<()> {
+    /// The values of the result.
+    fn run(&self, autoencoder: &Autoencoder, input: &[f32], control: &Control) -> Result<Vec<f32>> {
         let Task { precision, windows, shape, .. } = *self;
         let [batch, channels, _, height, width] = shape;
         let (picture, scaling, draw) = ([batch, channels, height, width], Scaling::None, Draw::Mode);
-        match (self.operation, self.takes_clips) {
+        if let (false, Some(tiles)) = (self.takes_clips, windows.tiles) {
+            let values = input.to_vec();
+            return Ok(match self.operation {
+                Operation::Decode => {
+                    autoencoder.decode_in_tiles(values, picture, &scaling, tiles, precision, control)?.pixels
+                }
+                Operation::Encode => {
+                    autoencoder
+                        .encode_in_tiles(values, picture, &scaling, draw, tiles, precision, control)?
+                        .values
+                }
+            });
+        }
+        Ok(match (self.operation, self.takes_clips) {
             (Operation::Decode, false) => {
-                drop(autoencoder.decode(input.to_vec(), picture, &scaling, precision, control)?);
+                autoencoder.decode(input.to_vec(), picture, &scaling, precision, control)?.pixels
             }
             (Operation::Encode, false) => {
-                drop(autoencoder.encode(input, picture, &scaling, draw, precision, control)?);
+                autoencoder.encode(input, picture, &scaling, draw, precision, control)?.values
             }
             (Operation::Decode, true) => {
-                drop(autoencoder.decode_clip(
-                    input.to_vec(),
-                    shape,
-                    &scaling,
-                    windows,
-                    precision,
-                    control,
-                )?);
+                let values = input.to_vec();
+                autoencoder.decode_clip(values, shape, &scaling, windows, precision, control)?.values
             }
             (Operation::Encode, true) => {
-                drop(autoencoder.encode_clip(
-                    input.to_vec(),
-                    shape,
-                    &scaling,
-                    draw,
-                    windows,
-                    precision,
-                    control,
-                )?);
+                let values = input.to_vec();
+                autoencoder.encode_clip(values, shape, &scaling, draw, windows, precision, control)?.values
             }
-        }
-        Ok(())
+        })
     }
 }
 
 fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> {
-    let precision = options.engine.precision();
-    let operation = match options.op {
-        BenchOperation::Decode => Operation::Decode,
-        BenchOperation::Encode => Operation::Encode,
-    };
-    let task = Task::new(autoencoder, operation, options)?;
+    let process = memory::resident_bytes().unwrap_or(0);
+    let task = Task::new(autoencoder, options)?;
     if options.steps && task.parts > 1 {
         bail!(
-            "--steps is for work in one part; --frames {} makes {} (--windows off)",
-            options.frames,
+            "--steps is for work in one part, this is cut into {} (--windows off, --tiling off)",
             task.parts
         );
     }
     let need = task.summary.peak_bytes;
-    let process = memory::resident_bytes().unwrap_or(0);
     // A clip has more in memory than the plans of its parts.
     if let Some(budget) = autoencoder.engine().memory_budget()
         && need as u64 > budget
@@ -214,8 +219,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         task.run(autoencoder, &input, control)?;
         Ok(start.elapsed().as_secs_f64())
     };
-    autoencoder.warm(operation, precision)?;
-    once(&local::control("first run, not counted"))?;
+    let result_sha256 = sha256(&task.run(autoencoder, &input, &local::control("first run, not counted"))?);
     let (mut seconds, mut steps) = (Vec::new(), Vec::new());
     for run in 1..=options.runs {
         if options.steps {
@@ -233,7 +237,7 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let gflop = summary.flops as f64 / 1e9;
     Ok(Report {
-        op: if operation == Operation::Decode { "decode" } else { "encode" },
+        op: if task.operation == Operation::Decode { "decode" } else { "encode" },
         size: options.size.to_string(),
         frames: options.frames,
         precision: options.engine.precision().name(),
@@ -250,8 +254,18 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         percent_of_peak: gflop / median_s / peak * 100.0,
         isa: autoencoder.engine().isa().to_owned(),
         model: autoencoder.model().label().to_owned(),
+        result_sha256,
         kernels: options.steps.then(|| kernels(&task.plan, &steps, peak)),
     })
+}
+
+fn sha256(values: &[f32]) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for some in values.chunks(1 << 12) {
+        let bytes: Vec<u8> = some.iter().flat_map(|value| value.to_le_bytes()).collect();
+        context.update(&bytes);
+    }
+    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The middle value, or the mean of the two in the middle; sorts them.

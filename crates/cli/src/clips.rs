@@ -8,22 +8,21 @@ use remote_vae_media::{
     self as media, Mp4Encoder, Mp4Options, RgbImage, VideoLimits, WebpAnimation, decode_mp4_start,
 };
 
-use crate::arguments::{ClipArguments, VideoArguments};
+use crate::arguments::{CutArguments, VideoArguments};
 use crate::convert::{Written, numbered};
 use crate::local;
 use crate::place::{self, write};
 
 /// How clips are cut; a model of pictures refuses what it cannot do.
-pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &ClipArguments) -> Result<Windows> {
+pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &CutArguments) -> Result<Windows> {
     let model = autoencoder.model();
-    if model.temporal_factor().is_none() {
-        for (flag, asked) in [("--windows", arguments.windows), ("--tiling", arguments.tiling)] {
-            if asked.is_some_and(bool::from) {
-                bail!("{flag} on is for models of videos; {} is an {}", model.label(), model.family.name());
-            }
-        }
+    if model.temporal_factor().is_some() {
+        return Ok(arguments.windows());
     }
-    Ok(arguments.windows())
+    if arguments.clips.windows.is_some_and(bool::from) {
+        bail!("--windows on is for models of videos; {} is an {}", model.label(), model.family.name());
+    }
+    Ok(Windows { frames: false, ..arguments.windows() })
 }
 
 /// Latents as `[batch, channels, frames, height, width]`; four dimensions are single frames.

@@ -164,7 +164,7 @@ fn scaling(place: &PlaceArguments) -> Scaling {
 }
 
 fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
-    clips::windows(autoencoder, &options.place.clips)?;
+    let windows = clips::windows(autoencoder, &options.place.clips)?;
     let space = &autoencoder.model().latent_space;
     let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
         .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
@@ -174,8 +174,11 @@ fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Ten
         let pixels = space.preview(values, shape, &scaling)?;
         return Ok(Image { pixels, shape: [batch, 3, height, width] });
     }
-    let precision = options.place.engine.precision();
-    Ok(autoencoder.decode(values, shape, &scaling, precision, &local::control("decoding"))?)
+    let (precision, control) = (options.place.engine.precision(), local::control("decoding"));
+    Ok(match windows.tiles {
+        None => autoencoder.decode(values, shape, &scaling, precision, &control)?,
+        Some(tiles) => autoencoder.decode_in_tiles(values, shape, &scaling, tiles, precision, &control)?,
+    })
 }
 
 /// Latents as `[batch, channels, height, width]`, from any form that the model takes.
@@ -297,7 +300,13 @@ fn encode_here(
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, &control)?;
         return Ok((latents.values, latents.shape.to_vec()));
     }
-    let latents = autoencoder.encode(&pixels, [1, 3, height, width], &scaling, draw, precision, &control)?;
+    let shape = [1, 3, height, width];
+    let latents = match windows.tiles {
+        None => autoencoder.encode(&pixels, shape, &scaling, draw, precision, &control)?,
+        Some(tiles) => {
+            autoencoder.encode_in_tiles(pixels, shape, &scaling, draw, tiles, precision, &control)?
+        }
+    };
     Ok((latents.values, latents.shape.to_vec()))
 }
 

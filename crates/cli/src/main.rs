@@ -4,6 +4,7 @@
 mod arguments;
 mod batch;
 mod bench;
+mod budgets;
 mod clips;
 mod config;
 mod convert;

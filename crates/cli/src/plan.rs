@@ -23,7 +23,7 @@ struct Report {
     output: Vec<usize>,
     /// Those of one sample; the samples of a batch run one after the other. Of a clip in parts those of its largest part.
     steps: Vec<StepReport>,
-    /// The parts that a clip is cut into.
+    /// The parts that a clip is cut into, or a picture in tiles.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartReport>,
     /// Of the whole batch.
@@ -85,17 +85,19 @@ pub(crate) fn run(options: &PlanOptions) -> Result<()> {
     let operation = if options.encode { Operation::Encode } else { Operation::Decode };
     let precision = options.engine.precision();
     let size = ClipSize { frames: options.frames as usize, size: options.size };
-    let report = if autoencoder.model().temporal_factor().is_some() {
+    let windows = clips::windows(&autoencoder, &options.clips)?;
+    let takes_clips = autoencoder.model().temporal_factor().is_some();
+    if !takes_clips {
+        check_picture(size.frames)?;
+    }
+    let report = if takes_clips || windows.tiles.is_some() {
         let shape = clip_shape(&autoencoder, operation, size, options.batch as usize)?;
-        let windows = clips::windows(&autoencoder, &options.clips)?;
         let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
         let summary = clip_summary(&autoencoder, operation, shape, windows, precision)?;
         let largest = parts.iter().max_by_key(|(plan, _)| plan.summary().flops);
         let steps = largest.map_or(&[][..], |(plan, _)| &plan.steps);
         Report { parts: part_reports(&parts), ..report(&autoencoder, operation, precision, &summary, steps) }
     } else {
-        check_picture(size.frames)?;
-        clips::windows(&autoencoder, &options.clips)?;
         let shape = shape(&autoencoder, operation, options.size, options.batch as usize)?;
         let plan = autoencoder.plan(operation, shape, precision)?;
         report(&autoencoder, operation, precision, &plan.summary(), &plan.steps)
@@ -153,7 +155,7 @@ pub(crate) fn clip_shape(
     Ok([batch, channels, frames, height, width])
 }
 
-/// What the work on a whole clip costs.
+/// What the work on a whole clip, or on a picture in tiles, costs.
 pub(crate) fn clip_summary(
     autoencoder: &Autoencoder,
     operation: Operation,
@@ -161,6 +163,15 @@ pub(crate) fn clip_summary(
     windows: Windows,
     precision: Precision,
 ) -> Result<PlanSummary> {
+    if let (None, Some(tiles)) = (autoencoder.model().temporal_factor(), windows.tiles) {
+        let [batch, channels, _, height, width] = shape;
+        return Ok(autoencoder.plan_in_tiles(
+            operation,
+            [batch, channels, height, width],
+            tiles,
+            precision,
+        )?);
+    }
     Ok(match operation {
         Operation::Decode => autoencoder.plan_decode_clip(shape, windows, precision)?,
         Operation::Encode => autoencoder.plan_encode_clip(shape, windows, precision)?,

@@ -255,7 +255,7 @@ mod tests {
         ]);
         let limits = options.limits;
         assert_eq!((limits.max_batch, limits.max_frames, limits.max_connections), (2, 8, 9));
-        assert_eq!((options.windows.frames, options.windows.tiles), (false, true));
+        assert_eq!((options.windows.frames, options.windows.tiles.is_some()), (false, true));
         assert_eq!(parsed(&[]).windows, ServerOptions::default().windows);
         assert_eq!((limits.max_held_bytes, limits.max_plan_bytes), (512 << 20, Some(3 << 20)));
         let timeouts =

@@ -1,6 +1,8 @@
 //! What a decode or an encode is asked for.
 
-use remote_vae_wire::{Answer, ImageFormat, OutputType, Parameters, Scaling, WireError, content_type};
+use remote_vae_wire::{
+    Answer, ImageFormat, OutputType, Parameters, Scaling, TileSizes, WireError, content_type,
+};
 
 use crate::tensor::Tensor;
 
@@ -87,13 +89,15 @@ pub struct DecodeOptions {
     pub crf: Option<u8>,
 }
 
-/// How a model of videos cuts clips; `None` leaves it to the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How clips and pictures are cut; `None` leaves it to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cuts {
-    /// In windows of frames (`true`) or whole at once.
+    /// Clips: in windows of frames (`true`) or whole at once.
     pub windows: Option<bool>,
-    /// In overlapping tiles that are blended.
+    /// In overlapping tiles that are blended, as diffusers does after `enable_tiling()`.
     pub tiling: Option<bool>,
+    /// Of what size the tiles are, where `tiling` is on; models of pictures only.
+    pub tile: TileSizes,
 }
 
 impl Default for DecodeOptions {
@@ -155,6 +159,7 @@ impl DecodeOptions {
             precision: self.precision.clone(),
             windows: self.cuts.windows,
             tiling: self.cuts.tiling,
+            tile: self.cuts.tile,
             fps: self.fps,
             crf: self.crf,
             ..Parameters::default()
@@ -219,6 +224,7 @@ impl EncodeOptions {
             precision: self.precision.clone(),
             windows: self.cuts.windows,
             tiling: self.cuts.tiling,
+            tile: self.cuts.tile,
             seed: self.seed,
             sample: self.seed.map(|_| true),
             moments: self.moments,

@@ -248,7 +248,7 @@ impl Autoencoder {
     }
 
     /// The plans for an input `[batch, channels, frames, height, width]`, made now unless they are known; `windows` say how a
-    /// clip is cut. As long as they are held, nobody searches for them again.
+    /// clip, or a picture, is cut. As long as they are held, nobody searches for them again.
     ///
     /// # Errors
     /// The shape does not fit the model, or the model lacks that half.
@@ -260,7 +260,8 @@ impl Autoencoder {
         precision: Precision,
     ) -> Result<Vec<Arc<Plan>>, EngineError> {
         let [batch, channels, _, height, width] = shape;
-        if self.model.temporal_factor().is_none() {
+        let cuts_pictures = self.scale(operation, windows)?.cut_pictures(shape).is_some();
+        if self.model.temporal_factor().is_none() && !cuts_pictures {
             return Ok(vec![self.plan(operation, [batch, channels, height, width], precision)?]);
         }
         let parts = self.plan_clip_parts(operation, shape, windows, precision)?;
@@ -278,10 +279,14 @@ impl Autoencoder {
     ) -> bool {
         let frames = shape[2];
         let parts = match self.model.temporal_factor() {
-            Some(_) => self.clip_parts(operation, shape, windows),
-            None => vec![((shape, Start::Clip), 1)],
+            None if !self.is_cut(operation, shape, windows) => Ok(vec![((shape, Start::Clip), 1)]),
+            _ => self.clip_parts(operation, shape, windows),
         };
-        parts.into_iter().all(|(cut, _)| self.plans.knows(&self.plan_key(operation, frames, cut, precision)))
+        // Tiles that are none are refused without a search.
+        parts.map_or(true, |parts| {
+            let key = |cut| self.plan_key(operation, frames, cut, precision);
+            parts.into_iter().all(|(cut, _)| self.plans.knows(&key(cut)))
+        })
     }
 
     /// Clamps decoded pixels where the model says so; what is not a number stays so.
@@ -383,10 +388,36 @@ impl Autoencoder {
     }
 }
 
-fn check_length(values: &[f32], shape: [usize; 4]) -> Result<(), EngineError> {
+pub(crate) fn check_length(values: &[f32], shape: [usize; 4]) -> Result<(), EngineError> {
     let expected = shape.iter().product();
     if values.len() == expected {
         return Ok(());
     }
     Err(EngineError::InputLength { shape, found: values.len(), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuEngine, EngineOptions};
+
+    #[test]
+    fn a_half_holds_its_weights_or_reads_them_but_compares_once() {
+        let engine = CpuEngine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap();
+        let autoencoder = Autoencoder::new(Model::embedded().unwrap(), Arc::new(engine));
+        let held = || autoencoder.weight_bytes_in_memory(&[]);
+        autoencoder.warm(Operation::Decode, Precision::Fast).unwrap();
+        let (all, found) = (held(), autoencoder.calibration(Operation::Decode).unwrap());
+        let latents = |program: &dyn Program| {
+            let plan = autoencoder.plan(Operation::Decode, [2, 4, 5, 3], Precision::Fast).unwrap();
+            program.run(&plan, &remote_vae_model::random::normal(1, 120), &Control::new()).unwrap()
+        };
+        let expected = latents(&*autoencoder.program(Operation::Decode, 1, false).unwrap());
+        for reads_weights in [true, true, false] {
+            let program = autoencoder.program(Operation::Decode, 1, reads_weights).unwrap();
+            assert_eq!(held(), if reads_weights { 0 } else { all });
+            assert!(Arc::ptr_eq(&autoencoder.calibration(Operation::Decode).unwrap(), &found));
+            assert!(latents(&*program) == expected);
+        }
+    }
 }

@@ -8,6 +8,7 @@ use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
 
 use crate::plan::output_shape;
+use crate::tiles::Tiles;
 use crate::windows::{self, Cut, Part, Scale};
 use crate::{
     Autoencoder, Control, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress, Windows,
@@ -84,7 +85,7 @@ impl Autoencoder {
         precision: Precision,
     ) -> Result<Vec<(Arc<Plan>, usize)>, EngineError> {
         self.clip_output(operation, shape)?;
-        self.clip_parts(operation, shape, windows)
+        self.clip_parts(operation, shape, windows)?
             .into_iter()
             .map(|(cut, count)| Ok((self.planned(operation, shape[2], cut, precision)?, count)))
             .collect()
@@ -96,13 +97,14 @@ impl Autoencoder {
         operation: Operation,
         [_, channels, frames, height, width]: [usize; 5],
         windows: Windows,
-    ) -> Vec<(Cut, usize)> {
-        windows::parts([1, channels, frames, height, width], windows, self.scale(operation))
+    ) -> Result<Vec<(Cut, usize)>, EngineError> {
+        Ok(windows::parts([1, channels, frames, height, width], windows, self.scale(operation, windows)?))
     }
 
     /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
     pub fn frame_groups(&self, latents: [usize; 5], windows: Windows) -> usize {
-        windows::groups(latents, windows, self.scale(Operation::Decode))
+        // Tiles that are none are refused with the plan.
+        self.scale(Operation::Decode, windows).map_or(1, |scale| windows::groups(latents, windows, scale))
     }
 
     /// What encoding pixels `[batch, channels, frames, height, width]` costs.
@@ -162,7 +164,7 @@ impl Autoencoder {
         self.clip_output(Operation::Decode, shape)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, flat(shape), scaling)?;
-        self.run_clips(Operation::Decode, &latents, shape, windows, precision, control, emit)
+        self.run_clips(Operation::Decode, latents, shape, windows, precision, control, emit)
     }
 
     /// Encodes `pixels` (`[batch, channels, frames, height, width]` in -1 to 1) into the space that `scaling` names.
@@ -183,7 +185,7 @@ impl Autoencoder {
         let output = self.clip_output(Operation::Encode, shape)?;
         check_length(&pixels, shape)?;
         let mut moments = Part::zeroed(output)?;
-        self.run_clips(Operation::Encode, &pixels, shape, windows, precision, control, &mut |frames| {
+        self.run_clips(Operation::Encode, pixels, shape, windows, precision, control, &mut |frames| {
             moments.put_frames(&frames)
         })?;
         let [_, _, frames, height, width] = moments.shape;
@@ -193,17 +195,17 @@ impl Autoencoder {
 
     /// One clip of the batch after the other.
     #[allow(clippy::too_many_arguments)] // what to run, how, and who takes it
-    fn run_clips(
+    pub(crate) fn run_clips(
         &self,
         operation: Operation,
-        values: &[f32],
+        mut values: Vec<f32>,
         [_, channels, frames, height, width]: [usize; 5],
         windows: Windows,
         precision: Precision,
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let scale = self.scale(operation);
+        let scale = self.scale(operation, windows)?;
         let shape = [1, channels, frames, height, width];
         let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
@@ -218,10 +220,16 @@ impl Autoencoder {
         let reads_weights = plans.values().any(|plan| plan.reads_weights);
         let program = self.program(operation, frames, reads_weights)?;
         let mut history = History::new();
-        for (sample, values) in values.chunks_exact(shape.iter().product()).enumerate() {
+        for sample in 0..batch {
+            // The only sample is not copied.
+            let length = values.len() / batch;
+            let input = match batch {
+                1 => std::mem::take(&mut values),
+                _ => values[sample * length..][..length].to_vec(),
+            };
             let mut first = 0;
             windows::run(
-                &Part { values: values.to_vec(), shape },
+                &Part { values: input, shape },
                 windows,
                 scale,
                 &mut |part, start| {
@@ -268,7 +276,7 @@ impl Autoencoder {
         ))
     }
 
-    fn plan_parts(
+    pub(crate) fn plan_parts(
         &self,
         operation: Operation,
         shape: [usize; 5],
@@ -285,8 +293,8 @@ impl Autoencoder {
             ..PlanSummary::default()
         };
         let [input_bytes, output_bytes] = tensor_bytes(&whole);
-        let (scale, mut largest_output, mut step_weight_bytes) = (self.scale(operation), 0, 0);
-        for (cut, count) in self.clip_parts(operation, shape, windows) {
+        let (scale, mut largest_output, mut step_weight_bytes) = (self.scale(operation, windows)?, 0, 0);
+        for (cut, count) in self.clip_parts(operation, shape, windows)? {
             let plan = self.planned(operation, frames, cut, precision)?;
             step_weight_bytes = step_weight_bytes.max(plan.step_weight_bytes);
             let plan = plan.summary();
@@ -306,16 +314,18 @@ impl Autoencoder {
         if whole.reads_weights {
             whole.weight_bytes = step_weight_bytes;
         }
-        if windows.cut_pictures(shape, scale) {
-            // Tiles, bands of them, and the pictures put together.
-            let frames = windows::window_frames(shape, windows, scale);
-            largest_output = output_bytes / (batch * whole.frames[1]) * frames * 3;
+        if let Some(values) = windows::held(shape, windows, scale, output[1]) {
+            largest_output = values.saturating_mul(size_of::<f32>());
         }
         Ok(Parts { whole, input_bytes, output_bytes, largest_output })
     }
 
     /// The shape of what `shape` becomes, if the model takes it.
-    fn clip_output(&self, operation: Operation, shape: [usize; 5]) -> Result<[usize; 5], EngineError> {
+    pub(crate) fn clip_output(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+    ) -> Result<[usize; 5], EngineError> {
         let [_, _, frames, height, width] = shape;
         let temporal = self.model.temporal_factor();
         if temporal.is_none() && frames != 1 {
@@ -333,32 +343,35 @@ impl Autoencoder {
         output_shape(self.graph(operation, frames)?, shape, Start::Clip)
     }
 
-    fn scale(&self, operation: Operation) -> Scale {
+    pub(crate) fn scale(&self, operation: Operation, windows: Windows) -> Result<Scale, EngineError> {
         // Of single frames there are no parts.
         let graph = self.graph(operation, 2);
-        Scale {
+        let scale = Scale {
             operation,
             space: self.model.spatial_factor(),
             time: self.model.temporal_factor().unwrap_or(1),
             streams: graph.is_ok_and(Graph::is_causal),
             patch: self.model.patch_size(),
-        }
+            tiles: None,
+        };
+        let tiles = windows.tiles.map(|sizes| Tiles::new(&self.model, scale, sizes)).transpose()?;
+        Ok(Scale { tiles, ..scale })
     }
 }
 
 /// What the parts of a clip cost together.
-struct Parts {
+pub(crate) struct Parts {
     /// Of the whole clip, with the work of all parts and the memory of the largest.
     whole: PlanSummary,
-    input_bytes: usize,
-    output_bytes: usize,
-    /// Bytes of the largest part's output.
-    largest_output: usize,
+    pub(crate) input_bytes: usize,
+    pub(crate) output_bytes: usize,
+    /// Bytes of the largest part's output, and of what is put together of tiles.
+    pub(crate) largest_output: usize,
 }
 
 impl Parts {
     /// The summary if `tensors` bytes of inputs and outputs are held beside the run.
-    fn summary(&self, tensors: usize) -> PlanSummary {
+    pub(crate) fn summary(&self, tensors: usize) -> PlanSummary {
         let PlanSummary { weight_bytes, load_bytes, activation_bytes, .. } = self.whole;
         let peak_bytes = (weight_bytes + load_bytes).saturating_add(activation_bytes).saturating_add(tensors);
         PlanSummary { peak_bytes, ..self.whole }

@@ -100,6 +100,12 @@ pub enum EngineError {
         /// Clips that were given.
         found: usize,
     },
+    /// Tiles that the model does not have, or that do not meet.
+    #[error("{reason}")]
+    Tiles {
+        /// What is wrong with which of them.
+        reason: String,
+    },
     /// No plan fits the memory budget.
     #[error("{}", budget_message(*need, *budget, *smallest, *largest))]
     Budget {

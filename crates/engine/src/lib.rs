@@ -7,6 +7,7 @@
 mod arena;
 mod attend;
 mod autoencoder;
+mod autoencoder_tiles;
 mod autoencoder_video;
 mod budget;
 mod calibration;
@@ -25,6 +26,7 @@ mod precision;
 mod shapes;
 mod still;
 mod strips;
+mod tiles;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents, Released};

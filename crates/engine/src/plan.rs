@@ -25,7 +25,7 @@ use crate::{EngineError, Precision, frames};
 pub struct Step {
     /// The graph node it starts from, e.g. `decoder.up_blocks.0.resnets.1.conv1`; of several the last.
     pub name: String,
-    /// What it does and how, e.g. `convolution 3x3, winograd`.
+    /// What it does and how, e.g. `convolution 3x3, winograd 4x4`.
     pub operation: String,
     /// Shape of a frame of its result, `[channels, height, width]`; a norm's statistics have `[2, channels, 1]`.
     pub output: [usize; 3],
@@ -464,7 +464,7 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
             let outputs = outputs.saturating_mul(read as u64);
-            let algorithm = geometry.algorithm(source.upsample).name();
+            let algorithm = geometry.algorithm(source.upsample, shapes.precision.arithmetics()[0]).name();
             let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }

@@ -1,31 +1,31 @@
-//! Clips cut into overlapping windows of frames and tiles of pictures, and put together again by linear blends: in the
-//! order and the arithmetic of diffusers' video autoencoders, where each part is blended with its already blended
-//! neighbour. A layer above programs: what runs a part is the caller's.
+//! Clips cut into overlapping windows of frames, and put together again by linear blends: in the order and the arithmetic
+//! of diffusers' video autoencoders, where each part is blended with its already blended neighbour. Tiles of pictures are
+//! in [`crate::tiles`]. A layer above programs: what runs a part is the caller's.
 
 use remote_vae_model::Start;
-use remote_vae_wire::Operation;
+use remote_vae_wire::{Operation, TileSizes};
 
 use crate::cpu::zeroed;
+use crate::tiles::Tiles;
 use crate::{EngineError, Frames};
 
 /// How a clip is cut. Where norms and attention see all frames at once, windows overlap and are blended; where only
 /// convolutions see other frames, a clip is computed in parts of one latent frame, to the very values of the whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Windows {
     /// Windows of frames, 17 frames of pixels every 12, as diffusers does by default, or parts; off, the whole clip at once.
     pub frames: bool,
-    /// Tiles of 256 pixels every 192, as diffusers does after `enable_tiling()`.
-    pub tiles: bool,
+    /// Tiles of pictures, as diffusers does after `enable_tiling()`: of models of videos 256 pixels every 192, of models of
+    /// pictures as these sizes say.
+    pub tiles: Option<TileSizes>,
 }
 
 impl Default for Windows {
     fn default() -> Windows {
-        Windows { frames: true, tiles: false }
+        Windows { frames: true, tiles: None }
     }
 }
 
-/// Pixels of a tile, and from one tile to the next.
-const TILE: [usize; 2] = [256, 192];
 /// Frames of a window without its first, and from one window to the next.
 const WINDOW: [usize; 2] = [16, 12];
 
@@ -39,11 +39,13 @@ pub(crate) struct Scale {
     pub streams: bool,
     /// Side of the patches of pixels that tiles and blends count in.
     pub patch: usize,
+    /// The tiles that larger pictures are cut into.
+    pub tiles: Option<Tiles>,
 }
 
 impl Scale {
     /// A number of pixels or frames of output, `[space, time]` factors applied, as input and output count it.
-    fn pair(self, pixels: usize, axis: usize) -> [usize; 2] {
+    pub(crate) fn pair(self, pixels: usize, axis: usize) -> [usize; 2] {
         let factor = if axis == FRAMES { self.time } else { self.space };
         match self.operation {
             Operation::Decode => [pixels / factor, pixels],
@@ -52,7 +54,7 @@ impl Scale {
     }
 
     /// Length of the output along `axis` for `length` of the input.
-    fn output(self, length: usize, axis: usize) -> usize {
+    pub(crate) fn output(self, length: usize, axis: usize) -> usize {
         match (self.operation, axis) {
             (Operation::Decode, FRAMES) => (length - 1) * self.time + 1,
             (Operation::Encode, FRAMES) => (length - 1) / self.time + 1,
@@ -61,9 +63,9 @@ impl Scale {
         }
     }
 
-    /// Pixels of a tile, and from one tile to the next; the encoder counts both in patches.
-    fn tile(self) -> [usize; 2] {
-        TILE.map(|pixels| if self.operation == Operation::Encode { pixels * self.patch } else { pixels })
+    /// The tiles that pictures of `shape` are cut into.
+    pub(crate) fn cut_pictures(self, shape: [usize; 5]) -> Option<Tiles> {
+        self.tiles.filter(|tiles| tiles.cut(shape))
     }
 
     /// Frames of the input in each part of a clip.
@@ -81,8 +83,8 @@ pub(crate) type Cut = ([usize; 5], Start);
 pub(crate) type Run<'a> = &'a mut dyn FnMut(&Part, Start) -> Result<Part, EngineError>;
 
 const FRAMES: usize = 2;
-const ROWS: usize = 3;
-const COLUMNS: usize = 4;
+pub(crate) const ROWS: usize = 3;
+pub(crate) const COLUMNS: usize = 4;
 
 /// A tensor `[batch, channels, frames, height, width]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,7 +133,7 @@ impl Part {
     }
 
     /// Blends the first `extent` slices along `axis` with the last of `before`; `grain` neighbouring slices have one share.
-    fn blend(&mut self, before: &Part, axis: usize, extent: usize, grain: usize) {
+    pub(crate) fn blend(&mut self, before: &Part, axis: usize, extent: usize, grain: usize) {
         let [outer, length, inner] = self.strides(axis);
         let [_, other, _] = before.strides(axis);
         let extent = extent.min(length).min(other);
@@ -222,17 +224,25 @@ pub(crate) fn groups(shape: [usize; 5], windows: Windows, scale: Scale) -> usize
     let [step, _] = scale.pair(WINDOW[1], FRAMES);
     match windows.cutting(shape, scale) {
         Cutting::Windows => window_starts(shape[FRAMES], step).count(),
-        Cutting::Parts if !windows.cut_pictures(shape, scale) => scale.parts(shape[FRAMES]).count(),
+        Cutting::Parts if scale.cut_pictures(shape).is_none() => scale.parts(shape[FRAMES]).count(),
         _ => 1,
     }
 }
 
-/// Frames of output that one window or part makes; tiles are put together for all frames.
-pub(crate) fn window_frames(shape: [usize; 5], windows: Windows, scale: Scale) -> usize {
-    match windows.cutting(shape, scale) {
+/// Values that are held beside the work on a part, its own result among them: the pictures that tiles of `channels` are
+/// put into, and tiles. Pictures are put together for all frames of a window.
+pub(crate) fn held(shape: [usize; 5], windows: Windows, scale: Scale, channels: usize) -> Option<usize> {
+    let tiles = scale.cut_pictures(shape)?;
+    let cutting = windows.cutting(shape, scale);
+    let frames = match cutting {
         Cutting::Windows => scale.output(scale.pair(WINDOW[0], FRAMES)[0] + 1, FRAMES),
         _ => scale.output(shape[FRAMES], FRAMES),
-    }
+    };
+    let whole = scale.output(shape[ROWS], ROWS).saturating_mul(scale.output(shape[COLUMNS], COLUMNS));
+    // The parts of a tile's clip are there until they are joined.
+    let times = if cutting == Cutting::Parts { 2 } else { 1 };
+    let area = whole.saturating_add(tiles.held_area(shape, scale).saturating_mul(times));
+    Some(area.saturating_mul(channels).saturating_mul(frames))
 }
 
 /// What is made of a clip's frames.
@@ -252,11 +262,6 @@ impl Windows {
             _ => Cutting::Whole,
         }
     }
-
-    /// Whether the pictures of a clip of `shape` are cut into tiles.
-    pub(crate) fn cut_pictures(self, shape: [usize; 5], scale: Scale) -> bool {
-        self.tiles && shape[ROWS].max(shape[COLUMNS]) > scale.pair(TILE[0], ROWS)[0]
-    }
 }
 
 /// `parts` one after the other along `axis`, of each only what is kept of the first and of the others.
@@ -271,36 +276,6 @@ fn join(parts: &[Part], axis: usize, length: usize, keep: [usize; 2]) -> Result<
     Ok(whole)
 }
 
-/// Rows and columns of tiles. Each tile is blended with the one above, then with the one to the left.
-fn tiled(
-    input: &Part,
-    scale: Scale,
-    run: &mut dyn FnMut(&Part) -> Result<Part, EngineError>,
-) -> Result<Part, EngineError> {
-    let [[size, whole_size], [step, keep]] = scale.tile().map(|pixels| scale.pair(pixels, ROWS));
-    let grain = if scale.operation == Operation::Decode { scale.patch } else { 1 };
-    let mut above: Vec<Part> = Vec::new();
-    let mut bands = Vec::new();
-    for top in (0..input.shape[ROWS]).step_by(step) {
-        let band = input.cut(ROWS, top, size)?;
-        let mut row: Vec<Part> = Vec::new();
-        for left in (0..input.shape[COLUMNS]).step_by(step) {
-            let mut tile = run(&band.cut(COLUMNS, left, size)?)?;
-            if let Some(above) = above.get(row.len()) {
-                tile.blend(above, ROWS, whole_size - keep, grain);
-            }
-            if let Some(before) = row.last() {
-                tile.blend(before, COLUMNS, whole_size - keep, grain);
-            }
-            row.push(tile);
-        }
-        let band = join(&row, COLUMNS, scale.output(input.shape[COLUMNS], COLUMNS), [keep; 2])?;
-        bands.push(band.cut(ROWS, 0, keep)?);
-        above = row;
-    }
-    join(&bands, ROWS, scale.output(input.shape[ROWS], ROWS), [keep; 2])
-}
-
 /// Runs `input` through `one` in the parts that `windows` says, and hands the frames of the result to `emit` in order, as
 /// soon as nothing changes them any more.
 pub(crate) fn run(
@@ -311,14 +286,14 @@ pub(crate) fn run(
     emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
     let cutting = windows.cutting(input.shape, scale);
-    let tiles = windows.cut_pictures(input.shape, scale);
-    if cutting == Cutting::Parts && !tiles {
+    let tiles = scale.cut_pictures(input.shape);
+    if cutting == Cutting::Parts && tiles.is_none() {
         return streamed(input, scale, one, emit);
     }
     let mut space = |part: &Part, start: Start| match (tiles, cutting) {
-        (false, _) => one(part, start),
-        (true, Cutting::Parts) => tiled(part, scale, &mut |tile| streamed_whole(tile, scale, one)),
-        (true, _) => tiled(part, scale, &mut |tile| one(tile, start)),
+        (None, _) => one(part, start),
+        (Some(tiles), Cutting::Parts) => tiles.run(part, scale, &mut |tile| streamed_whole(tile, scale, one)),
+        (Some(tiles), _) => tiles.run(part, scale, &mut |tile| one(tile, start)),
     };
     if cutting == Cutting::Windows {
         windowed(input, scale, &mut space, emit)
@@ -341,13 +316,9 @@ pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<(C
             .map(|[start, frames]| (frames, if start == 0 { Start::Clip } else { Start::Later }))
             .collect(),
     };
-    let tiled = windows.cut_pictures(shape, scale);
-    let [rows, columns] = [ROWS, COLUMNS].map(|axis| {
-        let [[size, _], [step, _]] = scale.tile().map(|pixels| scale.pair(pixels, axis));
-        let length = shape[axis];
-        let cut = |start: usize| size.min(length - start);
-        counted(if tiled { (0..length).step_by(step).map(cut).collect() } else { vec![length] })
-    });
+    let tiles = scale.cut_pictures(shape);
+    let [rows, columns] = [ROWS, COLUMNS]
+        .map(|axis| counted(tiles.map_or(vec![shape[axis]], |tiles| tiles.lengths(shape[axis]).collect())));
     let mut parts: Vec<(Cut, usize)> = Vec::new();
     for ((frames, start), a) in counted(frames) {
         for &(height, b) in &rows {

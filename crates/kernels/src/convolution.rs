@@ -2,7 +2,8 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) (`winograd`), or the fold of nearest upsampling
+//! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) or F(6×6, 3×3)
+//! (`winograd`), or the fold of nearest upsampling
 //! into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
@@ -15,12 +16,16 @@ use crate::strip::Strip;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
-use crate::winograd::Winograd;
-use crate::{direct, pointwise, transformed};
+use crate::winograd::{Winograd4, Winograd6};
+use crate::{direct, pointwise, shift_add, transformed};
 use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
 pub use crate::prologue::Prologue;
+
+/// Convolutions with no more pairs of channels use tiles of 6×6 outputs: beyond, making and reading the transformed
+/// weights, which are larger then, costs more than is saved.
+const MOST_FOR_LARGE_TILES: usize = 512 * 256;
 
 /// Geometry of a convolution in height and width; what it is padded with, [`crate::clip::Edge`] says. The input
 /// channels of one with several time taps are those of all frames it reads, each padded to whole blocks.
@@ -45,19 +50,25 @@ pub enum Algorithm {
     Direct,
     /// The same for kernels of one pixel: a matrix product.
     Pointwise,
+    /// The same for few output channels, whose taps share a register.
+    ShiftAdd,
     /// F(4×4, 3×3): a quarter of the products.
-    Winograd,
+    Winograd4,
+    /// F(6×6, 3×3): less than a fifth of the products.
+    Winograd6,
     /// Nearest upsampling by two folded into a 3×3 kernel: less than a fifth of the products.
     UpsampleFold,
 }
 
 impl Algorithm {
-    /// `direct`, `pointwise`, `winograd` or `upsample fold`.
+    /// `direct`, `pointwise`, `shift add`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
             Algorithm::Pointwise => "pointwise",
-            Algorithm::Winograd => "winograd",
+            Algorithm::ShiftAdd => "shift add",
+            Algorithm::Winograd4 => "winograd 4x4",
+            Algorithm::Winograd6 => "winograd 6x6",
             Algorithm::UpsampleFold => "upsample fold",
         }
     }
@@ -93,16 +104,22 @@ impl Geometry {
     }
 
     /// What computes this convolution after nearest upsampling by `upsample`. It depends on nothing else, so that the
-    /// same layer rounds in the same way in every picture.
-    pub fn algorithm(&self, upsample: usize) -> Algorithm {
+    /// same layer rounds in the same way in every picture. Larger tiles round more: `f32` keeps to the smaller ones.
+    pub fn algorithm(&self, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
         if pointwise::fits(self) && upsample <= 1 {
             Algorithm::Pointwise
+        } else if shift_add::fits(self) {
+            Algorithm::ShiftAdd
         } else if !self.is_transformable() {
             Algorithm::Direct
         } else if upsample == 2 && self.padding == [1; 4] {
             Algorithm::UpsampleFold
+        } else if arithmetic == Arithmetic::Integer16
+            && self.input_channels.saturating_mul(self.output_channels) <= MOST_FOR_LARGE_TILES
+        {
+            Algorithm::Winograd6
         } else {
-            Algorithm::Winograd
+            Algorithm::Winograd4
         }
     }
 
@@ -113,10 +130,11 @@ impl Geometry {
 
     /// Where strips of the output may begin and end after nearest upsampling by `upsample`: at rows `n · step − skip` and
     /// at the picture's last. Gives `[step, skip]`.
-    pub fn strip_grid(&self, upsample: usize) -> [usize; 2] {
-        match self.algorithm(upsample) {
-            Algorithm::Direct | Algorithm::Pointwise => [1, 0],
-            Algorithm::Winograd => transformed::strip_grid::<Winograd>(),
+    pub fn strip_grid(&self, upsample: usize, arithmetic: Arithmetic) -> [usize; 2] {
+        match self.algorithm(upsample, arithmetic) {
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd => [1, 0],
+            Algorithm::Winograd4 => transformed::strip_grid::<Winograd4>(),
+            Algorithm::Winograd6 => transformed::strip_grid::<Winograd6>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
         }
     }
@@ -130,7 +148,7 @@ impl Geometry {
     }
 
     fn is_transformable(&self) -> bool {
-        self.kernel == [3, 3] && self.stride == 1
+        self.kernel == [3, 3] && self.stride == 1 && !shift_add::fits(self)
     }
 }
 
@@ -154,11 +172,10 @@ pub struct Convolution {
     bias: Vec<f32>,
 }
 
-/// `[group of lanes][input block][tap][16][lanes]`
 enum Weights {
-    /// As the micro-kernel reads them.
+    /// As the micro-kernel reads them: `[group of lanes][input block][tap][16][lanes]`, or as [`shift_add::panels`].
     Direct(Vec<f32>),
-    /// As a transform reads them for each run.
+    /// The same, as a transform reads them for each run.
     Transformed(Compact),
 }
 
@@ -170,6 +187,8 @@ impl Convolution {
     pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
         let weights = if geometry.is_transformable() {
             Weights::Transformed(Compact::new(isa, &geometry, weight))
+        } else if shift_add::fits(&geometry) {
+            Weights::Direct(shift_add::panels(isa, &geometry, weight))
         } else {
             Weights::Direct(panels(isa, &geometry, weight, |value| value))
         };
@@ -185,6 +204,9 @@ impl Convolution {
     /// are finite 16-bit numbers, which are kept as such where a transform widens them anyway.
     pub fn weight_bytes(isa: Isa, geometry: &Geometry, narrow: bool) -> usize {
         let columns = geometry.output_channels.next_multiple_of(isa.lanes());
+        if shift_add::fits(geometry) {
+            return shift_add::weight_bytes(isa, geometry) + columns * size_of::<f32>();
+        }
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
         let each = if narrow && geometry.is_transformable() { size_of::<u16>() } else { size_of::<f32>() };
         columns * (rows * each + size_of::<f32>())
@@ -193,10 +215,12 @@ impl Convolution {
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed
     /// weights, which live no longer than the call.
     pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
-        match geometry.algorithm(upsample) {
+        match geometry.algorithm(upsample, arithmetic) {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
-            Algorithm::Winograd => transformed::weights_len::<Winograd>(isa, geometry, arithmetic),
+            Algorithm::ShiftAdd => 0,
+            Algorithm::Winograd4 => transformed::weights_len::<Winograd4>(isa, geometry, arithmetic),
+            Algorithm::Winograd6 => transformed::weights_len::<Winograd6>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
     }
@@ -210,11 +234,15 @@ impl Convolution {
         upsample: usize,
         arithmetic: Arithmetic,
     ) -> usize {
-        match geometry.algorithm(upsample) {
+        match geometry.algorithm(upsample, arithmetic) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
-            Algorithm::Winograd => {
-                transformed::worker_bytes::<Winograd>(isa, geometry, rows, size[1], arithmetic)
+            Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
+            Algorithm::Winograd4 => {
+                transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic)
+            }
+            Algorithm::Winograd6 => {
+                transformed::worker_bytes::<Winograd6>(isa, geometry, rows, size[1], arithmetic)
             }
             Algorithm::UpsampleFold => {
                 transformed::worker_bytes::<UpsampleFold>(isa, geometry, rows, size[1], arithmetic)
@@ -225,7 +253,7 @@ impl Convolution {
     /// Convolves `input` (blocked, `size` = its `[height, width]` before upsampling) into `output` (blocked).
     ///
     /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights they may
-    /// reach any other of the 4×4 tiles whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
+    /// reach any other of the tiles (4×4 or 6×6) whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
     ///
     /// # Panics
     /// A length does not fit the geometry, `scratch` is not [`Convolution::scratch_len`] long, or the kernel does not
@@ -291,7 +319,7 @@ impl Convolution {
         output: TensorMut<'_>,
     ) {
         let height = self.output_size(size, prologue)[0];
-        let [step, skip] = self.geometry.strip_grid(prologue.upsample);
+        let [step, skip] = self.geometry.strip_grid(prologue.upsample, arithmetic);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
         assert!(picture.clip.frames == 1 && picture.clip.taps == 1);
@@ -335,7 +363,7 @@ impl Convolution {
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let [top, _, left, _] = geometry.padding;
         // The fold reads the picture as it was before upsampling.
-        let algorithm = geometry.algorithm(factor);
+        let algorithm = geometry.algorithm(factor, arithmetic);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
         let mut frames: [Vec<(Source<'_>, Target<'_>)>; MAX_TAPS] = Default::default();
         for (frame, output) in output.parts(output_groups).into_iter().enumerate() {
@@ -382,6 +410,9 @@ impl Convolution {
                 Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
                     pointwise::run(isa, pool, layer, (panels, span, bias), frames, scratch, ready);
                 }
+                Weights::Direct(panels) if algorithm == Algorithm::ShiftAdd => {
+                    shift_add::run(isa, pool, geometry, (panels, span, bias), frames);
+                }
                 Weights::Direct(panels) => {
                     direct::run(isa, pool, layer, span, [panels, bias], frames, scratch, ready);
                 }
@@ -389,7 +420,8 @@ impl Convolution {
                     let weights = (weights, span, bias);
                     let run = match algorithm {
                         Algorithm::UpsampleFold => transformed::run::<UpsampleFold>,
-                        _ => transformed::run::<Winograd>,
+                        Algorithm::Winograd6 => transformed::run::<Winograd6>,
+                        _ => transformed::run::<Winograd4>,
                     };
                     run(isa, pool, layer, weights, frames, scratch, ready);
                 }

@@ -18,7 +18,7 @@ pub(crate) const SPLIT: usize = 8;
 /// Words that hold one block.
 pub(crate) const PAIRS: usize = BLOCK / 2;
 /// Points of one tile's transformed inputs, at most.
-pub(crate) const MOST_POINTS: usize = 36;
+pub(crate) const MOST_POINTS: usize = 64;
 /// Those, in whole groups of registers that are reduced together.
 const REDUCED: usize = MOST_POINTS.next_multiple_of(ROWS);
 /// Output channels of one group, at most.

@@ -1,8 +1,8 @@
 //! Convolutions by fewer multiplications: input, weights and output are transformed by short fixed linear maps, and
 //! what is left between them is a set of independent matrix products.
 //!
-//! A [`Transform`] says which maps, in one direction; they are applied in both. The picture is cut into tiles of 4×4
-//! outputs that begin at its origin, and tiles into batches (`grid`). A task gathers the inputs of one batch, channel
+//! A [`Transform`] says which maps, in one direction; they are applied in both. The picture is cut into square tiles
+//! of outputs that begin at its origin, and tiles into batches (`grid`). A task gathers the inputs of one batch, channel
 //! block by channel block, transforms them (`inputs`), and then, for each group of output channels, multiplies all
 //! points (`products`) and transforms back (`outputs`) while the products are still in the cache. The weights are
 //! transformed before (`weights`).
@@ -31,8 +31,10 @@ use grid::{Batch, Grid};
 use std::ops::Range;
 use weights::Panels;
 
-/// Outputs of a tile in one direction.
-const OUTPUTS: usize = 4;
+/// Inputs and products of a tile in one direction, at most.
+pub(crate) const MOST: usize = 8;
+/// Outputs of a tile in one direction, at most.
+pub(crate) const MOST_OUTPUTS: usize = 6;
 /// Taps of the kernel in one direction.
 const TAPS: usize = 3;
 /// Points lie this many 32-bit words further apart than they are long: one cache line, lest all fall into one cache set.
@@ -40,9 +42,10 @@ const SKEW: usize = 16;
 /// Tasks for each thread, so that none waits long for the last.
 const TASKS_PER_THREAD: usize = 4;
 
-/// The maps of a fast convolution with three taps and four outputs, in one direction; arrays of six are filled as far
-/// as the map reaches.
+/// The maps of a fast convolution with three taps, in one direction; arrays are filled as far as the map reaches.
 pub(crate) trait Transform {
+    /// Outputs of a tile.
+    const OUTPUTS: usize;
     /// Inputs of a tile.
     const INPUTS: usize;
     /// Inputs from one tile to the next.
@@ -52,7 +55,7 @@ pub(crate) trait Transform {
     /// Products.
     const PRODUCTS: usize;
     /// The transformed input of each product.
-    const SOURCE_OF: [usize; 6];
+    const SOURCE_OF: [usize; MOST];
     /// Outputs of the first tile that lie before the picture.
     const SKIP: usize;
 
@@ -60,19 +63,19 @@ pub(crate) trait Transform {
     ///
     /// # Safety
     /// The CPU has the instruction set of `V`.
-    unsafe fn input<V: Vector>(inputs: [V; 6]) -> [V; 6];
+    unsafe fn input<V: Vector>(inputs: [V; MOST]) -> [V; MOST];
 
     /// Weights → factors of the products.
     ///
     /// # Safety
     /// The CPU has the instruction set of `V`.
-    unsafe fn weight<V: Vector>(weights: [V; TAPS]) -> [V; 6];
+    unsafe fn weight<V: Vector>(weights: [V; TAPS]) -> [V; MOST];
 
     /// Products → outputs.
     ///
     /// # Safety
     /// The CPU has the instruction set of `V`.
-    unsafe fn output<V: Vector>(products: [V; 6]) -> [V; OUTPUTS];
+    unsafe fn output<V: Vector>(products: [V; MOST]) -> [V; MOST_OUTPUTS];
 }
 
 /// `f32` that the transformed weights take.
@@ -82,7 +85,7 @@ pub(crate) fn weights_len<W: Transform>(isa: Isa, geometry: &Geometry, arithmeti
 
 /// Strips of the output begin at rows `n · step − skip`; gives `[step, skip]`.
 pub(crate) fn strip_grid<W: Transform>() -> [usize; 2] {
-    [OUTPUTS, W::SKIP]
+    [W::OUTPUTS, W::SKIP]
 }
 
 /// Bytes of scratch that each worker takes for the rows `rows` of an output of `width`.
@@ -172,7 +175,7 @@ struct Scratch<'a> {
     /// Products of one group, `[point][tile][lanes]`, points skewed.
     products: &'a mut [f32],
     /// Outputs of one tile, `[row][column][16]`.
-    tile: [f32; OUTPUTS * OUTPUTS * BLOCK],
+    tile: [f32; MOST_OUTPUTS * MOST_OUTPUTS * BLOCK],
 }
 
 impl<'a> Scratch<'a> {
@@ -183,7 +186,7 @@ impl<'a> Scratch<'a> {
             sources: carve(&mut room, lens.sources),
             source_factors: carve(&mut room, lens.source_factors),
             products: carve(&mut room, lens.products),
-            tile: [0.0; OUTPUTS * OUTPUTS * BLOCK],
+            tile: [0.0; MOST_OUTPUTS * MOST_OUTPUTS * BLOCK],
         }
     }
 }

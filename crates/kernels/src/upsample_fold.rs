@@ -17,38 +17,44 @@
 //!
 //! A value that is not finite may reach any output of a tile whose 3×3 inputs hold it.
 
-use crate::transformed::Transform;
+use crate::transformed::{MOST, MOST_OUTPUTS, Transform};
 use crate::vector::Vector;
 
 pub(crate) struct UpsampleFold;
 
 impl Transform for UpsampleFold {
+    const OUTPUTS: usize = 4;
     const INPUTS: usize = 3;
     const STEP: usize = 2;
     const SOURCES: usize = 3;
     const PRODUCTS: usize = 5;
-    const SOURCE_OF: [usize; 6] = [0, 0, 1, 2, 2, 0];
+    const SOURCE_OF: [usize; MOST] = [0, 0, 1, 2, 2, 0, 0, 0];
     const SKIP: usize = 1;
 
     #[inline(always)]
-    unsafe fn input<V: Vector>(d: [V; 6]) -> [V; 6] {
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { [d[0].minus(d[1]), d[1], d[1].minus(d[2]), d[3], d[4], d[5]] }
-    }
-
-    #[inline(always)]
-    unsafe fn weight<V: Vector>(w: [V; 3]) -> [V; 6] {
+    unsafe fn input<V: Vector>(d: [V; MOST]) -> [V; MOST] {
         // SAFETY: the caller vouches for the CPU.
         unsafe {
-            let zero = V::splat(0.0);
-            let first = w[0].plus(w[1]);
-            [first, w[0], first.plus(w[2]), zero.minus(w[2]), zero.minus(w[1].plus(w[2])), zero]
+            {
+                let unused = d[1];
+                [d[0].minus(d[1]), d[1], d[1].minus(d[2]), unused, unused, unused, unused, unused]
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn output<V: Vector>(m: [V; 6]) -> [V; 4] {
+    unsafe fn weight<V: Vector>(w: [V; 3]) -> [V; MOST] {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { [m[0].plus(m[2]), m[1].plus(m[2]), m[3].plus(m[2]), m[4].plus(m[2])] }
+        unsafe {
+            let zero = V::splat(0.0);
+            let first = w[0].plus(w[1]);
+            [first, w[0], first.plus(w[2]), zero.minus(w[2]), zero.minus(w[1].plus(w[2])), zero, zero, zero]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn output<V: Vector>(m: [V; MOST]) -> [V; MOST_OUTPUTS] {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { [m[0].plus(m[2]), m[1].plus(m[2]), m[3].plus(m[2]), m[4].plus(m[2]), m[2], m[2]] }
     }
 }

@@ -108,26 +108,25 @@ pub(crate) fn latents_shape(
     Ok(([batch, channels, 1, height, width], Some(layout)))
 }
 
-/// How clips are cut: as the request says, or else as the server's options say. A model that is not cut refuses what it
-/// cannot do.
+/// How clips are cut: as the request says, or else as the server's options say. Pictures of a model of pictures are cut only
+/// where the request says so.
 pub(crate) fn windows(
     autoencoder: &Autoencoder,
     parameters: &Parameters,
     default: Windows,
 ) -> Result<Windows, Refusal> {
-    let Parameters { windows, tiling, .. } = *parameters;
+    let Parameters { windows, tiling, tile, .. } = *parameters;
     if autoencoder.model().temporal_factor().is_none() {
-        for (name, asked) in [("windows", windows), ("tiling", tiling)] {
-            if asked == Some(true) {
-                let family = autoencoder.model().family.name();
-                return Err(Refusal::bad_request(format!(
-                    "This model ({family}) has no `{name}`: it decodes and encodes whole pictures. Got `{name}=on`."
-                )));
-            }
+        if windows == Some(true) {
+            let family = autoencoder.model().family.name();
+            return Err(Refusal::bad_request(format!(
+                "This model ({family}) has no `windows`: it decodes and encodes pictures. Got `windows=on`."
+            )));
         }
-        return Ok(Windows { frames: false, tiles: false });
+        return Ok(Windows { frames: false, tiles: (tiling == Some(true)).then_some(tile) });
     }
-    Ok(Windows { frames: windows.unwrap_or(default.frames), tiles: tiling.unwrap_or(default.tiles) })
+    let tiles = if tiling.unwrap_or(default.tiles.is_some()) { Some(tile) } else { None };
+    Ok(Windows { frames: windows.unwrap_or(default.frames), tiles })
 }
 
 /// What is made of a clip `[batch, channels, frames, height, width]` that is finished in `groups` of frames, if that can

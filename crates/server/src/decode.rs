@@ -50,7 +50,12 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let (latents, shape) = autoencoder.model().latent_space.arrange(values, layout)?;
-        let image = autoencoder.decode(latents, shape, &scaling, precision, control)?;
+        let image = match windows.tiles {
+            None => autoencoder.decode(latents, shape, &scaling, precision, control)?,
+            Some(tiles) => {
+                autoencoder.decode_in_tiles(latents, shape, &scaling, tiles, precision, control)?
+            }
+        };
         Ok(Tensor { values: image.pixels, shape: image.shape })
     });
     let (answer, cost) = (Form::Picture(answer), cost(&summary));

@@ -85,7 +85,12 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let pixels = pixels.into_model_range()?;
         drop(lease);
         if !takes_clips {
-            let latents = autoencoder.encode(&pixels, picture, &scaling, draw, precision, control)?;
+            let latents = match windows.tiles {
+                None => autoencoder.encode(&pixels, picture, &scaling, draw, precision, control)?,
+                Some(tiles) => {
+                    autoencoder.encode_in_tiles(pixels, picture, &scaling, draw, tiles, precision, control)?
+                }
+            };
             return Ok(Tensor { values: latents.values, shape: latents.shape });
         }
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, control)?;

@@ -99,7 +99,7 @@ fn describe(shared: &Shared) -> Value {
         "precisions": Precision::ALL.map(Precision::name),
         "default_precision": options.precision.name(),
         "windows": options.windows.frames,
-        "tiling": options.windows.tiles,
+        "tiling": options.windows.tiles.is_some(),
         "answer_dtype": "float16",
         "models": models,
         "limits": options.limits,

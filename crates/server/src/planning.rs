@@ -35,7 +35,11 @@ impl Asked {
         let Asked { operation, shape, windows, precision, streams } = self;
         let [batch, channels, _, height, width] = shape;
         let picture = [batch, channels, height, width];
-        match (operation, autoencoder.model().temporal_factor().is_some()) {
+        let takes_clips = autoencoder.model().temporal_factor().is_some();
+        if let (Some(tiles), false) = (windows.tiles, takes_clips) {
+            return autoencoder.plan_in_tiles(operation, picture, tiles, precision);
+        }
+        match (operation, takes_clips) {
             (Operation::Decode, false) => autoencoder.plan_decode(picture, precision),
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
             (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),

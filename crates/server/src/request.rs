@@ -452,6 +452,7 @@ pub(crate) fn engine_refusal(error: EngineError) -> Refusal {
             | ModelError::MissingHalf { .. },
         )
         | EngineError::ImageSides { .. }
+        | EngineError::Tiles { .. }
         | EngineError::ClipFrames { .. }
         | EngineError::NoVideo { .. } => Refusal::bad_request(error.to_string()),
         EngineError::Budget { .. } => Refusal::too_large(sentence(&error.to_string())),

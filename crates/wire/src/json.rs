@@ -87,6 +87,7 @@ fn merge(inner: Parameters, parameters: &mut Parameters) {
         crf: outer.crf.or(inner.crf),
         windows: outer.windows.or(inner.windows),
         tiling: outer.tiling.or(inner.tiling),
+        tile: outer.tile.or(inner.tile),
         seed: outer.seed.or(inner.seed),
         sample: outer.sample.or(inner.sample),
         moments: outer.moments || inner.moments,

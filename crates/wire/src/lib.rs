@@ -38,4 +38,4 @@ pub use json::{
     base64_file, base64_tensor, error_body, error_message, parse_base64_tensor, unwrap_json_body,
 };
 pub use negotiate::{Answer, Encoding, Negotiated, content_type, negotiate, negotiate_encode};
-pub use parameters::{ImageFormat, OutputType, Parameters, Scaling};
+pub use parameters::{ImageFormat, OutputType, Parameters, Scaling, TileSizes};

@@ -89,6 +89,30 @@ impl FromStr for ImageFormat {
     }
 }
 
+/// Sizes of the tiles that a model of pictures works in, by the names of diffusers' attributes. What is absent is as diffusers
+/// has it by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TileSizes {
+    /// `tile_sample_min_size`: side in pixels.
+    pub sample_min_size: Option<usize>,
+    /// `tile_latent_min_size`: side in latents.
+    pub latent_min_size: Option<usize>,
+    /// `tile_overlap_factor`: the share of a side that overlaps the tile before. Finite.
+    pub overlap_factor: Option<f64>,
+}
+
+impl TileSizes {
+    /// These sizes, and of `others` what they leave open.
+    #[must_use]
+    pub fn or(self, others: TileSizes) -> TileSizes {
+        TileSizes {
+            sample_min_size: self.sample_min_size.or(others.sample_min_size),
+            latent_min_size: self.latent_min_size.or(others.latent_min_size),
+            overlap_factor: self.overlap_factor.or(others.overlap_factor),
+        }
+    }
+}
+
 /// Everything a request may say beside its body. A field is `None` when its key was absent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Parameters {
@@ -122,8 +146,10 @@ pub struct Parameters {
     pub crf: Option<u8>,
     /// Clips: in windows of frames (`true`) or whole at once.
     pub windows: Option<bool>,
-    /// In overlapping tiles that are blended.
+    /// In overlapping tiles that are blended, as diffusers does after `enable_tiling()`.
     pub tiling: Option<bool>,
+    /// Of what size the tiles are, where `tiling` is on; models of pictures only.
+    pub tile: TileSizes,
     /// Encode: seed of the draw from the distribution.
     pub seed: Option<u64>,
     /// Encode: draw from the distribution (`true`) or take its mode. See [`Parameters::draws_sample`].

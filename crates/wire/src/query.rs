@@ -4,13 +4,15 @@ use std::borrow::Cow;
 
 use crate::error::{WireError, shortened};
 use crate::header::{parse_dimension, parse_dimension_list, push_dimension};
-use crate::parameters::{Parameters, Scaling};
+use crate::parameters::{Parameters, Scaling, TileSizes};
 
 const BOOLEAN: &str = "`True` or `False`";
 /// The value of `output` that asks for a preview, and the one that asks for what is given without it.
 const PREVIEW: &str = "preview";
 const PICTURE: &str = "picture";
 const SWITCH: &str = "`on` or `off`";
+/// Whose tiles they are; the same as `on`.
+const DIFFUSERS: &str = "diffusers";
 const WHOLE: &str = "a whole number";
 /// Longest value of `precision` that is kept; no precision has a longer name.
 const MAX_PRECISION: usize = 64;
@@ -76,7 +78,11 @@ impl Parameters {
             "fps" => self.fps = Some(parse_factor(name, value)?),
             "crf" => self.crf = Some(parse_whole(name, value)?),
             "windows" => self.windows = Some(parse_switch(name, value)?),
+            "tiling" if value.eq_ignore_ascii_case(DIFFUSERS) => self.tiling = Some(true),
             "tiling" => self.tiling = Some(parse_switch(name, value)?),
+            "tile_sample_min_size" => self.tile.sample_min_size = Some(parse_whole(name, value)?),
+            "tile_latent_min_size" => self.tile.latent_min_size = Some(parse_whole(name, value)?),
+            "tile_overlap_factor" => self.tile.overlap_factor = Some(parse_factor(name, value)?),
             "seed" => self.seed = Some(parse_whole(name, value)?),
             "sample" => self.sample = Some(parse_bool(name, value)?),
             "moments" => self.moments = parse_bool(name, value)?,
@@ -111,15 +117,19 @@ impl Parameters {
             self.write_factors(&mut pairs);
         }
         pairs.boolean("do_scaling", self.do_scaling);
-        pairs.text("height", self.height.map(|height| height.to_string()).as_deref());
-        pairs.text("width", self.width.map(|width| width.to_string()).as_deref());
+        pairs.whole("height", self.height);
+        pairs.whole("width", self.width);
         pairs.text("output", self.preview.then_some(PREVIEW));
         pairs.text("precision", self.precision.as_deref());
         pairs.text("fps", self.fps.map(python_float).as_deref());
-        pairs.text("crf", self.crf.map(|crf| crf.to_string()).as_deref());
+        pairs.whole("crf", self.crf);
         pairs.switch("windows", self.windows);
         pairs.switch("tiling", self.tiling);
-        pairs.text("seed", self.seed.map(|seed| seed.to_string()).as_deref());
+        let TileSizes { sample_min_size, latent_min_size, overlap_factor } = self.tile;
+        pairs.whole("tile_sample_min_size", sample_min_size);
+        pairs.whole("tile_latent_min_size", latent_min_size);
+        pairs.text("tile_overlap_factor", overlap_factor.map(python_float).as_deref());
+        pairs.whole("seed", self.seed);
         pairs.boolean("sample", self.sample);
         pairs.boolean("moments", self.moments.then_some(true));
         pairs.0.finish()
@@ -145,7 +155,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 18] = [
+pub(crate) const SCALAR_KEYS: [&str; 21] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -161,6 +171,9 @@ pub(crate) const SCALAR_KEYS: [&str; 18] = [
     "crf",
     "windows",
     "tiling",
+    "tile_sample_min_size",
+    "tile_latent_min_size",
+    "tile_overlap_factor",
     "seed",
     "sample",
     "moments",
@@ -258,6 +271,10 @@ impl Pairs {
         if let Some(value) = value {
             self.0.append_pair(name, value);
         }
+    }
+
+    fn whole(&mut self, name: &str, value: Option<impl ToString>) {
+        self.text(name, value.map(|value| value.to_string()).as_deref());
     }
 
     fn switch(&mut self, name: &str, value: Option<bool>) {

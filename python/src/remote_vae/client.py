@@ -35,6 +35,9 @@ def remote_decode(
     crf: int | None = None,
     windows: bool | None = None,
     tiling: bool | None = None,
+    tile_sample_min_size: int | None = None,
+    tile_latent_min_size: int | None = None,
+    tile_overlap_factor: float | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
@@ -56,7 +59,8 @@ def remote_decode(
 
     Of a clip: `fps` and `crf` are frames per second and quality of an MP4 (the server's defaults are 10 and 23). `windows`
     and `tiling` say whether it is decoded in windows of frames and in tiles of pictures, as the server's `--windows` and
-    `--tiling` do where they are None.
+    `--tiling` do where they are None. Of a picture, `tiling=True` gives what diffusers computes after `enable_tiling()`;
+    the three `tile_` arguments are its attributes of these names, or their defaults where they are None.
 
     `precision` is one of the server's, `timeout` the longest silence in seconds, `retries` how often a busy or unreachable
     server is asked again. `progress` is called with a `Progress` while bytes travel. A `session` brings its own
@@ -98,6 +102,7 @@ def remote_decode(
     if precision is not None:
         query.append(("precision", precision))
     query += clip_options(fps, crf, windows, tiling)
+    query += tile_options(tile_sample_min_size, tile_latent_min_size, tile_overlap_factor)
     accept = "tensor/binary"
     if wants_picture:
         accept = "image/png" if image_format == "png" else "image/jpeg"
@@ -143,6 +148,9 @@ def remote_encode(
     precision: Literal["exact", "fast"] | None = None,
     windows: bool | None = None,
     tiling: bool | None = None,
+    tile_sample_min_size: int | None = None,
+    tile_latent_min_size: int | None = None,
+    tile_overlap_factor: float | None = None,
     timeout: float | None = 600.0,
     retries: int = 2,
     api_key: str | None = None,
@@ -174,6 +182,7 @@ def remote_encode(
     if precision is not None:
         query.append(("precision", precision))
     query += clip_options(None, None, windows, tiling)
+    query += tile_options(tile_sample_min_size, tile_latent_min_size, tile_overlap_factor)
     if seed is not None:
         query.append(("seed", str(seed)))
     headers = {"Accept": "*/*", "Content-Type": content}
@@ -210,6 +219,16 @@ def clip_options(fps: float | None, crf: int | None, windows: bool | None, tilin
     query = [(name, str(value)) for name, value in numbers if value is not None]
     flags = [("windows", windows), ("tiling", tiling)]
     return query + [(name, "on" if value else "off") for name, value in flags if value is not None]
+
+
+def tile_options(sample_min_size: int | None, latent_min_size: int | None, overlap_factor: float | None) -> Query:
+    """The sizes of tiles that are given, as parameters."""
+    given = {
+        "tile_sample_min_size": sample_min_size,
+        "tile_latent_min_size": latent_min_size,
+        "tile_overlap_factor": overlap_factor,
+    }
+    return [(name, str(value)) for name, value in given.items() if value is not None]
 
 
 def _session(

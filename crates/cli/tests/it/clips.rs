@@ -100,7 +100,7 @@ fn what_clips_cannot_be_is_said() {
         (&["decode", "clip.safetensors", "-o", "a.avi", "--model", MODEL], "a.avi"),
         (&["decode", "clip.safetensors", "-o", "a.mp4"], "clip.safetensors"),
         (&["decode", "picture.safetensors", "-o", "a.mp4"], "a.mp4 is for clips"),
-        (&["decode", "picture.safetensors", "-o", "a.png", "--tiling", "on"], "--tiling"),
+        (&["decode", "picture.safetensors", "-o", "a.png", "--windows", "on"], "--windows"),
         (&["encode", "clip.mp4", "-o", "b.safetensors"], "is a video"),
         (&["encode", "clip.mp4", "-o", "b.safetensors", "--frames", "8", "--model", MODEL], "multiple of 4"),
         (&["encode", "clip.mp4", "-o", "b.safetensors", "--frames", "21", "--model", MODEL], "has 17 frames"),
@@ -110,6 +110,34 @@ fn what_clips_cannot_be_is_said() {
         let (_, message) = failure(folder.path(), arguments);
         assert!(message.contains(expected), "{arguments:?}: {message}");
     }
+}
+
+#[test]
+fn pictures_in_tiles_are_planned_timed_and_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    write_latents(&path("picture.safetensors"), &[1, 4, 20, 24]);
+    let tiles = ["--tiling", "diffusers", "--tile-latent-min-size", "16"];
+    let run = |arguments: &[&str]| stdout(folder.path(), &[arguments, &tiles[..]].concat());
+    let json = |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&run(arguments)).unwrap() };
+    for operation in [&[][..], &["--encode"]] {
+        let plan = json(&[&["plan", "--size", "192x160", "--json"][..], operation].concat());
+        // 24 latents are tiles of 16 and 12, 20 of 16 and 8.
+        let count = |part: &serde_json::Value| part["count"].as_u64().unwrap();
+        assert_eq!(plan["parts"].as_array().unwrap().iter().map(count).sum::<u64>(), 4);
+    }
+    for operation in ["decode", "encode"] {
+        let bench = json(&["bench", "--size", "192x160", "--runs", "1", "--op", operation, "--json"]);
+        assert!(bench["gflop"].as_f64().unwrap() > 0.0);
+    }
+    run(&["decode", "picture.safetensors", "-o", "tiled.safetensors"]);
+    stdout(folder.path(), &["decode", "picture.safetensors", "-o", "whole.safetensors"]);
+    let server = Serving::start(&[]);
+    run(&["decode", "picture.safetensors", "-o", "url.safetensors", "--url", &server.url]);
+    let bytes = |name: &str| shape_and_bytes(&path(name), "pixels");
+    assert_eq!(bytes("tiled.safetensors").0, [1, 3, 160, 192]);
+    assert_ne!(bytes("tiled.safetensors"), bytes("whole.safetensors"));
+    assert_eq!(bytes("url.safetensors").0, bytes("tiled.safetensors").0);
 }
 
 #[test]

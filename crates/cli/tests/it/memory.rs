@@ -60,6 +60,76 @@ fn the_expected_peak_is_that_of_the_process() {
     assert!(wrong.is_empty(), "expected and measured MiB differ by more than 16 and 5 %: {wrong:#?}");
 }
 
+/// `remote-vae bench --budgets` is what the table of times in `docs/memory.md` comes from.
+#[test]
+fn the_curve_goes_down_to_the_smallest_budget_with_the_same_bytes() {
+    let bench = |more: &[&str]| parsed(&[&["bench", "--size=520x392", "--runs=1"], more].concat());
+    let rows = bench(&["--precision=fast", "--budgets"]);
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() > 2 && rows[0]["budget_mib"].is_null() && rows[0]["ratio"] == 1.0);
+    let mib = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    let mut before = f64::INFINITY;
+    for row in &rows[1..] {
+        let (budget, planned) = (mib(row, "budget_mib"), mib(row, "planned_peak_mib"));
+        // What the process holds before any work is a little more when the run begins than when it is planned.
+        assert!(row["has_same_bytes"] == true && planned <= budget + 2.0 && budget < before, "{row}");
+        before = budget;
+    }
+    // Beside what another process holds before any work, there is no room for anything below the last.
+    let less = format!("--memory-budget={}MiB", before as u64 - 4);
+    let (code, message) =
+        failure(&std::env::temp_dir(), &["bench", "--size=520x392", "--precision=fast", &less]);
+    assert!(code == 1 && message.contains("the smallest that would do is"), "{message}");
+    let rows = bench(&["--op=encode", "--budgets=1GiB,500MB"]);
+    let budgets: Vec<f64> = rows.as_array().unwrap()[1..].iter().map(|row| mib(row, "budget_mib")).collect();
+    assert_eq!(budgets, [1024.0, 500e6 / 1048576.0]);
+}
+
+/// In a file system of its own, where the control groups' files say what we want.
+#[test]
+fn the_default_budget_is_a_share_of_the_control_groups_limit() {
+    const LIMIT: u64 = 300 << 20;
+    let script = "mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory && \
+        echo $LIMIT > /sys/fs/cgroup/memory.max && echo $LIMIT > /sys/fs/cgroup/memory/memory.limit_in_bytes || exit 77; \
+        unset REMOTE_VAE_MEMORY_BUDGET; exec \"$PROGRAM\" plan --json";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    command.env("LIMIT", LIMIT.to_string()).env("PROGRAM", env!("CARGO_BIN_EXE_remote-vae"));
+    let output = match command.output() {
+        Ok(output) if output.status.success() => output.stdout,
+        other => {
+            eprintln!("skipped: cannot mount in a namespace of its own: {other:?}");
+            return;
+        }
+    };
+    let plan: Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(plan["memory_budget_bytes"], LIMIT / 5 * 4);
+}
+
+/// A process within its budget in a control group with that limit is not killed. `REMOTE_VAE_TEST_CGROUP` names the folder of
+/// a control group (version 1 or 2) below which groups with a limit may be made, e.g. of one that systemd delegates.
+#[test]
+fn a_control_group_with_the_budget_as_its_limit_kills_nobody() {
+    let Some(parent) = std::env::var_os("REMOTE_VAE_TEST_CGROUP") else {
+        eprintln!("skipped: REMOTE_VAE_TEST_CGROUP names no control group below which others may be made");
+        return;
+    };
+    const BUDGET: u64 = 96 << 20;
+    let group = std::path::Path::new(&parent).join(format!("remote-vae-test-{}", std::process::id()));
+    std::fs::create_dir(&group).unwrap();
+    // Pages of the file system's cache count too, but give way.
+    let limit = BUDGET.to_string();
+    let version_2 = std::fs::write(group.join("memory.max"), &limit);
+    version_2.or_else(|_| std::fs::write(group.join("memory.limit_in_bytes"), &limit)).unwrap();
+    let script = "echo $$ > \"$GROUP/cgroup.procs\" && exec \"$PROGRAM\" bench --size 512x512 --runs 1 --threads 2 \
+        --memory-budget $BUDGET --json";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script]).env("GROUP", &group).env("BUDGET", &limit);
+    let output = command.env("PROGRAM", env!("CARGO_BIN_EXE_remote-vae")).output().unwrap();
+    std::fs::remove_dir(&group).unwrap();
+    assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn memory_that_the_system_refuses_is_an_error_with_a_name() {
     let script = "ulimit -v 1000000; exec \"$0\" bench --size 4096x4096 --runs 1 --threads 2";

@@ -27,7 +27,7 @@ Every input is a bfloat16 number and a normal float16 number, so it survives eit
 Weights are rounded to the dtype of the file; the reference then computes in f32 from the rounded weights.
 
 The rooms: `inputs.py` (inputs and random weights), `networks.py` (the models), `forms.py` (names in other files),
-`record.py` (what is written), and here the cases and the comparison.
+`record.py` (what is written), `tiled.py` (`tiled.json` and `tiled.cases.safetensors`), and here the cases and the comparison.
 
 Names in `taef2/taef2.safetensors` are those of the published file for FLUX.2: `{encoder,decoder}.layers.<n>` as in
 AutoencoderTiny, and in blocks that pool also `.pool.0.weight` (1x1 convolution, width -> 4*width), `.pool.1.{weight,bias}`
@@ -48,6 +48,7 @@ from forms import bare_tiny, bfl_flux_two, ldm_checkpoint, old_attention_names
 from inputs import pack, patchify, unpatchify
 from networks import build_dc, build_flux_two, build_flux_two_tiny, build_kl, build_tiny
 from record import Golden, Recorder, scalar_rows
+from tiled import tiled_cases
 
 HERE = Path(__file__).resolve().parent
 PLAYGROUND_MEAN = [-1.6574, 1.886, -1.383, 2.5155]
@@ -320,6 +321,7 @@ def make(root):
         tiny_cases(golden)
         flux_two_cases(golden)
         dc_cases(golden)
+        tiled_cases(root)
     golden.finish()
 
 
@@ -328,7 +330,7 @@ def make(root):
 
 def is_input(name):
     kind = name.rsplit(".", 1)[-1]
-    return kind == ("pixels" if "encode" in name else "latents")
+    return kind in ("input", "pixels" if "encode" in name else "latents")
 
 
 def compare(fresh, stored):

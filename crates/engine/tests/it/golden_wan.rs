@@ -4,13 +4,13 @@ use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors};
 use remote_vae_engine::{Autoencoder, Clip, Control, Draw, Engine, EngineError, Frames, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Checkpoint, Family, Model, Normalisation, Packing, VaeConfig};
-use remote_vae_wire::{Operation, Scaling};
+use remote_vae_wire::{Operation, Scaling, TileSizes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const TOLERANCE: f32 = 1e-4;
-const WHOLE: Windows = Windows { frames: false, tiles: false };
+const WHOLE: Windows = Windows { frames: false, tiles: None };
 
 /// Models and the files of what diffusers makes of them.
 const CASES: [(&str, &str, [usize; 2]); 3] = [
@@ -114,7 +114,7 @@ fn fast_is_close_and_the_same_whole_or_in_parts() {
 
 #[test]
 fn tiles_are_those_of_diffusers() {
-    let windows = Windows { frames: true, tiles: true };
+    let windows = Windows { frames: true, tiles: Some(TileSizes::default()) };
     for model in ["wan", "wan22"] {
         let own = detected(model);
         let expected = expected(&format!("{model}_tiled"));

@@ -2,6 +2,7 @@
 
 mod fast;
 mod golden;
+mod golden_tiles;
 mod golden_video;
 mod golden_wan;
 mod oracle;

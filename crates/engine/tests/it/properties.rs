@@ -195,7 +195,7 @@ fn a_sample_is_drawn_around_the_mode_and_repeats_with_its_seed() {
 #[test]
 fn a_plan_that_is_held_stays_known_whatever_else_is_planned() {
     let autoencoder = embedded(1);
-    let windows = Windows { frames: false, tiles: false };
+    let windows = Windows { frames: false, tiles: None };
     let shape = |side| [1, 4, 1, side, 1];
     let known = |side| autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact);
     let plans = |side| autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact).unwrap();

@@ -1,6 +1,6 @@
 //! How the tiles of an output are cut into batches, and how much memory one batch takes. Nothing here touches numbers.
 
-use super::{OUTPUTS, SKEW, Transform};
+use super::{SKEW, Transform};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::integers::SPLIT;
 use crate::isa::Isa;
@@ -70,8 +70,8 @@ impl Grid {
         width: usize,
         arithmetic: Arithmetic,
     ) -> Grid {
-        let first = (rows.start + W::SKIP) / OUTPUTS;
-        let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(OUTPUTS));
+        let first = (rows.start + W::SKIP) / W::OUTPUTS;
+        let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(W::OUTPUTS));
         let tiles = [tiles[0] - first, tiles[1]];
         let input_blocks = blocks(geometry.input_channels);
         let words = input_blocks * words_per_block(arithmetic);

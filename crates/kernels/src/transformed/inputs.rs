@@ -1,7 +1,7 @@
 //! From the picture to transformed inputs: a batch's window through the prologue, and the forward transform.
 
 use super::grid::window_side;
-use super::{Batch, Job, Scratch, Transform};
+use super::{Batch, Job, MOST, Scratch, Transform};
 use crate::convolution::Arithmetic;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use crate::layout::BLOCK;
@@ -21,7 +21,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let corner = batch.origin.map(|tile| tile * W::STEP);
     let [rows, columns] = batch.size.map(window_side::<W>);
     // SAFETY: the caller vouches for the CPU.
-    let room = &mut unsafe { [[T::Vector::splat(0.0); 6]; 6] };
+    let room = &mut unsafe { [[T::Vector::splat(0.0); MOST]; MOST] };
     let window_len = rows * columns * BLOCK;
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
@@ -60,7 +60,7 @@ unsafe fn transform_block<T: Tile, W: Transform>(
     scratch: &mut Scratch<'_>,
     batch: Batch,
     block: usize,
-    room: &mut [[T::Vector; 6]; 6],
+    room: &mut [[T::Vector; MOST]; MOST],
 ) {
     let Batch { size: [rows, columns], .. } = batch;
     let row_stride = window_side::<W>(columns) * BLOCK;
@@ -81,7 +81,7 @@ unsafe fn transform_split<T: Tile, W: Transform>(
     scratch: &mut Scratch<'_>,
     batch: Batch,
     [split, count]: [usize; 2],
-    room: &mut [[T::Vector; 6]; 6],
+    room: &mut [[T::Vector; MOST]; MOST],
 ) {
     let Batch { size: [rows, columns], .. } = batch;
     let row_stride = window_side::<W>(columns) * BLOCK;
@@ -130,13 +130,13 @@ unsafe fn transform_tile<V: Vector, W: Transform>(
     row_stride: usize,
     out: &mut [f32],
     stride: usize,
-    half: &mut [[V; 6]; 6],
+    half: &mut [[V; MOST]; MOST],
 ) {
     for lane in (0..BLOCK).step_by(V::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
         unsafe {
             for x in 0..W::INPUTS {
-                let mut d = [V::splat(0.0); 6];
+                let mut d = [V::splat(0.0); MOST];
                 for y in 0..W::INPUTS {
                     d[y] = V::load(&inputs[y * row_stride + x * BLOCK + lane..][..V::LANES]);
                 }

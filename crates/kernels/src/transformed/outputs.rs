@@ -1,6 +1,6 @@
 //! From products to the picture: the inverse transform and the epilogue.
 
-use super::{Batch, Job, OUTPUTS, Scratch, Transform};
+use super::{Batch, Job, MOST, MOST_OUTPUTS, Scratch, Transform};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;
 use crate::vector::Vector;
@@ -19,7 +19,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let Batch { origin, size: [rows, columns] } = batch;
     let first = group * (T::LANES / BLOCK);
     // SAFETY: the caller vouches for the CPU.
-    let room = &mut unsafe { [[T::Vector::splat(0.0); 6]; OUTPUTS] };
+    let room = &mut unsafe { [[T::Vector::splat(0.0); MOST]; MOST_OUTPUTS] };
     for block in first..(first + T::LANES / BLOCK).min(blocks(job.geometry.output_channels)) {
         let bias = &job.bias[block * BLOCK..][..BLOCK];
         for row in 0..rows {
@@ -47,27 +47,27 @@ unsafe fn transform_output<V: Vector, W: Transform>(
     products: &[f32],
     stride: usize,
     bias: &[f32],
-    half: &mut [[V; 6]; OUTPUTS],
-    out: &mut [f32; OUTPUTS * OUTPUTS * BLOCK],
+    half: &mut [[V; MOST]; MOST_OUTPUTS],
+    out: &mut [f32; MOST_OUTPUTS * MOST_OUTPUTS * BLOCK],
 ) {
     for lane in (0..BLOCK).step_by(V::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read or written.
         unsafe {
             let bias = V::load(&bias[lane..][..V::LANES]);
             for y in 0..W::PRODUCTS {
-                let mut m = [V::splat(0.0); 6];
+                let mut m = [V::splat(0.0); MOST];
                 for x in 0..W::PRODUCTS {
                     m[x] = V::load(&products[(y * W::PRODUCTS + x) * stride + lane..][..V::LANES]);
                 }
                 let m = W::output(m);
-                for x in 0..OUTPUTS {
+                for x in 0..W::OUTPUTS {
                     half[x][y] = m[x];
                 }
             }
-            for x in 0..OUTPUTS {
+            for x in 0..W::OUTPUTS {
                 let outputs = W::output(half[x]);
-                for y in 0..OUTPUTS {
-                    let place = &mut out[(y * OUTPUTS + x) * BLOCK + lane..][..V::LANES];
+                for y in 0..W::OUTPUTS {
+                    let place = &mut out[(y * W::OUTPUTS + x) * BLOCK + lane..][..V::LANES];
                     outputs[y].plus(bias).store(place);
                 }
             }
@@ -82,14 +82,14 @@ unsafe fn transform_output<V: Vector, W: Transform>(
 #[inline(always)]
 unsafe fn store<T: Tile, W: Transform>(job: &Job<'_>, block: usize, tile: [usize; 2], values: &[f32]) {
     let range = |axis: usize| {
-        let start = (tile[axis] * OUTPUTS).saturating_sub(W::SKIP);
-        let end = (tile[axis] * OUTPUTS + OUTPUTS - W::SKIP).min(job.target.size[axis]);
+        let start = (tile[axis] * W::OUTPUTS).saturating_sub(W::SKIP);
+        let end = (tile[axis] * W::OUTPUTS + W::OUTPUTS - W::SKIP).min(job.target.size[axis]);
         // How many of the tile's outputs come before the picture.
-        (start, end, start + W::SKIP - tile[axis] * OUTPUTS)
+        (start, end, start + W::SKIP - tile[axis] * W::OUTPUTS)
     };
     let ((top, bottom, above), (left, right, before)) = (range(0), range(1));
     for row in top..bottom {
-        let values = &values[((row - top + above) * OUTPUTS + before) * BLOCK..];
+        let values = &values[((row - top + above) * W::OUTPUTS + before) * BLOCK..];
         // SAFETY: the caller's contract.
         unsafe { job.target.finish::<T>(block, [row, left], right - left, values, BLOCK) };
     }

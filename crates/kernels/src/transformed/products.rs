@@ -1,7 +1,7 @@
 //! The products of a batch: for each point one matrix product over input channels.
 
 use super::grid::window_side;
-use super::{Batch, Job, OUTPUTS, Scratch, Transform};
+use super::{Batch, Job, Scratch, Transform};
 use crate::convolution::Arithmetic;
 use crate::integers::{self, PAIRS, SPLIT};
 use crate::layout::BLOCK;
@@ -116,12 +116,12 @@ unsafe fn multiply_integers<T: Tile>(
 #[inline(always)]
 fn prefetch_outputs<T: Tile, W: Transform>(job: &Job<'_>, batch: Batch, group: usize, point: usize) {
     let Batch { origin, size: [rows, columns] } = batch;
-    let (points, height) = (W::PRODUCTS * W::PRODUCTS, rows * OUTPUTS);
+    let (points, height) = (W::PRODUCTS * W::PRODUCTS, rows * W::OUTPUTS);
     let lines = height * (T::LANES / BLOCK);
-    let corner = origin.map(|tile| (tile * OUTPUTS).saturating_sub(W::SKIP));
+    let corner = origin.map(|tile| (tile * W::OUTPUTS).saturating_sub(W::SKIP));
     for line in point * lines / points..(point + 1) * lines / points {
         let block = group * (T::LANES / BLOCK) + line / height;
-        job.target.prefetch(block, [corner[0] + line % height, corner[1]], columns * OUTPUTS);
+        job.target.prefetch(block, [corner[0] + line % height, corner[1]], columns * W::OUTPUTS);
     }
 }
 

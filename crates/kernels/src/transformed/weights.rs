@@ -1,7 +1,7 @@
 //! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
 
 use super::grid::words_per_block;
-use super::{SKEW, TAPS, Transform};
+use super::{MOST, SKEW, TAPS, Transform};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::integers::{self, SPLIT};
 use crate::isa::{Isa, dispatch};
@@ -169,7 +169,7 @@ unsafe fn transform_block<T: Tile, W: Transform>(taps: &[f32], mut put: impl FnM
     for row in (0..BLOCK * T::LANES).step_by(<T::Vector as Vector>::LANES) {
         // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
         unsafe {
-            let mut half = [[T::Vector::splat(0.0); 6]; TAPS];
+            let mut half = [[T::Vector::splat(0.0); MOST]; TAPS];
             for column in 0..TAPS {
                 let mut w = [T::Vector::splat(0.0); TAPS];
                 for y in 0..TAPS {

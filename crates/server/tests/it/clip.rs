@@ -7,7 +7,7 @@ use remote_vae_engine::{Autoencoder, Clip, Control, Draw, Precision, Windows};
 use remote_vae_media::{self as media, DecodeLimits, Mp4Encoder, Mp4Options, Video, VideoLimits};
 use remote_vae_model::{Checkpoint, Model};
 use remote_vae_server::ServerOptions;
-use remote_vae_wire::{Dtype, Scaling, bytes_from_elements, elements_from_bytes};
+use remote_vae_wire::{Dtype, Scaling, TileSizes, bytes_from_elements, elements_from_bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::decode::header;
@@ -177,7 +177,7 @@ async fn rate_quality_and_cuts_are_as_the_request_says() {
     assert!(coarse.len() < fine.len() / 2, "{} and {} bytes", coarse.len(), fine.len());
     assert!((read_mp4(&fine).fps - 23.976).abs() < 1e-6);
 
-    let whole = Windows { frames: false, tiles: false };
+    let whole = Windows { frames: false, tiles: None };
     let halves =
         |windows| bytes_from_elements(Dtype::Float16, &decoded(&model, values.clone(), LONG, windows).values);
     assert_ne!(halves(whole), halves(Windows::default()));
@@ -195,7 +195,7 @@ async fn rate_quality_and_cuts_are_as_the_request_says() {
     // One frame, a tile wider than one: 33 latents.
     let wide = [1, 4, 1, 1, 33];
     let (body, values) = latents(&wide, 5);
-    let tiled = decoded(&model, values, wide, Windows { frames: true, tiles: true });
+    let tiled = decoded(&model, values, wide, Windows { frames: true, tiles: Some(TileSizes::default()) });
     let tiled = bytes_from_elements(Dtype::Float16, &tiled.values);
     assert_eq!(ask(&server, &wide, &body, "pt&tiling=on").await, tiled);
     assert_ne!(ask(&server, &wide, &body, "pt").await, tiled);
@@ -342,7 +342,7 @@ async fn clips_are_encoded_from_tensors_and_files() {
     let (body, values) = latents(&shape, 8);
     let query = tensor_query(&shape, Dtype::Float16);
     for (more, windows) in
-        [("", Windows::default()), ("&windows=off", Windows { frames: false, tiles: false })]
+        [("", Windows::default()), ("&windows=off", Windows { frames: false, tiles: None })]
     {
         let response = server.raw(&format!("{query}{more}"), body.clone()).await;
         assert_eq!(header(&response, "shape"), Some("[1,4,8,1,1]"));
@@ -432,7 +432,8 @@ async fn what_a_model_of_videos_cannot_do_is_refused_with_what_it_expects() {
     let (body, _) = latents(&shape, 3);
     for (ask, expected) in [
         ("windows=on", Some("no `windows`")),
-        ("tiling=on", Some("no `tiling`")),
+        ("tiling=on&tile_overlap_factor=0.9", Some("from 0 to 0.5, got 0.9")),
+        ("tiling=diffusers&tile_latent_min_size=12&tile_sample_min_size=64", Some("do not meet")),
         ("tiling=off&windows=off", None),
     ] {
         let query = format!("output_type=pt&{ask}&{}", tensor_query(&shape, Dtype::Float16));

@@ -19,3 +19,4 @@ mod recorded;
 mod security;
 mod service;
 mod support;
+mod tiles;

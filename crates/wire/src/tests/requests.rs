@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use crate::{
-    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, WireError,
-    base64_file, classify, image_body, image_signature, unwrap_json_body, video_body, video_signature,
+    BodyKind, Dtype, ImageFormat, ImageKind, Operation, OutputType, Parameters, Scaling, TileSizes,
+    WireError, base64_file, classify, image_body, image_signature, unwrap_json_body, video_body,
+    video_signature,
 };
 
 fn query(text: &str) -> Parameters {
@@ -36,7 +37,7 @@ fn captured_query_reads_and_writes() {
 fn every_key_is_written_in_the_clients_order() {
     let all = "image_format=png&output_type=pt&partial_postprocess=True&shape=1&shape=4096&shape=64&dtype=bfloat16\
         &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&output=preview&precision=fast&fps=24.0&crf=30\
-        &windows=off&tiling=on&seed=13&sample=True&moments=True";
+        &windows=off&tiling=on&tile_sample_min_size=256&tile_latent_min_size=32&tile_overlap_factor=0.25&seed=13&sample=True&moments=True";
     assert_eq!(query(all).to_query(), all);
     let deprecated = "image_format=jpg&output_type=pil&partial_postprocess=False&shape=1&dtype=uint8\
         &shift_factor=0.5&do_scaling=True";
@@ -219,7 +220,11 @@ fn switches_of_clips_are_on_or_off() {
     let parameters = query("windows=off&tiling=True&fps=24&crf=30");
     assert_eq!((parameters.windows, parameters.tiling), (Some(false), Some(true)));
     assert_eq!((parameters.fps, parameters.crf), (Some(24.0), Some(30)));
+    assert_eq!(query("tiling=Diffusers").tiling, Some(true));
+    assert_eq!(query("tile_latent_min_size=64").tile.latent_min_size, Some(64));
     for (text, name) in [
+        ("tile_sample_min_size=-1", "`tile_sample_min_size`"),
+        ("tile_overlap_factor=nan", "`tile_overlap_factor`"),
         ("windows=maybe", "`windows`"),
         ("tiling=2", "`on` or `off`"),
         ("fps=x", "`fps`"),
@@ -494,6 +499,7 @@ fn parameters() -> impl Strategy<Value = Parameters> {
         prop::option::of(any::<u8>()),
         prop::option::of(any::<bool>()),
         prop::option::of(any::<bool>()),
+        (side(), side(), factor()),
     );
     let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>());
     let encode = (prop::option::of("[ -~]{1,20}"), draw);
@@ -525,6 +531,11 @@ fn parameters() -> impl Strategy<Value = Parameters> {
                 crf: clip.1,
                 windows: clip.2,
                 tiling: clip.3,
+                tile: TileSizes {
+                    sample_min_size: clip.4.0,
+                    latent_min_size: clip.4.1,
+                    overlap_factor: clip.4.2,
+                },
                 seed: draw.0,
                 sample: draw.1,
                 moments: draw.2,
@@ -546,11 +557,11 @@ proptest! {
 
     #[test]
     fn known_keys_with_any_value_are_read_or_refused(
-        pairs in prop::collection::vec((0..19usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
+        pairs in prop::collection::vec((0..22usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
     ) {
-        const KEYS: [&str; 19] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
+        const KEYS: [&str; 22] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
             "scaling_factor", "shift_factor", "do_scaling", "height", "width", "output", "precision", "seed", "sample",
-            "fps", "crf", "windows", "tiling"];
+            "fps", "crf", "windows", "tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor"];
         let text: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={value}", KEYS[*key])).collect();
         if let Ok(parameters) = Parameters::from_query(&text.join("&")) {
             prop_assert!(parameters.scaling_factor.is_none_or(|scale| scale.is_finite() && scale != 0.0));

@@ -1,0 +1,125 @@
+//! Pictures in tiles through an [`Autoencoder`]: what diffusers computes after `enable_tiling()`. It is another picture than
+//! that of [`Autoencoder::decode`], for those who want diffusers' numbers; memory alone never asks for it.
+
+use remote_vae_wire::{Operation, Scaling, TileSizes};
+
+use crate::autoencoder::check_length;
+use crate::{Autoencoder, Control, Draw, EngineError, Image, Latents, PlanSummary, Precision, Windows};
+
+impl Autoencoder {
+    /// What decoding or encoding a picture of `shape` (`[batch, channels, height, width]`) in `tiles` costs.
+    ///
+    /// # Errors
+    /// The shape does not fit the model, it lacks that half, or tiles are not for it.
+    pub fn plan_in_tiles(
+        &self,
+        operation: Operation,
+        shape: [usize; 4],
+        tiles: TileSizes,
+        precision: Precision,
+    ) -> Result<PlanSummary, EngineError> {
+        let (whole, windows) = (as_clip(shape), in_tiles(tiles));
+        self.check_tiles(operation, windows)?;
+        if !self.is_cut(operation, whole, windows) {
+            return Ok(self.plan(operation, shape, precision)?.summary());
+        }
+        let parts = self.plan_parts(operation, whole, windows, precision)?;
+        // A single picture is put together where the result lies; of several one is copied out and put beside the others.
+        let [batch, ..] = shape;
+        let copies = if batch > 1 { parts.input_bytes / batch + parts.output_bytes } else { 0 };
+        Ok(parts.summary(parts.input_bytes.saturating_add(parts.largest_output).saturating_add(copies)))
+    }
+
+    /// As [`Autoencoder::decode`], in tiles as diffusers' `tiled_decode` cuts and blends them. A picture that is no larger
+    /// than a tile is decoded as a whole.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode`]; also when tiles are not for this model.
+    pub fn decode_in_tiles(
+        &self,
+        mut latents: Vec<f32>,
+        shape: [usize; 4],
+        scaling: &Scaling,
+        tiles: TileSizes,
+        precision: Precision,
+        control: &Control,
+    ) -> Result<Image, EngineError> {
+        self.check_tiles(Operation::Decode, in_tiles(tiles))?;
+        if !self.is_cut(Operation::Decode, as_clip(shape), in_tiles(tiles)) {
+            return self.decode(latents, shape, scaling, precision, control);
+        }
+        check_length(&latents, shape)?;
+        self.model.latent_space.to_model(&mut latents, shape, scaling)?;
+        let (pixels, shape) = self.run_tiles(Operation::Decode, latents, shape, tiles, precision, control)?;
+        Ok(Image { pixels, shape })
+    }
+
+    /// As [`Autoencoder::encode`], in tiles as diffusers' `tiled_encode` cuts and blends them.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::encode`]; also when tiles are not for this model.
+    #[allow(clippy::too_many_arguments)] // what to encode, how, and into which space
+    pub fn encode_in_tiles(
+        &self,
+        pixels: Vec<f32>,
+        shape: [usize; 4],
+        scaling: &Scaling,
+        draw: Draw,
+        tiles: TileSizes,
+        precision: Precision,
+        control: &Control,
+    ) -> Result<Latents, EngineError> {
+        self.check_tiles(Operation::Encode, in_tiles(tiles))?;
+        if !self.is_cut(Operation::Encode, as_clip(shape), in_tiles(tiles)) {
+            return self.encode(&pixels, shape, scaling, draw, precision, control);
+        }
+        check_length(&pixels, shape)?;
+        let (moments, shape) = self.run_tiles(Operation::Encode, pixels, shape, tiles, precision, control)?;
+        let (values, shape) = self.draw(moments, shape, draw, scaling)?;
+        Ok(Latents { values, shape })
+    }
+
+    /// Whether a model of pictures cuts `shape` (`[batch, channels, 1, height, width]`) into tiles.
+    pub(crate) fn is_cut(&self, operation: Operation, shape: [usize; 5], windows: Windows) -> bool {
+        self.scale(operation, windows).is_ok_and(|scale| scale.cut_pictures(shape).is_some())
+    }
+
+    fn check_tiles(&self, operation: Operation, windows: Windows) -> Result<(), EngineError> {
+        self.scale(operation, windows).map(drop)
+    }
+
+    /// One picture after the other.
+    fn run_tiles(
+        &self,
+        operation: Operation,
+        values: Vec<f32>,
+        shape: [usize; 4],
+        tiles: TileSizes,
+        precision: Precision,
+        control: &Control,
+    ) -> Result<(Vec<f32>, [usize; 4]), EngineError> {
+        let whole = as_clip(shape);
+        let [batch, channels, _, height, width] = self.clip_output(operation, whole)?;
+        let (output, mut result) = ([batch, channels, height, width], Vec::new());
+        self.run_clips(operation, values, whole, in_tiles(tiles), precision, control, &mut |frames| {
+            if batch == 1 {
+                result = frames.values;
+                return Ok(());
+            }
+            let bytes = output.iter().product::<usize>().saturating_mul(size_of::<f32>());
+            let left = output.iter().product::<usize>() - result.len();
+            result.try_reserve_exact(left).map_err(|_| EngineError::Memory { bytes })?;
+            result.extend_from_slice(&frames.values);
+            Ok(())
+        })?;
+        Ok((result, output))
+    }
+}
+
+fn in_tiles(tiles: TileSizes) -> Windows {
+    Windows { frames: false, tiles: Some(tiles) }
+}
+
+fn as_clip([batch, channels, height, width]: [usize; 4]) -> [usize; 5] {
+    [batch, channels, 1, height, width]
+}
