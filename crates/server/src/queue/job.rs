@@ -153,14 +153,18 @@ impl Running {
     }
 
     /// Time until it should be done, by the pace of other jobs at first, and the more by its own the further it is: the
-    /// mean of both, weighted by the share that is left and the share that is done. None where the others' pace is not
-    /// known.
+    /// geometric mean of both, weighted by the share that is left and the share that is done. None where the others'
+    /// pace is not known.
     pub(super) fn left(&self, rate: &Rate) -> Option<Duration> {
         let done = self.meter.done_flops().min(self.cost.flops);
+        let by_others = rate.time(self.cost.flops - done)?;
         let share = done as f64 / self.cost.flops.max(1) as f64;
-        let elapsed = self.since.elapsed().saturating_sub(self.paused);
-        // Its own pace needs `elapsed · (1 - share) / share`, which the weight `share` makes this.
-        Some((rate.time(self.cost.flops - done)? + elapsed).mul_f64(1.0 - share))
+        if share == 0.0 {
+            return Some(by_others);
+        }
+        let by_own = self.since.elapsed().saturating_sub(self.paused).mul_f64((1.0 - share) / share);
+        let left = by_others.as_secs_f64().powf(1.0 - share) * by_own.as_secs_f64().powf(share);
+        Some(Duration::from_secs_f64(left))
     }
 }
 
@@ -209,9 +213,9 @@ mod tests {
         for (done, elapsed, paused, expected) in [
             (0, 0, 0, 10.0),
             (50, 5, 0, 5.0),
-            (50, 30, 0, 17.5),
-            (50, 40, 10, 17.5),
-            (90, 90, 0, 9.1),
+            (50, 30, 0, 12.2),
+            (50, 40, 10, 12.2),
+            (90, 90, 0, 7.9),
             (120, 9, 0, 0.0),
         ] {
             let left = running(done, elapsed, paused).left(&rate).unwrap().as_secs_f64();
