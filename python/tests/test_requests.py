@@ -25,6 +25,7 @@ from remote_vae import (
     ServerUnreachable,
     Session,
     remote_decode,
+    remote_encode,
 )
 
 LATENTS = np.zeros((1, 4, 2, 2), np.float16)
