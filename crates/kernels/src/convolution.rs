@@ -2,7 +2,8 @@
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
-//! (`direct`, or `pointwise` for kernels of one pixel), F(4×4, 3×3) or F(6×6, 3×3) (`winograd`), or the fold of nearest upsampling
+//! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) or F(6×6, 3×3)
+//! (`winograd`), or the fold of nearest upsampling
 //! into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
@@ -16,7 +17,7 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
 use crate::winograd::{Winograd4, Winograd6};
-use crate::{direct, pointwise, transformed};
+use crate::{direct, pointwise, shift_add, transformed};
 use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
@@ -49,6 +50,8 @@ pub enum Algorithm {
     Direct,
     /// The same for kernels of one pixel: a matrix product.
     Pointwise,
+    /// The same for few output channels, whose taps share a register.
+    ShiftAdd,
     /// F(4×4, 3×3): a quarter of the products.
     Winograd4,
     /// F(6×6, 3×3): less than a fifth of the products.
@@ -58,11 +61,12 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// `direct`, `pointwise`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
+    /// `direct`, `pointwise`, `shift add`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
             Algorithm::Pointwise => "pointwise",
+            Algorithm::ShiftAdd => "shift add",
             Algorithm::Winograd4 => "winograd 4x4",
             Algorithm::Winograd6 => "winograd 6x6",
             Algorithm::UpsampleFold => "upsample fold",
@@ -104,6 +108,8 @@ impl Geometry {
     pub fn algorithm(&self, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
         if pointwise::fits(self) && upsample <= 1 {
             Algorithm::Pointwise
+        } else if shift_add::fits(self) {
+            Algorithm::ShiftAdd
         } else if !self.is_transformable() {
             Algorithm::Direct
         } else if upsample == 2 && self.padding == [1; 4] {
@@ -126,7 +132,7 @@ impl Geometry {
     /// at the picture's last. Gives `[step, skip]`.
     pub fn strip_grid(&self, upsample: usize, arithmetic: Arithmetic) -> [usize; 2] {
         match self.algorithm(upsample, arithmetic) {
-            Algorithm::Direct | Algorithm::Pointwise => [1, 0],
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd => [1, 0],
             Algorithm::Winograd4 => transformed::strip_grid::<Winograd4>(),
             Algorithm::Winograd6 => transformed::strip_grid::<Winograd6>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
@@ -142,7 +148,7 @@ impl Geometry {
     }
 
     fn is_transformable(&self) -> bool {
-        self.kernel == [3, 3] && self.stride == 1
+        self.kernel == [3, 3] && self.stride == 1 && !shift_add::fits(self)
     }
 }
 
@@ -166,11 +172,10 @@ pub struct Convolution {
     bias: Vec<f32>,
 }
 
-/// `[group of lanes][input block][tap][16][lanes]`
 enum Weights {
-    /// As the micro-kernel reads them.
+    /// As the micro-kernel reads them: `[group of lanes][input block][tap][16][lanes]`, or as [`shift_add::panels`].
     Direct(Vec<f32>),
-    /// As a transform reads them for each run.
+    /// The same, as a transform reads them for each run.
     Transformed(Compact),
 }
 
@@ -182,6 +187,8 @@ impl Convolution {
     pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
         let weights = if geometry.is_transformable() {
             Weights::Transformed(Compact::new(isa, &geometry, weight))
+        } else if shift_add::fits(&geometry) {
+            Weights::Direct(shift_add::panels(isa, &geometry, weight))
         } else {
             Weights::Direct(panels(isa, &geometry, weight, |value| value))
         };
@@ -197,6 +204,9 @@ impl Convolution {
     /// are finite 16-bit numbers, which are kept as such where a transform widens them anyway.
     pub fn weight_bytes(isa: Isa, geometry: &Geometry, narrow: bool) -> usize {
         let columns = geometry.output_channels.next_multiple_of(isa.lanes());
+        if shift_add::fits(geometry) {
+            return shift_add::weight_bytes(isa, geometry) + columns * size_of::<f32>();
+        }
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
         let each = if narrow && geometry.is_transformable() { size_of::<u16>() } else { size_of::<f32>() };
         columns * (rows * each + size_of::<f32>())
@@ -208,6 +218,7 @@ impl Convolution {
         match geometry.algorithm(upsample, arithmetic) {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
+            Algorithm::ShiftAdd => 0,
             Algorithm::Winograd4 => transformed::weights_len::<Winograd4>(isa, geometry, arithmetic),
             Algorithm::Winograd6 => transformed::weights_len::<Winograd6>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
@@ -226,6 +237,7 @@ impl Convolution {
         match geometry.algorithm(upsample, arithmetic) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
+            Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
             Algorithm::Winograd4 => {
                 transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic)
             }
@@ -397,6 +409,9 @@ impl Convolution {
             match &self.weights {
                 Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
                     pointwise::run(isa, pool, layer, (panels, span, bias), frames, scratch, ready);
+                }
+                Weights::Direct(panels) if algorithm == Algorithm::ShiftAdd => {
+                    shift_add::run(isa, pool, geometry, (panels, span, bias), frames);
                 }
                 Weights::Direct(panels) => {
                     direct::run(isa, pool, layer, span, [panels, bias], frames, scratch, ready);

@@ -1,4 +1,4 @@
-//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has three
+//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has five
 //! algorithms, everything else one.
 //!
 //! The crate knows nothing of models or graphs. Activations lie in the *blocked* layout of [`layout`],
@@ -30,6 +30,7 @@ pub mod rearrange;
 mod reduce;
 pub mod rms_norm;
 mod shared;
+mod shift_add;
 pub mod strip;
 mod tensor;
 mod transformed;

@@ -2,9 +2,10 @@
 //! next operation applies on its way in (or [`apply`] writes out).
 //!
 //! Statistics are safe for large tensors: chunks of a fixed number of pixels get their own mean and sum of squared
-//! deviations, which are merged pairwise in `f64` in a fixed order (Chan, Golub and LeVeque, 1979).
+//! deviations in one pass, which are merged in `f64` in a fixed order (Chan, Golub and LeVeque, 1979).
 
 use crate::elementwise::{Activation, activate};
+use crate::half::widen_group;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
@@ -14,7 +15,7 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Pixels whose sums are kept in `f32`: small enough to stay in the first-level cache between the two passes.
+/// Pixels whose sums are kept in `f32`.
 const CHUNK: usize = 128;
 /// Pixels that one task treats.
 const STRETCH: usize = 64 * CHUNK;
@@ -190,45 +191,83 @@ unsafe fn moments<T: Tile>(values: Tensor<'_>, range: Range<usize>, out: &mut [M
         let count = CHUNK.min(range.end - start);
         let place = start % values.groups();
         let before = count.min(values.groups() - place);
-        let pixels = match values {
-            Tensor::Float32(values) if before == count => &values.as_chunks::<BLOCK>().0[place..][..count],
-            _ => {
-                let (head, tail) = room[..count].split_at_mut(before);
-                // SAFETY: the caller vouches for the CPU.
-                unsafe {
-                    values.part(place, before).read::<T>(head.as_flattened_mut());
-                    values.part(0, count - before).read::<T>(tail.as_flattened_mut());
-                }
-                &room[..count]
+        let chunk = if before == count {
+            values.part(place, count)
+        } else {
+            let (head, tail) = room[..count].split_at_mut(before);
+            // SAFETY: the caller vouches for the CPU.
+            unsafe {
+                values.part(place, before).read::<T>(head.as_flattened_mut());
+                values.part(0, count - before).read::<T>(tail.as_flattened_mut());
             }
+            Tensor::Float32(room[..count].as_flattened())
         };
-        let count = pixels.len() as f32;
-        let mut sum = [0.0f32; BLOCK];
-        for pixel in pixels {
-            for lane in 0..BLOCK {
-                sum[lane] += pixel[lane];
-            }
-        }
-        let mean = sum.map(|sum| sum / count);
-        let mut squares = [0.0f32; BLOCK];
-        let mut rest = [0.0f32; BLOCK];
-        for pixel in pixels {
-            for lane in 0..BLOCK {
-                let deviation = pixel[lane] - mean[lane];
-                rest[lane] += deviation;
-                squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
-            }
-        }
-        for lane in 0..BLOCK {
-            // What rounding left in the mean is known from the second pass.
-            let correction = f64::from(rest[lane]) / f64::from(count);
-            out[lane] = out[lane].merge(Moments {
-                count: f64::from(count),
-                mean: f64::from(mean[lane]) + correction,
-                deviation: f64::from(squares[lane]) - correction * f64::from(rest[lane]),
-            });
-        }
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { add_chunk::<T>(chunk, out) };
     }
+}
+
+/// Adds the pixels of a chunk in one pass, as their deviations from a number near the mean: the mean of what was there,
+/// or the first of them (Chan, Golub and LeVeque, 1983).
+#[inline(always)]
+unsafe fn add_chunk<T: Tile>(chunk: Tensor<'_>, out: &mut [Moments; BLOCK]) {
+    // SAFETY: the caller vouches for the CPU; a chunk has a pixel.
+    let first = unsafe { chunk.group::<T>(0) };
+    let mut center = [0.0f32; BLOCK];
+    for lane in 0..BLOCK {
+        center[lane] = if out[lane].count == 0.0 { first[lane] } else { out[lane].mean as f32 };
+    }
+    let [sum, squares] = match chunk {
+        Tensor::Float32(values) => {
+            let pixels = values.as_chunks::<BLOCK>().0;
+            deviations::<T>(pixels.len(), &center, |index| pixels[index])
+        }
+        Tensor::Half(values, exponents) => {
+            let exponents = &exponents[..values.len()];
+            deviations::<T>(values.len(), &center, |index| {
+                // SAFETY: the caller vouches for the CPU.
+                unsafe { widen_group::<T::Vector>(&values[index], exponents[index]) }
+            })
+        }
+    };
+    let count = chunk.groups() as f64;
+    for lane in 0..BLOCK {
+        let (sum, squares) = (f64::from(sum[lane]), f64::from(squares[lane]));
+        out[lane] = out[lane].merge(Moments {
+            count,
+            mean: f64::from(center[lane]) + sum / count,
+            deviation: squares - sum * sum / count,
+        });
+    }
+}
+
+/// Sums, and sums of squares, of what `count` pixels deviate from `center`. Two chains of each, because one waits for
+/// itself.
+#[inline(always)]
+fn deviations<T: Tile>(
+    count: usize,
+    center: &[f32; BLOCK],
+    pixel: impl Fn(usize) -> [f32; BLOCK],
+) -> [[f32; BLOCK]; 2] {
+    let add = |[sum, squares]: &mut [[f32; BLOCK]; 2], pixel: [f32; BLOCK]| {
+        for lane in 0..BLOCK {
+            let deviation = pixel[lane] - center[lane];
+            sum[lane] += deviation;
+            squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
+        }
+    };
+    let (mut even, mut odd) = ([[0.0; BLOCK]; 2], [[0.0; BLOCK]; 2]);
+    for index in 0..count / 2 {
+        add(&mut even, pixel(2 * index));
+        add(&mut odd, pixel(2 * index + 1));
+    }
+    if !count.is_multiple_of(2) {
+        add(&mut even, pixel(count - 1));
+    }
+    for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
+        *even += odd;
+    }
+    even
 }
 
 /// Writes `activation(input · scale + shift)` to `output`, per channel; all blocked `[channels, pixels]`.

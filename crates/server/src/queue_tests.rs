@@ -239,7 +239,7 @@ fn what_the_running_job_has_done_corrects_the_wait() {
     queue.expect(1, Duration::from_secs(10));
     let ticket = submit(&queue, "a", Cost { flops: 1_000_000, ..COST }, Box::new(|_| Ok(tensor(0.0))));
     let job = queue.next().unwrap();
-    assert_eq!(queue.until_done(job.id), Some(Duration::from_secs(86_400)));
+    assert!(queue.until_done(job.id).unwrap() >= Duration::from_secs(86_400));
     job.meter.note(Progress { done_flops: 500_000, total_flops: 1_000_000, step: 1, steps: 2 });
     assert!(queue.until_done(job.id).unwrap() < Duration::from_secs(60));
     drop((ticket, job));

@@ -2,7 +2,9 @@
 
 use crate::support::{blocked, each_tier, plain, silu, values};
 use proptest::prelude::*;
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
+use remote_vae_kernels::convolution::{
+    Algorithm, Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual,
+};
 use remote_vae_kernels::{Activation, Isa, Pool};
 
 /// Of the largest possible sum: sixteen roundings of `f32`, of which the longest transform has about ten in a row; the
@@ -251,7 +253,7 @@ fn many_channels_take_several_passes_and_smaller_patches() {
     let upsampled = Case { upsample: 2, ..plain_case(150, 40, [20, 37]) };
     let strided = Geometry { stride: 2, ..plain_case(1100, 3, [19, 35]).geometry };
     let strided = Case { geometry: strided, ..plain_case(1100, 3, [19, 35]) };
-    for case in [plain_case(150, 40, [20, 37]), plain_case(1100, 3, [9, 35]), upsampled, strided] {
+    for case in [plain_case(150, 40, [20, 37]), plain_case(1100, 5, [9, 35]), upsampled, strided] {
         let data = case.data();
         let expected = case.oracle(&data);
         each_tier(|isa, pool| {
@@ -280,14 +282,17 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn not_a_number_reaches_what_the_kernel_reaches_and_at_most_the_tiles_around() {
     // The kernel's own reach, and that of the transforms' tiles of 4×4 or 6×6 outputs.
-    let three = Geometry { kernel: [3, 3], ..plain_case(4, 4, [9, 9]).geometry };
+    let three = Geometry { kernel: [3, 3], ..plain_case(4, 5, [9, 9]).geometry };
+    let few = Geometry { output_channels: 4, ..three };
     let cases = [
         (Geometry { kernel: [2, 3], padding: [1, 0, 1, 1], ..three }, 1, 4..=5, 3..=5, 4..=5, 3..=5),
         (three, 1, 3..=5, 3..=5, 0..=7, 0..=7),
         (three, 2, 7..=10, 7..=10, 7..=10, 7..=10),
+        (few, 1, 3..=5, 3..=5, 3..=5, 3..=5),
+        (few, 2, 7..=10, 7..=10, 7..=10, 7..=10),
     ];
     for (geometry, upsample, rows, columns, tile_rows, tile_columns) in cases {
-        let case = Case { geometry, upsample, ..plain_case(4, 4, [9, 9]) };
+        let case = Case { geometry, upsample, ..plain_case(4, geometry.output_channels, [9, 9]) };
         let mut data = case.data();
         data.input[4 * 9 + 4] = f32::NAN;
         let [height, width] = case.output_size();
@@ -481,6 +486,43 @@ fn a_weight_that_is_not_finite_spoils_its_own_channel() {
                     assert!(right, "{} {arithmetic:?} {wrong} [{index}]: {found}", isa.name());
                 }
             });
+        }
+    }
+}
+
+/// Columns and rows of several bands, one pixel alone, taps that fill one group of lanes or several, several passes over
+/// the input channels.
+#[test]
+fn few_output_channels_are_right_and_the_same_in_bands_of_any_size() {
+    for (inputs, outputs, size, kernel, upsample) in [
+        (40, 3, [21, 300], [3, 3], 1),
+        (150, 4, [19, 10], [3, 3], 2),
+        (20, 1, [5, 131], [5, 3], 1),
+        (1100, 2, [7, 40], [2, 3], 1),
+        (300, 3, [1, 1], [3, 3], 1),
+    ] {
+        let plain = plain_case(inputs, outputs, size);
+        let geometry = Geometry { kernel, padding: [1, 1, 0, 2], ..plain.geometry };
+        for arithmetic in ARITHMETICS {
+            assert_eq!(geometry.algorithm(upsample, arithmetic), Algorithm::ShiftAdd);
+        }
+        let case = Case { geometry, upsample, norm: true, before: Activation::Silu, residual: true, ..plain };
+        let data = case.data();
+        let expected = case.oracle(&data);
+        let mut bytes = Vec::new();
+        each_tier_and_arithmetic(|isa, pool, arithmetic| {
+            // The products are of `f32` in either arithmetic.
+            let found = case.check(isa, pool, Arithmetic::Float32, &data, &expected);
+            for threads in [1, 2, 7] {
+                let pool = Pool::new(Some(threads)).unwrap();
+                let again = case.run(isa, &pool, arithmetic, &data, threads == 2);
+                assert!(again == found, "{} {arithmetic:?} {threads} threads: {case:?}", isa.name());
+            }
+            bytes.push((isa.name(), found));
+        });
+        let of = |name| bytes.iter().find(|(tier, _)| *tier == name);
+        if let (Some((_, with)), Some((_, without))) = (of("avx512vnni"), of("avx512")) {
+            assert!(with == without, "{case:?}");
         }
     }
 }

@@ -80,3 +80,24 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         assert!(one == run(2) && one == run(7), "{}", isa.name());
     }
 }
+
+#[test]
+fn what_lies_far_from_the_first_pixels_and_from_those_before_is_counted_in_full() {
+    let (channels, pixels) = (16, 40_000);
+    let (weight, bias) = (values(channels, 2), values(channels, 3));
+    let noise = values(channels * pixels, 1);
+    let inputs: [fn(usize) -> f32; 3] = [
+        |pixel| if pixel % 8192 == 0 { 300.0 } else { 0.0 },
+        |pixel| (pixel / 1000) as f32 * 5.0,
+        |pixel| if pixel % 256 < 128 { -40.0 } else { 40.0 },
+    ];
+    for (index, offset) in inputs.into_iter().enumerate() {
+        let input: Vec<f32> =
+            noise.iter().enumerate().map(|(index, value)| value + offset(index % pixels)).collect();
+        let expected = oracle(&input, channels, 4, &weight, &bias);
+        each_tier(|isa, pool| {
+            let found = run(isa, pool, &input, channels, 4, &weight, &bias);
+            assert_close(&found, &expected, 2e-5, &format!("{} input {index}", isa.name()));
+        });
+    }
+}
