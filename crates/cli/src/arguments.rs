@@ -285,8 +285,8 @@ pub(crate) struct ServeOptions {
     /// Seconds from the end of a request's body to its answer, after which it is refused with 504 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub request_timeout: Option<u32>,
-    /// Memory for all request bodies and the pictures in them together, in MiB; beyond it requests are refused with 429
-    /// [default: 1024, at least --max-body]
+    /// Memory for all request bodies and the pictures in them together, in MiB; beyond it requests are refused with 429; at
+    /// least 1.75 times --max-body, as base64 in JSON is held beside its bytes [default: 1024, or that if it is more]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_held: Option<u32>,
     /// Memory for all answers together, from admission until they are sent, in MiB; beyond it requests are refused with

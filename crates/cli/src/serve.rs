@@ -43,9 +43,10 @@ fn server_options(options: &ServeOptions) -> Result<ServerOptions> {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     let default = Limits::default();
     let max_body_bytes = bytes(options.max_body);
+    let least_held = Limits { max_body_bytes, ..default.clone() }.least_held_bytes();
     let limits = Limits {
         max_body_bytes,
-        max_held_bytes: options.max_held.map_or(default.max_held_bytes.max(max_body_bytes), bytes),
+        max_held_bytes: options.max_held.map_or(default.max_held_bytes.max(least_held), bytes),
         max_pixels: u64::from(options.max_megapixels) << 20,
         max_batch: options.max_batch as usize,
         max_frames: options.max_frames as usize,
@@ -261,6 +262,6 @@ mod tests {
         let timeouts =
             [options.header_timeout, options.body_timeout, options.body_idle_timeout, options.idle_timeout];
         assert_eq!(timeouts.map(|timeout| timeout.as_secs()), [4, 5, 6, 7]);
-        assert_eq!(parsed(&["--max-body=2000"]).limits.max_held_bytes, 2000 << 20);
+        assert_eq!(parsed(&["--max-body=2000"]).limits.max_held_bytes, 3500 << 20);
     }
 }

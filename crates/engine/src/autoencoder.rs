@@ -76,6 +76,13 @@ struct Loaded {
     reads_weights: bool,
 }
 
+impl Loaded {
+    /// Whether work goes on that has no room for weights that are held.
+    fn is_read_by_steps_now(&self) -> bool {
+        self.reads_weights && Arc::strong_count(&self.program) > 1
+    }
+}
+
 /// Weights that no further work will use.
 pub struct Released(Vec<Arc<dyn Program>>);
 
@@ -105,12 +112,21 @@ impl Autoencoder {
         &*self.engine
     }
 
-    /// Reads the weights of one half and prepares `precision` now.
+    /// Reads the weights of one half and prepares `precision` now. Where the memory budget has no room for them beside a small
+    /// picture, none are held.
     ///
     /// # Errors
-    /// The checkpoint lacks that half, reading fails, or memory is refused.
+    /// The checkpoint lacks that half, reading fails, memory is refused, or the budget is too small even for that picture.
     pub fn warm(&self, operation: Operation, precision: Precision) -> Result<(), EngineError> {
-        self.program(operation, usize::MAX, false)?.prepare(precision)
+        const SIDE: usize = 8;
+        let side = match operation {
+            Operation::Decode => SIDE,
+            Operation::Encode => SIDE * self.model.spatial_factor(),
+        };
+        let channels = self.graph(operation, usize::MAX)?.input_channels();
+        let small = ([1, channels, 1, side, side], Start::Clip);
+        let plan = self.planned(operation, usize::MAX, small, precision)?;
+        self.program(operation, usize::MAX, plan.reads_weights)?.prepare(precision)
     }
 
     /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
@@ -354,7 +370,8 @@ impl Autoencoder {
     }
 
     /// The program that runs clips of `frames`, one that reads its weights for each step or one that holds them. The other
-    /// one of that half is let go, with the weights that it holds.
+    /// one of that half is let go, with the weights that it holds. As long as work goes on with one that reads its weights,
+    /// because there is no room for them, all work of that half takes it: the bytes are the same.
     pub(crate) fn program(
         &self,
         operation: Operation,
@@ -363,7 +380,7 @@ impl Autoencoder {
     ) -> Result<Arc<dyn Program>, EngineError> {
         let mut half = self.running_half(operation, frames).lock().unwrap_or_else(PoisonError::into_inner);
         let calibration = match half.take() {
-            Some(loaded) if loaded.reads_weights == reads_weights => {
+            Some(loaded) if loaded.reads_weights == reads_weights || loaded.is_read_by_steps_now() => {
                 return Ok(Arc::clone(&half.insert(loaded).program));
             }
             other => other.and_then(|loaded| loaded.program.calibration()),
@@ -419,5 +436,12 @@ mod tests {
             assert!(Arc::ptr_eq(&autoencoder.calibration(Operation::Decode).unwrap(), &found));
             assert!(latents(&*program) == expected);
         }
+        // Beside work that has no room for them, nobody holds them.
+        let by_steps = autoencoder.program(Operation::Decode, 1, true).unwrap();
+        let beside = autoencoder.program(Operation::Decode, 1, false).unwrap();
+        assert!(Arc::ptr_eq(&by_steps, &beside) && held() == 0);
+        drop((by_steps, beside));
+        autoencoder.program(Operation::Decode, 1, false).unwrap();
+        assert_eq!(held(), all);
     }
 }

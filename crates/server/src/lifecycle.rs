@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::connections::Connections;
 use crate::error::ServerError;
+use crate::memory::Need;
 use crate::options::ServerOptions;
 use crate::state::{ModelEntry, Phase, Shared, check_models};
 use crate::tls::Tls;
@@ -196,7 +197,11 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
         std::panic::AssertUnwindSafe(|| entry.autoencoder.warm(operation, shared.options.precision));
     let outcome = std::panic::catch_unwind(loading).unwrap_or(Err(EngineError::Cancelled));
     let failed = |source| ServerError::WarmUp { model: entry.name.clone(), source };
-    outcome.map_err(failed)?;
+    match outcome {
+        // Smaller work, or pictures of a model of clips, may have room.
+        Err(EngineError::Budget { .. }) => {}
+        outcome => outcome.map_err(failed)?,
+    }
     shared.metrics.loaded(&entry.name, start.elapsed());
     if operation == Operation::Decode {
         let (flops, time) = first_decode(shared, entry).map_err(failed)?;
@@ -233,24 +238,30 @@ fn small_decode(
     let channels = autoencoder.model().latent_channels();
     let (picture, clip) = ([1, channels, side, side], [1, channels, 1, side, side]);
     let latents = vec![0.0; channels * side * side];
-    let (scaling, control) = (Scaling::None, Control::new());
-    let (mut flops, mut time, first) = (0, Duration::MAX, Instant::now());
+    let (scaling, control, windows) = (Scaling::None, Control::new(), Windows::default());
+    let is_clip = autoencoder.model().temporal_factor().is_some();
+    let plan = match is_clip {
+        true => autoencoder.plan_decode_clip(clip, windows, precision)?,
+        false => autoencoder.plan_decode(picture, precision)?,
+    };
+    let need =
+        Need { model: 0, operation: Operation::Decode, frames: 1, bytes: plan.peak_bytes as u64, body: 0 };
+    // Weights of clips go if a picture has no room beside them.
+    let _share = shared.memory.admit(need, 0, |share| share).inspect(|share| shared.memory.begin(share));
+    let (mut time, first) = (Duration::MAX, Instant::now());
     for number in 0..TIMES {
         if number >= least && first.elapsed() > LONG_ENOUGH {
             break;
         }
         let start = Instant::now();
-        if autoencoder.model().temporal_factor().is_some() {
-            let windows = Windows::default();
-            flops = autoencoder.plan_decode_clip(clip, windows, precision)?.flops;
+        if is_clip {
             autoencoder.decode_clip(latents.clone(), clip, &scaling, windows, precision, &control)?;
         } else {
-            flops = autoencoder.plan_decode(picture, precision)?.flops;
             autoencoder.decode(latents.clone(), picture, &scaling, precision, &control)?;
         }
         time = time.min(start.elapsed());
     }
-    Ok((flops, time))
+    Ok((plan.flops, time))
 }
 
 /// Ready, unless a shutdown was asked for meanwhile.

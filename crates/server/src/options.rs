@@ -105,7 +105,8 @@ impl Default for ServerOptions {
 pub struct Limits {
     /// Bytes of one request's body.
     pub max_body_bytes: u64,
-    /// Bytes of all bodies, and of the pictures unpacked from them, that are held at one time.
+    /// Bytes of all bodies, and of what is unpacked from them, that are held at one time; at least
+    /// [`Limits::least_held_bytes`].
     pub max_held_bytes: u64,
     /// Pixels of one request, over its whole batch: output pixels of a decode, input pixels of an encode.
     pub max_pixels: u64,
@@ -147,6 +148,14 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// What must be allowed to be held so that a body of the largest size fits: seven quarters of it, because base64 in
+    /// JSON lies beside the three quarters that are unpacked from it.
+    pub fn least_held_bytes(&self) -> u64 {
+        self.max_body_bytes.saturating_add(self.max_body_bytes.div_ceil(4).saturating_mul(3))
+    }
+}
+
 impl ServerOptions {
     /// Checks that the options make sense together.
     ///
@@ -161,7 +170,7 @@ impl ServerOptions {
         at_least("limits.max_queue", limits.max_queue as u64, 1)?;
         at_least("limits.max_jobs", limits.max_jobs as u64, 1)?;
         at_least("limits.max_connections", limits.max_connections as u64, 1)?;
-        at_least("limits.max_held_bytes", limits.max_held_bytes, limits.max_body_bytes)?;
+        at_least("limits.max_held_bytes", limits.max_held_bytes, limits.least_held_bytes())?;
         for (name, timeout) in [
             ("body_timeout", self.body_timeout),
             ("body_idle_timeout", self.body_idle_timeout),
@@ -209,6 +218,8 @@ mod tests {
         let options = ServerOptions::default();
         options.validate().unwrap();
         assert!(options.limits.max_body_bytes >= 64 * MIB);
+        let least = Limits { max_held_bytes: 448 * MIB, ..options.limits.clone() };
+        ServerOptions { limits: least, ..options.clone() }.validate().unwrap();
         assert_eq!(options.limits.max_plan_bytes.is_some(), cfg!(target_os = "linux"));
     }
 
@@ -220,7 +231,7 @@ mod tests {
             options.validate().unwrap_err().to_string()
         };
         assert!(refused(|o| o.limits.max_queue = 0).contains("max_queue"));
-        assert!(refused(|o| o.limits.max_held_bytes = 1).contains("max_held_bytes"));
+        assert!(refused(|o| o.limits.max_held_bytes = 448 * MIB - 1).contains("at least 469762048"));
         assert!(refused(|o| o.extra_paths = vec!["decode".into()]).contains("extra_paths"));
         assert!(refused(|o| o.idle_timeout = Duration::ZERO).contains("idle_timeout"));
         assert!(refused(|o| o.header_timeout = Duration::ZERO).contains("header_timeout"));

@@ -171,11 +171,12 @@ async fn accept(
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
     let cost = Cost { kept: purpose == Purpose::Job, ..cost };
-    // The values of a picture and of latents are in the plan, and become the answer.
-    let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
-    let bytes = cost.peak_bytes.saturating_sub(counted_twice);
     let copies = form.copy_bytes(cost.answer_bytes, in_file);
     let cost = Cost { answer_bytes: cost.answer_bytes.saturating_add(copies), ..cost };
+    // The values of a picture and of latents are in the plan, and become the answer; what is made of them takes the place of
+    // the plan's activations, which are gone by then.
+    let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
+    let bytes = cost.peak_bytes.saturating_sub(counted_twice);
     let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
     let need = Need { model: index, operation, frames, bytes, body: held };
     let submit = |share: Arc<Share>| {

@@ -162,11 +162,14 @@ impl Running {
         if share == 0.0 {
             return Some(by_others);
         }
-        let by_own = self.since.elapsed().saturating_sub(self.paused).mul_f64((1.0 - share) / share);
-        let left = by_others.as_secs_f64().powf(1.0 - share) * by_own.as_secs_f64().powf(share);
-        Some(Duration::from_secs_f64(left))
+        let by_own = self.since.elapsed().saturating_sub(self.paused).as_secs_f64() * (1.0 - share) / share;
+        let left = by_others.as_secs_f64().powf(1.0 - share) * by_own.powf(share);
+        Some(Duration::from_secs_f64(left.clamp(0.0, LONGEST)))
     }
 }
+
+/// Longest time that is foretold, in seconds.
+const LONGEST: f64 = 86_400.0;
 
 /// Operations and seconds of the last jobs, the latest counting most.
 #[derive(Debug, Default, Clone, Copy)]
@@ -185,7 +188,6 @@ impl Rate {
 
     /// None before the first job.
     pub(super) fn time(&self, flops: u64) -> Option<Duration> {
-        const LONGEST: f64 = 86_400.0;
         let seconds = flops as f64 * self.seconds / self.flops;
         seconds.is_finite().then(|| Duration::from_secs_f64(seconds.clamp(0.0, LONGEST)))
     }
@@ -197,17 +199,17 @@ mod tests {
 
     #[test]
     fn the_further_a_job_is_the_more_its_own_pace_counts() {
-        let cost = Cost { flops: 100, peak_bytes: 0, answer_bytes: 0, kept: false };
-        let running = |done_flops: u64, elapsed: u64, paused: u64| {
+        let running = |flops: u64, done_flops: u64, elapsed: u64, paused: u64| {
+            let cost = Cost { flops, peak_bytes: 0, answer_bytes: 0, kept: false };
             let meter = Meter::default();
-            meter.note(Progress { step: 1, steps: 2, done_flops, total_flops: 100 });
+            meter.note(Progress { step: 1, steps: 2, done_flops, total_flops: flops });
             let (since, paused) =
                 (Instant::now() - Duration::from_secs(elapsed), Duration::from_secs(paused));
             let cancel = Arc::default();
             Running { id: 1, since, meter: Arc::new(meter), cost, cancel, cancelled: None, paused }
         };
         let mut rate = Rate::default();
-        assert_eq!(running(50, 10, 0).left(&rate), None);
+        assert_eq!(running(100, 50, 10, 0).left(&rate), None);
         rate.note(100, Duration::from_secs(10));
         // Done, elapsed, paused, and what is left: others would need 10 s for all of it.
         for (done, elapsed, paused, expected) in [
@@ -218,8 +220,11 @@ mod tests {
             (90, 90, 0, 7.9),
             (120, 9, 0, 0.0),
         ] {
-            let left = running(done, elapsed, paused).left(&rate).unwrap().as_secs_f64();
+            let left = running(100, done, elapsed, paused).left(&rate).unwrap().as_secs_f64();
             assert!((left - expected).abs() < 0.1, "{done} of 100 after {elapsed} s: {left} s left");
         }
+        // By its own pace alone it would take longer than a `Duration` can say.
+        let left = running(u64::MAX, 1, 100, 0).left(&rate).unwrap().as_secs_f64();
+        assert!((left - LONGEST).abs() < 0.1, "{left} s left");
     }
 }

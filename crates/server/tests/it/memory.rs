@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision, memory};
+use remote_vae_engine::{
+    Autoencoder, CpuEngine, Engine, EngineError, EngineOptions, Plan, Precision, Program, memory,
+};
+use remote_vae_model::{Graph, Start, WeightSource};
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use serde_json::json;
@@ -11,6 +14,65 @@ use serde_json::json;
 use crate::support::*;
 
 const SHAPE: [usize; 4] = [1, 4, 8, 8];
+
+/// An engine whose work may hold `room` bytes, or up to 1 MiB less, and how many those are.
+#[cfg(target_os = "linux")]
+fn engine_with_room(room: u64) -> (Arc<CpuEngine>, u64) {
+    // Other tests of this process take and give back memory meanwhile.
+    for _ in 0..10_000 {
+        let memory_budget = Some(memory::resident_bytes().unwrap() + room);
+        let options = EngineOptions { threads: Some(1), memory_budget, ..EngineOptions::default() };
+        let engine = CpuEngine::new(options).unwrap();
+        match engine.work_budget() {
+            Some(found) if (room - (1 << 20)..=room).contains(&found) => return (Arc::new(engine), found),
+            _ => {}
+        }
+    }
+    panic!("this process never kept still");
+}
+
+/// An engine of whose work nobody plans, but counts, the bytes that it may hold.
+struct Counted(Arc<CpuEngine>, u64);
+
+impl Engine for Counted {
+    fn name(&self, precision: Precision) -> String {
+        self.0.name(precision)
+    }
+
+    fn isa(&self) -> &str {
+        self.0.isa()
+    }
+
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+
+    fn work_budget(&self) -> Option<u64> {
+        Some(self.1)
+    }
+
+    fn peak_flops_per_second(&self) -> f64 {
+        self.0.peak_flops_per_second()
+    }
+
+    fn plan_part(
+        &self,
+        graph: &Graph,
+        input: [usize; 5],
+        start: Start,
+        precision: Precision,
+    ) -> Result<Plan, EngineError> {
+        self.0.plan_part(graph, input, start, precision)
+    }
+
+    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+        self.0.load(graph, weights)
+    }
+
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+        self.0.load_by_steps(graph, weights)
+    }
+}
 
 async fn weights(server: &TestServer) -> Vec<u64> {
     let info = json(server.http.get(server.url("/info")).send().await.unwrap()).await;
@@ -64,17 +126,8 @@ async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
 async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires() {
     const LATENTS: [usize; 4] = [4, 4, 16, 16];
     let room = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64 + (4 << 20);
-    // Other tests of this process take and give back memory meanwhile.
-    let (engine, room) = loop {
-        let memory_budget = Some(memory::resident_bytes().unwrap() + room);
-        let options = EngineOptions { threads: Some(1), memory_budget, ..EngineOptions::default() };
-        let engine = CpuEngine::new(options).unwrap();
-        match engine.work_budget() {
-            Some(found) if found >= room - (1 << 20) => break (engine, found),
-            _ => {}
-        }
-    };
-    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
+    let (engine, room) = engine_with_room(room);
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), engine));
     let options = ServerOptions { job_ttl: Duration::from_secs(5000), ..options() };
     let server = TestServer::with(options, vec![("default", model)]).await;
     let query = format!("output_type=pt&{}", tensor_query(&LATENTS, Dtype::Float16));
@@ -88,4 +141,36 @@ async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires(
     let wait: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert_eq!(response.status(), 429);
     assert!((4900..=5000).contains(&wait), "{wait}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_fills_the_budget_is_taken_whatever_is_made_of_its_values() {
+    const LATENTS: [usize; 4] = [1, 4, 32, 32];
+    let peak = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64;
+    for (room, expected) in [(peak, 200), (peak - 1, 413)] {
+        let engine = Arc::new(Counted(engine(), room));
+        let model = Arc::new(Autoencoder::new(kl().model().clone(), engine));
+        let server = TestServer::with(options(), vec![("default", model)]).await;
+        for output in ["pil", "pt"] {
+            let query = format!("output_type={output}&{}", tensor_query(&LATENTS, Dtype::Float16));
+            let response = server.post(&format!("/?{query}"), latents(&LATENTS, 62).0).send().await.unwrap();
+            assert_eq!(response.status(), expected, "{output} within {room} of {peak} bytes");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_without_room_are_not_held_by_the_warm_up_either() {
+    let wide = kl_with(json!({"block_out_channels": [128, 128, 128, 128]}));
+    let plan = wide.plan_decode(SHAPE, Precision::Exact).unwrap();
+    let (engine, room) = engine_with_room(plan.weight_bytes as u64);
+    let model = Arc::new(Autoencoder::new(wide.model().clone(), engine));
+    let plan = model.plan_decode(SHAPE, Precision::Exact).unwrap();
+    assert!(plan.reads_weights && plan.peak_bytes as u64 <= room);
+    let server = TestServer::with(options(), vec![("default", model)]).await;
+    assert_eq!(weights(&server).await, [0]);
+    let expected = TestServer::with(options(), vec![("default", wide)]).await;
+    assert_eq!(decode(&server, "").await, decode(&expected, "").await);
+    assert_eq!(weights(&server).await, [0]);
 }
