@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use remote_vae_engine::EngineError;
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::{BenchOptions, CutArguments, EngineArguments};
+use crate::arguments::{BenchOptions, EngineArguments};
 use crate::bench::Task;
+use crate::cuts::CutArguments;
 use crate::local;
 
 /// Budgets that are timed where none are given, from the smallest on.

@@ -7,15 +7,24 @@ use remote_vae_engine::{Autoencoder, Frames, Windows};
 use remote_vae_media::{
     self as media, Mp4Encoder, Mp4Options, RgbImage, VideoLimits, WebpAnimation, decode_mp4_start,
 };
+use remote_vae_wire::TileSizes;
 
-use crate::arguments::{CutArguments, VideoArguments};
+use crate::arguments::VideoArguments;
 use crate::convert::{Written, numbered};
+use crate::cuts::CutArguments;
 use crate::local;
 use crate::place::{self, write};
 
-/// How clips are cut; a model of pictures refuses what it cannot do.
+/// How clips are cut; a model of pictures refuses what it cannot do, and sizes of tiles need tiles.
 pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &CutArguments) -> Result<Windows> {
     let model = autoencoder.model();
+    let sizes = TileSizes::from(arguments.tiles);
+    if let (None, Some(name)) = (arguments.windows().tiles, sizes.first_given()) {
+        bail!(
+            "--{} is for tiles: expected --tiling diffusers with it, got --tiling off",
+            name.replace('_', "-")
+        );
+    }
     if model.temporal_factor().is_some() {
         return Ok(arguments.windows());
     }

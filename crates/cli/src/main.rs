@@ -8,6 +8,7 @@ mod budgets;
 mod clips;
 mod config;
 mod convert;
+mod cuts;
 mod demo;
 mod doctor;
 mod golden;

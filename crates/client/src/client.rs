@@ -73,7 +73,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How often to try again after 408, 429, 502, 503 or 504, or when a connection breaks; 5 unless set. The waits are
+    /// How often to try again after 408, 429, 502, 503 or 504, or when a connection breaks; 5 unless set. Jobs are handed
+    /// in again after 408, 429 and 503 only, where the server has not taken them. The waits are
     /// those that the server names in `Retry-After`, or half a second that doubles, at most a minute.
     #[must_use]
     pub fn retries(mut self, retries: u32) -> Self {
@@ -100,6 +101,15 @@ impl ClientBuilder {
     }
 }
 
+/// When a request may be sent again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Also where a server may have heard it: it does the same twice as once.
+    Always,
+    /// Only where the answer says that nothing came of it.
+    Unheard,
+}
+
 /// One request, ready to be sent as often as needed.
 pub(crate) struct Attempt {
     method: Method,
@@ -109,13 +119,16 @@ pub(crate) struct Attempt {
     body: Bytes,
     /// Whether the progress callback hears of its bytes.
     is_told: bool,
+    /// What may be sent again.
+    repeat: Repeat,
 }
 
 impl Attempt {
     /// A request without a body, for a short answer.
     pub(crate) fn short(method: Method, url: Url) -> Self {
         let (accept, content_type) = (content_type::JSON, None);
-        Self { method, url, accept, content_type, body: Bytes::new(), is_told: false }
+        let (body, repeat) = (Bytes::new(), Repeat::Always);
+        Self { method, url, accept, content_type, body, is_told: false, repeat }
     }
 
     /// A request for an answer that the callback hears of.
@@ -138,6 +151,7 @@ impl Attempt {
             content_type: Some(content_type::TENSOR_BINARY),
             body: Bytes::from(latents.bytes.clone()),
             is_told: true,
+            repeat: Repeat::Always,
         })
     }
 
@@ -151,7 +165,13 @@ impl Attempt {
         });
         // The Python client states no type either: signature and shape say what the body is.
         let (accept, content_type) = (content_type::TENSOR_BINARY, None);
-        Ok(Self { method: Method::POST, url, accept, content_type, body, is_told: true })
+        let repeat = Repeat::Always;
+        Ok(Self { method: Method::POST, url, accept, content_type, body, is_told: true, repeat })
+    }
+
+    /// The same, sent again only where no server has taken it: a second one would make a second job.
+    pub(crate) fn at_most_once(self) -> Self {
+        Self { repeat: Repeat::Unheard, ..self }
     }
 }
 
@@ -237,23 +257,34 @@ impl Client {
 
     /// Sends until there is an answer or the retries are used up.
     pub(crate) async fn send(&self, attempt: &Attempt) -> Result<(HeaderMap, Vec<u8>), ClientError> {
+        self.send_counted(attempt).await.1
+    }
+
+    /// The same, with the number of attempts before the last.
+    pub(crate) async fn send_counted(
+        &self,
+        attempt: &Attempt,
+    ) -> (u32, Result<(HeaderMap, Vec<u8>), ClientError>) {
+        let is_repeatable = attempt.repeat == Repeat::Always;
+        let is_temporary = if is_repeatable { retry::is_temporary } else { retry::is_untaken };
         let mut number = 0;
         loop {
+            let is_last = number >= self.retries;
             let outcome = match self.request(attempt).send().await {
-                Ok(response) if retry::is_temporary(response.status()) && number < self.retries => {
+                Ok(response) if is_temporary(response.status()) && !is_last => {
                     Err(retry::retry_after(response.headers()))
                 }
                 Ok(response) => match self.finish(response, attempt.is_told).await {
-                    Err(ClientError::Connection { .. }) if number < self.retries => Err(None),
+                    Err(ClientError::Connection { .. }) if is_repeatable && !is_last => Err(None),
                     finished => Ok(finished),
                 },
                 Err(error) => match self.failure(&error) {
-                    ClientError::Connection { .. } if number < self.retries => Err(None),
+                    ClientError::Connection { .. } if is_repeatable && !is_last => Err(None),
                     failure => Ok(Err(failure)),
                 },
             };
             match outcome {
-                Ok(finished) => return finished,
+                Ok(finished) => return (number, finished),
                 Err(asked) => tokio::time::sleep(retry::wait(number, asked)).await,
             }
             number += 1;

@@ -128,7 +128,8 @@ impl Client {
     /// Hands in a decode, as [`Client::decode`] would do it, with the model that the address names.
     ///
     /// # Errors
-    /// The server cannot be reached, has no jobs, or refuses what it would refuse of a decode, at once.
+    /// The server cannot be reached, has no jobs, or refuses what it would refuse of a decode, at once. After a connection
+    /// that broke ([`ClientError::Connection`]) there may be a job that nobody knows: it is not handed in again.
     pub async fn submit_decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Job, ClientError> {
         self.submit(Attempt::decode(self.jobs_address("decode"), latents, options)?).await
     }
@@ -136,7 +137,8 @@ impl Client {
     /// Hands in an encode, as [`Client::encode`] would do it, with the model that the address names.
     ///
     /// # Errors
-    /// The server cannot be reached, has no jobs, or refuses what it would refuse of an encode, at once.
+    /// The server cannot be reached, has no jobs, or refuses what it would refuse of an encode, at once. After a connection
+    /// that broke ([`ClientError::Connection`]) there may be a job that nobody knows: it is not handed in again.
     pub async fn submit_encode(&self, source: Source, options: &EncodeOptions) -> Result<Job, ClientError> {
         self.submit(Attempt::encode(self.jobs_address("encode"), source, options)?).await
     }
@@ -147,7 +149,7 @@ impl Client {
     }
 
     async fn submit(&self, attempt: Attempt) -> Result<Job, ClientError> {
-        let (_, body) = self.send(&attempt).await?;
+        let (_, body) = self.send(&attempt.at_most_once()).await?;
         Ok(self.job(read_status(&body)?.id))
     }
 
@@ -210,18 +212,25 @@ impl Job {
             self.client.finish(response, false).await?;
             return Err(ClientError::Answer { reason: "expected events".to_owned() });
         }
-        Ok(JobEvents { job: self.clone(), response, unread: Vec::new(), is_over: false })
+        Ok(JobEvents { job: self.clone(), response, unread: Vec::new(), searched: 0, is_over: false })
     }
 
     /// Waits until the job is over, telling of each step, and fetches the result. Goes on after a broken connection as
-    /// often as the client retries.
+    /// often as the client retries without the job having moved meanwhile.
     ///
     /// # Errors
     /// Those of [`Job::events`] and [`Job::result`].
     pub async fn wait(&self, mut told: impl FnMut(&JobStatus)) -> Result<Reply, ClientError> {
-        let mut number = 0;
+        let (mut number, mut stand) = (0, None);
         loop {
-            match self.follow(&mut told).await {
+            let mut heard = |status: &JobStatus| {
+                let now = Some((status.state, status.progress));
+                if stand != now {
+                    (number, stand) = (0, now);
+                }
+                told(status);
+            };
+            match self.follow(&mut heard).await {
                 Ok(()) => return self.result().await,
                 Err(ClientError::Connection { .. }) if number < self.client.retries => {
                     tokio::time::sleep(retry::wait(number, None)).await;
@@ -257,7 +266,11 @@ impl Job {
     /// # Errors
     /// The server cannot be reached, or knows no such job (any more).
     pub async fn cancel(&self) -> Result<(), ClientError> {
-        self.client.send(&Attempt::short(Method::DELETE, self.address(""))).await.map(drop)
+        match self.client.send_counted(&Attempt::short(Method::DELETE, self.address(""))).await {
+            // An attempt before this one was heard, though its answer was lost.
+            (1.., Err(ClientError::Refused { status: 404, .. })) => Ok(()),
+            (_, outcome) => outcome.map(drop),
+        }
     }
 
     fn address(&self, what: &str) -> Url {
@@ -285,6 +298,8 @@ pub struct JobEvents {
     job: Job,
     response: Response,
     unread: Vec<u8>,
+    /// Bytes of `unread` before which no event ends.
+    searched: usize,
     is_over: bool,
 }
 
@@ -308,14 +323,17 @@ impl JobEvents {
 
     async fn read(&mut self) -> Result<JobEvent, ClientError> {
         loop {
-            if let Some(end) = self.unread.windows(2).position(|pair| pair == b"\n\n") {
-                let block: Vec<u8> = self.unread.drain(..end + 2).collect();
+            if let Some(end) = self.unread[self.searched..].windows(2).position(|pair| pair == b"\n\n") {
+                let block: Vec<u8> = self.unread.drain(..self.searched + end + 2).collect();
+                self.searched = 0;
                 // A block of comments keeps the connection open and says nothing.
                 match event(&block)? {
                     Some(event) => return Ok(event),
                     None => continue,
                 }
             }
+            // The last byte may be the first of a pair.
+            self.searched = self.unread.len().saturating_sub(1);
             if self.unread.len() > LONGEST_EVENT {
                 return Err(answer(format!("an event is longer than {LONGEST_EVENT} bytes")));
             }
@@ -374,41 +392,5 @@ fn event(block: &[u8]) -> Result<Option<JobEvent>, ClientError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STATUS: &str = r#"{"id":"a1","state":"running","operation":"decode","model":"m","preview":true,
-                             "progress":0.5,"expected_seconds":1.5,"age_seconds":2.0}"#;
-
-    #[test]
-    fn events_are_read() {
-        let read = |text: &str| event(text.as_bytes());
-        let data = STATUS.replace('\n', "");
-        let Some(JobEvent::Status(status)) = read(&format!("event: progress\ndata: {data}\n\n")).unwrap()
-        else {
-            panic!("no status")
-        };
-        assert_eq!((status.state, status.progress, status.has_preview), (JobState::Running, 0.5, true));
-        assert_eq!(status.time_left, Some(Duration::from_millis(1500)));
-        assert_eq!((status.expires_in, status.error.as_deref()), (None, None));
-        let preview = "event: preview\ndata: {\"image\":\"data:image/png;base64,AQID\"}\n\n";
-        assert_eq!(read(preview).unwrap(), Some(JobEvent::Preview(vec![1, 2, 3])));
-        let deleted = "event: end\ndata: {\"state\":\"deleted\"}\n\n";
-        assert_eq!(read(deleted).unwrap(), Some(JobEvent::Deleted));
-        assert_eq!((read(":\n\n").unwrap(), read("event: later\ndata: 1\n\n").unwrap()), (None, None));
-        for wrong in ["event: progress\ndata: {}\n\n", "event: preview\ndata: {\"image\":\"x\"}\n\n"] {
-            assert!(matches!(read(wrong), Err(ClientError::Answer { .. })), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn addresses_name_the_model_and_the_job() {
-        let jobs = |url: &str| Client::new(url).unwrap().jobs_address("decode").to_string();
-        assert_eq!(jobs("http://host:1/"), "http://host:1/v1/jobs?operation=decode");
-        assert_eq!(jobs("http://host:1/sdxl/decode"), "http://host:1/v1/jobs?operation=decode&model=sdxl");
-        assert_eq!(jobs("http://host:1/predict?t=1"), "http://host:1/v1/jobs?t=1&operation=decode");
-        let job = Client::new("http://host:1/sdxl?t=1").unwrap().job("a/b");
-        assert_eq!(job.address("/result").to_string(), "http://host:1/v1/jobs/a%2Fb/result?t=1");
-        assert_eq!(job.address("").to_string(), "http://host:1/v1/jobs/a%2Fb?t=1");
-    }
-}
+#[path = "jobs_tests.rs"]
+mod tests;

@@ -15,6 +15,11 @@ pub(crate) fn is_temporary(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 502 | 503 | 504)
 }
 
+/// Whether an answer says that the request was not taken. Behind 502 and 504 of a proxy the server may work on it.
+pub(crate) fn is_untaken(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 503)
+}
+
 /// What the header says: seconds, or a date.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();

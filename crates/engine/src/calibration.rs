@@ -62,6 +62,7 @@ impl Calibration {
         let (exact, fast) = (plan(Precision::Exact)?, plan(Precision::Fast)?);
         let input = random::normal(0, exact.input.iter().product::<usize>() * exact.frames[0]);
         let expected = program.run_calibrated(&exact, None, &input, None, &Control::new())?;
+        program.reserve(&fast)?;
         let errors = layer_errors(program, &exact, &input)?;
         let mut calibration = Calibration {
             psnr: 0.0,

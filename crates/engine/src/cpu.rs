@@ -128,8 +128,8 @@ pub(crate) struct CpuProgram {
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        let calibration = self.calibration_for(plan.precision)?;
         let _emptied = Emptied(&self.pool);
+        let calibration = self.calibration_for(plan.precision)?;
         self.run_calibrated(plan, calibration.as_deref(), input, None, control)
     }
 
@@ -143,8 +143,8 @@ impl Program for CpuProgram {
         if plan.input[0] != 1 {
             return Err(EngineError::OneClip { found: plan.input[0] });
         }
-        let calibration = self.calibration_for(plan.precision)?;
         let _emptied = Emptied(&self.pool);
+        let calibration = self.calibration_for(plan.precision)?;
         self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control)
     }
 
@@ -190,6 +190,26 @@ impl CpuProgram {
         }
     }
 
+    /// Makes the workers' scratch of a plan, so that no step has to ask for memory.
+    pub(crate) fn reserve(&self, plan: &Plan) -> Result<(), EngineError> {
+        if self.pool.reserve(plan.worker_len()) {
+            return Ok(());
+        }
+        let bytes = plan.worker_len().saturating_mul(size_of::<f32>() * self.pool.threads());
+        Err(EngineError::Memory { bytes })
+    }
+
+    /// Tells how far a run is. Another may run meanwhile and give back the scratch at its end.
+    pub(crate) fn report(
+        &self,
+        plan: &Plan,
+        control: &Control,
+        progress: Progress,
+    ) -> Result<(), EngineError> {
+        control.report(progress);
+        self.reserve(plan)
+    }
+
     fn calibration_for(&self, precision: Precision) -> Result<Option<Arc<Calibration>>, EngineError> {
         match precision {
             Precision::Exact => Ok(None),
@@ -229,10 +249,7 @@ impl CpuProgram {
         let mut output = zeroed(batch * output_sample)?;
         let mut arena = Buffer::zeroed(plan.arena_len)
             .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
-        if !self.pool.reserve(plan.worker_len()) {
-            let bytes = plan.worker_len().saturating_mul(size_of::<f32>() * self.pool.threads());
-            return Err(EngineError::Memory { bytes });
-        }
+        self.reserve(plan)?;
         let mut progress = Progress {
             done_flops: 0,
             total_flops: plan.summary().flops,
@@ -248,7 +265,7 @@ impl CpuProgram {
                 self.step(run, step, history.as_deref_mut(), &mut arena, to)?;
                 progress.step += 1;
                 progress.done_flops = progress.done_flops.saturating_add(step.flops);
-                control.report(progress);
+                self.report(plan, control, progress)?;
             }
             if let Some(region) = plan.output_place {
                 let shape = [output_channels, output_frames, output_height * output_width];

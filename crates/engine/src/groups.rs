@@ -28,7 +28,7 @@ pub(crate) struct Means {
     pub reads_weights: bool,
 }
 
-/// The least rows of a strip: those of a row of tiles.
+/// The least rows of a strip that is asked for: those of a row of the smallest tiles. Larger tiles make it larger.
 const LEAST_ROWS: usize = 4;
 
 impl Default for Means {

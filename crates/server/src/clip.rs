@@ -109,23 +109,31 @@ pub(crate) fn latents_shape(
 }
 
 /// How clips are cut: as the request says, or else as the server's options say. Pictures of a model of pictures are cut only
-/// where the request says so.
+/// where the request says so. Sizes of tiles where there are none are refused.
 pub(crate) fn windows(
     autoencoder: &Autoencoder,
     parameters: &Parameters,
     default: Windows,
 ) -> Result<Windows, Refusal> {
     let Parameters { windows, tiling, tile, .. } = *parameters;
-    if autoencoder.model().temporal_factor().is_none() {
+    let is_video = autoencoder.model().temporal_factor().is_some();
+    let has_tiles = tiling.unwrap_or(is_video && default.tiles.is_some());
+    if let (false, Some(name)) = (has_tiles, tile.first_given()) {
+        let found = if tiling.is_some() { "`tiling=off`" } else { "no `tiling`" };
+        return Err(Refusal::bad_request(format!(
+            "`{name}` is for tiles: expected `tiling=diffusers` with it. Got {found}."
+        )));
+    }
+    let tiles = has_tiles.then_some(tile);
+    if !is_video {
         if windows == Some(true) {
             let family = autoencoder.model().family.name();
             return Err(Refusal::bad_request(format!(
                 "This model ({family}) has no `windows`: it decodes and encodes pictures. Got `windows=on`."
             )));
         }
-        return Ok(Windows { frames: false, tiles: (tiling == Some(true)).then_some(tile) });
+        return Ok(Windows { frames: false, tiles });
     }
-    let tiles = if tiling.unwrap_or(default.tiles.is_some()) { Some(tile) } else { None };
     Ok(Windows { frames: windows.unwrap_or(default.frames), tiles })
 }
 

@@ -102,6 +102,16 @@ pub struct TileSizes {
 }
 
 impl TileSizes {
+    /// Name of the first size that is given.
+    pub fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("tile_sample_min_size", self.sample_min_size.is_some()),
+            ("tile_latent_min_size", self.latent_min_size.is_some()),
+            ("tile_overlap_factor", self.overlap_factor.is_some()),
+        ];
+        given.iter().find(|(_, is_given)| *is_given).map(|(name, _)| *name)
+    }
+
     /// These sizes, and of `others` what they leave open.
     #[must_use]
     pub fn or(self, others: TileSizes) -> TileSizes {

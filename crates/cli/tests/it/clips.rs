@@ -105,6 +105,12 @@ fn what_clips_cannot_be_is_said() {
         (&["encode", "clip.mp4", "-o", "b.safetensors", "--frames", "8", "--model", MODEL], "multiple of 4"),
         (&["encode", "clip.mp4", "-o", "b.safetensors", "--frames", "21", "--model", MODEL], "has 17 frames"),
         (&["plan", MODEL, "--frames", "8"], "multiple of 4"),
+        (&["plan", "--tile-latent-min-size", "32"], "--tiling <on|off|diffusers>"),
+        (
+            &["decode", "picture.safetensors", "-o", "a.png", "--tile-overlap-factor", "0.9"],
+            "--tiling <on|off|",
+        ),
+        (&["plan", "--tiling", "off", "--tile-latent-min-size", "32"], "--tile-latent-min-size is for tiles"),
         (&["plan", "--frames", "9"], "models of videos"),
     ] {
         let (_, message) = failure(folder.path(), arguments);
@@ -138,6 +144,10 @@ fn pictures_in_tiles_are_planned_timed_and_written() {
     assert_eq!(bytes("tiled.safetensors").0, [1, 3, 160, 192]);
     assert_ne!(bytes("tiled.safetensors"), bytes("whole.safetensors"));
     assert_eq!(bytes("url.safetensors").0, bytes("tiled.safetensors").0);
+    let off =
+        ["decode", "picture.safetensors", "-o", "off.safetensors", "--url", &server.url, "--tiling", "off"];
+    let (_, message) = failure(folder.path(), &[&off[..], &["--tile-sample-min-size", "64"]].concat());
+    assert!(message.contains("`tile_sample_min_size` is for tiles"), "{message}");
 }
 
 #[test]

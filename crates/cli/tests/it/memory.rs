@@ -80,6 +80,9 @@ fn the_curve_goes_down_to_the_smallest_budget_with_the_same_bytes() {
     let (code, message) =
         failure(&std::env::temp_dir(), &["bench", "--size=520x392", "--precision=fast", &less]);
     assert!(code == 1 && message.contains("the smallest that would do is"), "{message}");
+    let rows = bench(&["--tiling=diffusers", "--tile-latent-min-size=32", "--budgets"]);
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() > 2 && rows[1..].iter().all(|row| row["has_same_bytes"] == true), "{rows:?}");
     let rows = bench(&["--op=encode", "--budgets=1GiB,500MB"]);
     let budgets: Vec<f64> = rows.as_array().unwrap()[1..].iter().map(|row| mib(row, "budget_mib")).collect();
     assert_eq!(budgets, [1024.0, 500e6 / 1048576.0]);
@@ -106,6 +109,16 @@ fn the_default_budget_is_a_share_of_the_control_groups_limit() {
     assert_eq!(plan["memory_budget_bytes"], LIMIT / 5 * 4);
 }
 
+/// A control group, removed at the end of the test, however that ends.
+struct Group(std::path::PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = std::fs::remove_dir(&self.0);
+        assert!(removed.is_ok() || std::thread::panicking(), "{}: {removed:?}", self.0.display());
+    }
+}
+
 /// A process within its budget in a control group with that limit is not killed. `REMOTE_VAE_TEST_CGROUP` names the folder of
 /// a control group (version 1 or 2) below which groups with a limit may be made, e.g. of one that systemd delegates.
 #[test]
@@ -117,6 +130,7 @@ fn a_control_group_with_the_budget_as_its_limit_kills_nobody() {
     const BUDGET: u64 = 96 << 20;
     let group = std::path::Path::new(&parent).join(format!("remote-vae-test-{}", std::process::id()));
     std::fs::create_dir(&group).unwrap();
+    let Group(group) = &Group(group);
     // Pages of the file system's cache count too, but give way.
     let limit = BUDGET.to_string();
     let version_2 = std::fs::write(group.join("memory.max"), &limit);
@@ -124,9 +138,8 @@ fn a_control_group_with_the_budget_as_its_limit_kills_nobody() {
     let script = "echo $$ > \"$GROUP/cgroup.procs\" && exec \"$PROGRAM\" bench --size 512x512 --runs 1 --threads 2 \
         --memory-budget $BUDGET --json";
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", script]).env("GROUP", &group).env("BUDGET", &limit);
+    command.args(["-c", script]).env("GROUP", group).env("BUDGET", &limit);
     let output = command.env("PROGRAM", env!("CARGO_BIN_EXE_remote-vae")).output().unwrap();
-    std::fs::remove_dir(&group).unwrap();
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
 }
 

@@ -91,7 +91,8 @@ impl CpuProgram {
             }
             // About as much of the step's work as of its slices.
             let done = step.flops / slices.len() as u64 * index as u64;
-            control.report(Progress { done_flops: progress.done_flops.saturating_add(done), ..progress });
+            let progress = Progress { done_flops: progress.done_flops.saturating_add(done), ..progress };
+            self.report(plan, control, progress)?;
         }
         control.check()
     }

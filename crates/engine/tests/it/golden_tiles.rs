@@ -98,7 +98,7 @@ fn tiles_are_cut_and_blended_as_diffusers_does() {
     }
 }
 
-/// A tile is a picture of its own, so threads, batch and budget change nothing.
+/// A tile is a picture of its own, so threads and batch change nothing.
 #[test]
 fn tiled_pictures_have_the_same_bytes_for_any_threads_and_batch() {
     let cases = cases();

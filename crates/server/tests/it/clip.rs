@@ -199,6 +199,25 @@ async fn rate_quality_and_cuts_are_as_the_request_says() {
     let tiled = bytes_from_elements(Dtype::Float16, &tiled.values);
     assert_eq!(ask(&server, &wide, &body, "pt&tiling=on").await, tiled);
     assert_ne!(ask(&server, &wide, &body, "pt").await, tiled);
+
+    // Sizes need tiles, and where the operator turned those on, a model that has such sizes.
+    let tiling = Windows { tiles: Some(TileSizes::default()), ..Windows::default() };
+    let tiling = TestServer::with(
+        ServerOptions { windows: tiling, ..options() },
+        vec![("default", Arc::clone(&model))],
+    )
+    .await;
+    assert_eq!(ask(&tiling, &wide, &body, "pt").await, tiled);
+    for (server, more, expected) in [
+        (&server, "", "Got no `tiling`"),
+        (&tiling, "&tiling=off", "Got `tiling=off`"),
+        (&tiling, "", "expected no tile_sample_min_size"),
+    ] {
+        let query =
+            format!("/?output_type=pt&tile_latent_min_size=32{more}&{}", tensor_query(&wide, Dtype::Float16));
+        let (status, message) = refusal(server.post(&query, body.clone()).send().await.unwrap()).await;
+        assert!(status == 400 && message.contains(expected), "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -434,6 +453,12 @@ async fn what_a_model_of_videos_cannot_do_is_refused_with_what_it_expects() {
         ("windows=on", Some("no `windows`")),
         ("tiling=on&tile_overlap_factor=0.9", Some("from 0 to 0.5, got 0.9")),
         ("tiling=diffusers&tile_latent_min_size=12&tile_sample_min_size=64", Some("do not meet")),
+        (
+            "tile_latent_min_size=32",
+            Some("`tile_latent_min_size` is for tiles: expected `tiling=diffusers` with it. Got no `tiling`"),
+        ),
+        ("tiling=off&tile_overlap_factor=0.9", Some("Got `tiling=off`")),
+        ("tile_sample_min_size=64&tiling=off", Some("`tile_sample_min_size` is for tiles")),
         ("tiling=off&windows=off", None),
     ] {
         let query = format!("output_type=pt&{ask}&{}", tensor_query(&shape, Dtype::Float16));

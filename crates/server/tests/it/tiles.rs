@@ -76,4 +76,8 @@ async fn pictures_are_encoded_in_tiles_where_a_request_says_so() {
         assert_eq!(response.status(), 200);
         assert_eq!(response.bytes().await.unwrap(), float16(&expected.unwrap().values), "{tiling}");
     }
+    let path = format!("/encode?tile_overlap_factor=0.9&{}", tensor_query(&shape, Dtype::Float16));
+    let response = server.post(&path, body).send().await.unwrap();
+    assert_eq!(response.status(), 400);
+    assert!(response.text().await.unwrap().contains("`tile_overlap_factor` is for tiles"));
 }

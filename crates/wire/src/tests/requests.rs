@@ -222,6 +222,10 @@ fn switches_of_clips_are_on_or_off() {
     assert_eq!((parameters.fps, parameters.crf), (Some(24.0), Some(30)));
     assert_eq!(query("tiling=Diffusers").tiling, Some(true));
     assert_eq!(query("tile_latent_min_size=64").tile.latent_min_size, Some(64));
+    for given in ["tile_sample_min_size=64", "tile_latent_min_size=8", "tile_overlap_factor=0"] {
+        assert_eq!(query(given).tile.first_given(), given.split('=').next());
+    }
+    assert_eq!(query("tiling=on").tile.first_given(), None);
     for (text, name) in [
         ("tile_sample_min_size=-1", "`tile_sample_min_size`"),
         ("tile_overlap_factor=nan", "`tile_overlap_factor`"),
