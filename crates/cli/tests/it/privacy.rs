@@ -93,7 +93,9 @@ fn requests_leave_nothing_on_the_disk_or_in_the_log() {
         let changes = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE"];
         (!opens || changes.iter().any(|flag| line.contains(flag))) && !line.contains("\"/dev/null\"")
     };
-    let written: Vec<&str> = calls.lines().filter(|line| line.contains('(')).filter(writes).collect();
+    // Of a thread that ended before its call was looked at strace writes `???( <detached ...>`.
+    let is_call = |line: &&str| line.contains('(') && !line.contains("???(");
+    let written: Vec<&str> = calls.lines().filter(is_call).filter(writes).collect();
     assert!(written.is_empty(), "{written:#?}");
 }
 
