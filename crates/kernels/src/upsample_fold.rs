@@ -34,12 +34,7 @@ impl Transform for UpsampleFold {
     #[inline(always)]
     unsafe fn input<V: Vector>(d: [V; MOST]) -> [V; MOST] {
         // SAFETY: the caller vouches for the CPU.
-        unsafe {
-            {
-                let unused = d[1];
-                [d[0].minus(d[1]), d[1], d[1].minus(d[2]), unused, unused, unused, unused, unused]
-            }
-        }
+        unsafe { [d[0].minus(d[1]), d[1], d[1].minus(d[2]), d[1], d[1], d[1], d[1], d[1]] }
     }
 
     #[inline(always)]
