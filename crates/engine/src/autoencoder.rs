@@ -8,7 +8,9 @@ use remote_vae_wire::{Operation, Scaling};
 use crate::plans::{Key, Plans};
 use crate::still::{self, SummedTaps};
 use crate::windows::Cut;
-use crate::{Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program, Windows};
+use crate::{
+    Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program, Windows, memory,
+};
 
 /// Pixels as a decoder gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -385,6 +387,10 @@ impl Autoencoder {
             }
             other => other.and_then(|loaded| loaded.program.calibration()),
         };
+        if reads_weights {
+            // Those that were held have gone, and what is read now comes in other sizes.
+            memory::give_back_freed();
+        }
         let graph = self.graph(operation, frames)?;
         let weights: Arc<dyn WeightSource> = match self.still(operation, frames) {
             None => Arc::<Checkpoint>::clone(self.model.checkpoint()),

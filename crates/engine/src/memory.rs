@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+pub use remote_vae_kernels::allocator::give_back_freed;
+
 /// The memory that this process may use, in bytes: the machine's, or the least limit of its control groups. None where
 /// the system does not say.
 pub fn limit_bytes() -> Option<u64> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use remote_vae_engine::{Autoencoder, Precision};
+use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_wire::{Operation, content_type};
 use serde_json::{Value, json};
 
@@ -65,6 +65,19 @@ fn fast(autoencoder: &Autoencoder, operation: Operation) -> Value {
     })
 }
 
+/// The budget, the most that plans, bodies, answers and weights came to at one time (with what the process held before
+/// any), and the most that the process really held.
+fn memory(shared: &Shared) -> Value {
+    let engines = shared.models.iter().map(|entry| entry.autoencoder.engine());
+    let budgets = engines.filter_map(|engine| Some((engine.memory_budget()?, engine.work_budget()?)));
+    let least = budgets.min_by_key(|(_, work)| *work);
+    json!({
+        "budget_bytes": least.map(|(budget, _)| budget),
+        "planned_peak_bytes": least.map(|(budget, work)| budget - work + shared.memory.peak()),
+        "resident_peak_bytes": memory::peak_resident_bytes(),
+    })
+}
+
 fn describe(shared: &Shared) -> Value {
     let models: Vec<Value> = shared
         .models
@@ -103,6 +116,7 @@ fn describe(shared: &Shared) -> Value {
         "answer_dtype": "float16",
         "models": models,
         "limits": options.limits,
+        "memory": memory(shared),
         "request_timeout_seconds": options.request_timeout.map(|timeout| timeout.as_secs_f64()),
         "authentication": if shared.keys.are_wanted() { "bearer" } else { "none" },
         "queue": {

@@ -5,11 +5,11 @@
 //! comes always has room, and nobody waits for a body that waits for it. Weights of models without work fill what is
 //! left, and go when others need it, the least recently used first.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use remote_vae_engine::{Autoencoder, Released};
+use remote_vae_engine::{Autoencoder, Released, memory};
 use remote_vae_wire::Operation;
 
 use crate::body::ByteBudget;
@@ -45,6 +45,8 @@ pub(crate) enum NoRoom {
 /// A job's part of the account, for as long as the job waits or runs.
 pub(crate) struct Share {
     need: Need,
+    /// Bytes of its answer, which are there once it runs.
+    answer: u64,
     is_running: AtomicBool,
 }
 
@@ -56,6 +58,8 @@ pub(crate) struct Memory {
     bodies: Arc<ByteBudget>,
     queue: Arc<Queue>,
     state: Mutex<State>,
+    /// The most that was counted as in memory at one time.
+    peak: AtomicU64,
 }
 
 struct State {
@@ -85,6 +89,7 @@ impl Memory {
             bodies: Arc::clone(bodies),
             queue: Arc::clone(queue),
             state: Mutex::new(state),
+            peak: AtomicU64::new(0),
         });
         bodies.count_in(&memory);
         queue.count_in(&memory);
@@ -104,7 +109,7 @@ impl Memory {
         submit: impl FnOnce(Arc<Share>) -> T,
     ) -> Result<T, NoRoom> {
         let mut state = self.lock();
-        let share = Arc::new(Share { need, is_running: AtomicBool::new(false) });
+        let share = Arc::new(Share { need, answer, is_running: AtomicBool::new(false) });
         if let Some(limit) = self.limit {
             let alone = need.bytes.max(need.body).saturating_add(answer);
             if alone > limit {
@@ -116,21 +121,20 @@ impl Memory {
                 return Err(NoRoom::Now { limit });
             }
         }
-        if self.limit.is_some() {
-            state.shares.push(Arc::downgrade(&share));
-        }
+        state.shares.retain(|share| share.strong_count() > 0);
+        state.shares.push(Arc::downgrade(&share));
         Ok(submit(share))
     }
 
     /// Takes `bytes` of a body by `take`, if there is room.
     pub(crate) fn take_for_body(&self, bytes: u64, take: impl FnOnce() -> bool) -> bool {
-        let Some(limit) = self.limit else { return take() };
+        let limit = self.limit.unwrap_or(u64::MAX);
         let mut state = self.lock();
         let now = self.now(&mut state);
         if now.committed().saturating_add(bytes) > limit || !take() {
             return false;
         }
-        let released = self.make_room(&state, &now, limit.saturating_sub(bytes));
+        let released = self.make_room(&state, &now, bytes, limit);
         drop(state);
         drop_beside(released);
         true
@@ -161,17 +165,22 @@ impl Memory {
         if let Some(used) = state.used.get_mut(share.need.model) {
             *used = Some(Instant::now());
         }
-        let Some(limit) = self.limit else { return };
         let now = self.now(&mut state);
-        let released = self.make_room(&state, &now, limit);
+        let released = self.make_room(&state, &now, 0, self.limit.unwrap_or(u64::MAX));
         drop(state);
         // Here: the job takes their memory next.
-        drop(released);
+        free(released);
     }
 
     /// Bytes that work may hold; none if nothing limits the server.
     pub(crate) fn limit(&self) -> Option<u64> {
         self.limit
+    }
+
+    /// The most bytes that were counted as in memory at one time: weights, bodies, plans that ran, and answers whose work
+    /// had begun. What the process held before any work is not in it.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
     }
 
     fn now(&self, state: &mut State) -> Now {
@@ -180,16 +189,16 @@ impl Memory {
         Now { shares, held: self.bodies.held().saturating_add(self.queue.occupancy().answer_bytes) }
     }
 
-    /// Takes weights out until all that is in memory is at most `limit`: first of models without a job, then of models
-    /// whose job waits, those used least recently first; of a model that runs only what its jobs do not use. To free them
-    /// takes a while, which is the caller's, without the lock.
-    fn make_room(&self, state: &State, now: &Now, limit: u64) -> Vec<Released> {
+    /// Takes weights out until all that is in memory, with `more` to come, is at most `limit`: first of models without a job,
+    /// then of models whose job waits, those used least recently first; of a model that runs only what its jobs do not use.
+    /// To free them takes a while, which is the caller's, without the lock.
+    fn make_room(&self, state: &State, now: &Now, more: u64, limit: u64) -> Vec<Released> {
         let except = |model: usize| -> Vec<(Operation, usize)> {
             let running = now.running().filter(|need| need.model == model);
             running.map(|need| (need.operation, need.frames)).collect()
         };
         let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(&except(model)) as u64;
-        let mut total = now.held.saturating_add(now.running_bytes());
+        let mut total = now.held.saturating_add(now.running_bytes()).saturating_add(more);
         total = (0..self.models.len()).fold(total, |sum, model| sum.saturating_add(in_memory(model)));
         let mut order: Vec<usize> = (0..self.models.len()).collect();
         let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
@@ -207,6 +216,7 @@ impl Memory {
                 all.push(released);
             }
         }
+        self.peak.fetch_max(total.saturating_sub(now.promised()), Ordering::Relaxed);
         all
     }
 }
@@ -214,8 +224,16 @@ impl Memory {
 /// Frees weights beside the event loop, if this is its thread.
 fn drop_beside(released: Vec<Released>) {
     match tokio::runtime::Handle::try_current() {
-        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || drop(released))),
+        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || free(released))),
         _ => {}
+    }
+}
+
+/// Frees weights for what comes instead of them, which asks for memory in other sizes.
+fn free(released: Vec<Released>) {
+    if !released.is_empty() {
+        drop(released);
+        memory::give_back_freed();
     }
 }
 
@@ -233,6 +251,12 @@ impl Now {
 
     fn running_bytes(&self) -> u64 {
         running_bytes(self.shares.iter().cloned())
+    }
+
+    /// Bytes of answers whose work has not begun.
+    fn promised(&self) -> u64 {
+        let waiting = self.shares.iter().filter(|share| !share.is_running.load(Ordering::Relaxed));
+        waiting.fold(0, |sum: u64, share| sum.saturating_add(share.answer))
     }
 
     /// What must have room whatever is loaded: bodies, answers, and the jobs that run or the one that needs most.

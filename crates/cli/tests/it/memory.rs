@@ -1,9 +1,16 @@
 //! What the program says about memory, and what it does where there is too little.
 #![cfg(target_os = "linux")]
 
+use std::time::Duration;
+
+use half::f16;
+use remote_vae_model::config::ConfigFile;
+use remote_vae_model::{autoencoder_kl, random};
 use serde_json::Value;
 
 use crate::support::*;
+
+const MIB: f64 = (1 << 20) as f64;
 
 fn golden(name: &str) -> String {
     format!("{}/../engine/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -17,7 +24,6 @@ fn parsed(arguments: &[&str]) -> Value {
 /// The table in `docs/memory.md`; `-- --nocapture` prints it.
 #[test]
 fn the_expected_peak_is_that_of_the_process() {
-    const MIB: f64 = (1 << 20) as f64;
     let models = [("embedded", "embedded".to_owned()), ("sd15", golden("sd15")), ("tiny", golden("tiny"))];
     let cases: [(usize, &str, &[&str]); 20] = [
         (0, "512x512", &[]),
@@ -58,6 +64,135 @@ fn the_expected_peak_is_that_of_the_process() {
         }
     }
     assert!(wrong.is_empty(), "expected and measured MiB differ by more than 16 and 5 %: {wrong:#?}");
+}
+
+/// What a server has counted, and what its process held, in MiB, each at its most.
+fn peaks(url: &str) -> [f64; 2] {
+    let info = http().get(format!("{url}/info")).send().unwrap().text().unwrap();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    ["planned_peak_bytes", "resident_peak_bytes"].map(|key| info["memory"][key].as_f64().unwrap() / MIB)
+}
+
+/// Twenty requests to one server with three models, those of a round at the same time.
+#[test]
+fn a_servers_expected_peak_is_that_of_its_process() {
+    let rounds: [&[(&str, &str, [usize; 2])]; 9] = [
+        &[("embedded", "output_type=pil&image_format=png", [64, 64])],
+        &[("tiny", "output_type=pt&precision=fast", [65, 47])],
+        &[("sd15", "output_type=pt&partial_postprocess=true", [64, 96]), ("embedded", "encode", [512, 384])],
+        &[("sd15", "output_type=pil&image_format=jpg&precision=fast", [97, 63])],
+        &[
+            ("embedded", "output_type=pil&image_format=webp&precision=fast", [72, 88]),
+            ("tiny", "encode", [768, 512]),
+        ],
+        &[
+            ("sd15", "output_type=pt", [33, 65]),
+            ("tiny", "output_type=pil&image_format=png", [96, 96]),
+            ("embedded", "output_type=pt&precision=fast", [64, 40]),
+            ("sd15", "encode&precision=fast", [256, 768]),
+        ],
+        &[
+            ("embedded", "output_type=pil&image_format=jpg", [40, 64]),
+            ("sd15", "output_type=pt&tiling=diffusers&tile_latent_min_size=32", [64, 64]),
+            ("tiny", "encode&precision=fast", [640, 640]),
+            ("tiny", "output_type=pt&partial_postprocess=true&precision=fast", [128, 64]),
+            ("embedded", "encode&precision=fast", [264, 520]),
+        ],
+        &[
+            ("embedded", "output_type=pil&image_format=png&precision=fast", [31, 33]),
+            ("tiny", "output_type=pil&image_format=webp", [48, 80]),
+            ("sd15", "output_type=pil&image_format=png", [72, 72]),
+        ],
+        &[("embedded", "output_type=pt", [112, 112])],
+    ];
+    assert_eq!(rounds.iter().map(|round| round.len()).sum::<usize>(), 20);
+    let models = [format!("sd15={}", golden("sd15")), format!("tiny={}", golden("tiny"))];
+    let server = Serving::start(&[
+        "--threads",
+        "2",
+        "--model",
+        "embedded=embedded",
+        "--model",
+        &models[0],
+        "--model",
+        &models[1],
+    ]);
+    until_ready(&server.url);
+    let ask = |(model, what, [height, width]): (&str, &str, [usize; 2])| {
+        let (path, query) = what.strip_prefix("encode").map_or(("decode", what), |query| ("encode", query));
+        let channels = if path == "encode" { 3 } else { 4 };
+        let shape = format!("shape=1&shape={channels}&shape={height}&shape={width}&dtype=uint8");
+        let url = format!("{}/{model}/{path}?{shape}&{query}", server.url);
+        let body: Vec<u8> = (0..channels * height * width).map(|index| (index * index / 7) as u8).collect();
+        let response = http().post(url).timeout(Duration::from_secs(300)).body(body).send().unwrap();
+        assert_eq!(response.status(), 200, "{model} {what}");
+        response.bytes().unwrap();
+    };
+    let tolerance = |planned: f64| (planned * 0.05).max(16.0);
+    for round in rounds {
+        std::thread::scope(|scope| round.iter().for_each(|request| drop(scope.spawn(|| ask(*request)))));
+        let [planned, measured] = peaks(&server.url);
+        eprintln!("planned {planned:.0} MiB, measured {measured:.0} MiB");
+        // Of work that waits beside other work, not all is in memory.
+        assert!(measured <= planned + tolerance(planned), "planned {planned:.0}, measured {measured:.0} MiB");
+    }
+    // The last, largest request ran alone.
+    let [planned, measured] = peaks(&server.url);
+    assert!(
+        (measured - planned).abs() <= tolerance(planned),
+        "planned {planned:.0}, measured {measured:.0} MiB"
+    );
+}
+
+/// A model like Stable Diffusion's with half as many channels, and random weights in 16 bits: 40 MiB of them.
+fn half_as_wide(folder: &std::path::Path) -> String {
+    let config = serde_json::json!({
+        "_class_name": "AutoencoderKL", "block_out_channels": [64, 128, 256, 256], "layers_per_block": 2,
+        "norm_num_groups": 32, "latent_channels": 4, "scaling_factor": 0.18215,
+        "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
+    });
+    let parsed = ConfigFile::parse(&config.to_string()).unwrap().kl().unwrap();
+    let graphs = [autoencoder_kl::decoder(&parsed), autoencoder_kl::encoder(&parsed)];
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for weight in graphs.iter().flat_map(|graph| &graph.weights) {
+        let fan_in: usize = weight.shape.iter().skip(1).product();
+        let values = random::normal(data.len() as u64, weight.shape.iter().product());
+        let begin = data.len();
+        data.extend(
+            values.iter().flat_map(|value| f16::from_f32(value / (fan_in as f32).sqrt()).to_le_bytes()),
+        );
+        let entry =
+            serde_json::json!({"dtype": "F16", "shape": weight.shape, "data_offsets": [begin, data.len()]});
+        header.insert(weight.name.clone(), entry);
+    }
+    let header = Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("diffusion_pytorch_model.safetensors"), file).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+/// What is freed goes back to the system: weights that the warm-up held, and those that are then read for each step.
+#[test]
+fn a_server_keeps_within_a_budget_that_has_no_room_for_weights() {
+    const BUDGET: f64 = 128.0;
+    let folder = tempfile::tempdir().unwrap();
+    let (model, budget) = (half_as_wide(folder.path()), format!("{BUDGET}MiB"));
+    let arguments = ["--model", &model, "--precision", "fast", "--memory-budget", &budget, "--threads", "2"];
+    let plan = parsed(&[&["plan", &model, "--size=1024x1024"], &arguments[2..6]].concat());
+    assert!(plan["reads_weights"] == true, "{plan}");
+    let server = Serving::start(&arguments);
+    until_ready(&server.url);
+    for format in ["png", "jpg"] {
+        let query =
+            format!("shape=1&shape=4&shape=128&shape=128&dtype=uint8&output_type=pil&image_format={format}");
+        let answer = http().post(format!("{}/?{query}", server.url)).body(vec![128; 4 << 14]).send().unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.bytes().unwrap();
+        let [planned, measured] = peaks(&server.url);
+        eprintln!("planned {planned:.0} MiB, measured {measured:.0} MiB, of {budget}");
+        assert!(measured <= BUDGET * 1.05, "{measured:.0} MiB of {budget}");
+    }
 }
 
 /// `remote-vae bench --budgets` is what the table of times in `docs/memory.md` comes from.
