@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
-use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image};
+use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image, Windows};
 use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Scaling};
 
@@ -60,7 +60,11 @@ pub(crate) fn decode(options: &DecodeOptions, format: Format, place: &Place) -> 
     if autoencoder.model().temporal_factor().is_some() {
         return decode_clips_here(autoencoder, options, format, &latents);
     }
-    let image = decode_here(autoencoder, options, &latents)?;
+    let windows = clips::windows(autoencoder, &options.place.clips)?;
+    if let (Format::Frames(format), None, false) = (format, windows.tiles, options.preview) {
+        return decode_rows_here(autoencoder, options, format, &latents);
+    }
+    let image = decode_here(autoencoder, options, windows, &latents)?;
     warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
 }
@@ -150,12 +154,16 @@ fn write_tensor(output: &Path, shape: &[usize], pixels: &[f32]) -> Result<Vec<Wr
 }
 
 fn warn_of_bad_values(values: &[f32]) {
-    let bad = values.iter().filter(|value| !value.is_finite()).count();
+    warn_of(bad_values(values), values.len());
+}
+
+fn bad_values(values: &[f32]) -> usize {
+    values.iter().filter(|value| !value.is_finite()).count()
+}
+
+fn warn_of(bad: usize, values: usize) {
     if bad > 0 {
-        local::say(&format!(
-            "warning: {bad} of {} values are not finite; are the latents damaged?",
-            values.len()
-        ));
+        local::say(&format!("warning: {bad} of {values} values are not finite; are the latents damaged?"));
     }
 }
 
@@ -163,11 +171,37 @@ fn scaling(place: &PlaceArguments) -> Scaling {
     if place.no_scaling { Scaling::None } else { Scaling::Model { shift: None } }
 }
 
-fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Tensor) -> Result<Image> {
-    let windows = clips::windows(autoencoder, &options.place.clips)?;
+/// Pictures for files, whose rows become bytes as they are finished: the engine's values are never there together.
+fn decode_rows_here(
+    autoencoder: &Autoencoder,
+    options: &DecodeOptions,
+    format: clips::Format,
+    latents: &Tensor,
+) -> Result<Vec<Written>> {
+    let (values, shape) = four_dimensional(autoencoder, options, latents)?;
+    let precision = options.place.engine.precision();
+    let output = autoencoder.plan_decode_rows(shape, precision)?.output;
+    check_colours(output)?;
+    let (scaling, control) = (scaling(&options.place), local::control("decoding"));
+    let (mut rgb, mut bad) = (Vec::with_capacity(output.iter().product()), 0);
+    autoencoder.decode_rows(values, shape, &scaling, precision, &control, &mut |rows| {
+        bad += bad_values(rows.values);
+        let [channels, height, width] = rows.shape;
+        rgb.extend(remote_vae_media::to_uint8_channel_last(rows.values, [1, channels, height, width]));
+        Ok(())
+    })?;
+    warn_of(bad, rgb.len());
+    write_pictures(&rgb, output, format, &options.output)
+}
+
+fn decode_here(
+    autoencoder: &Autoencoder,
+    options: &DecodeOptions,
+    windows: Windows,
+    latents: &Tensor,
+) -> Result<Image> {
+    let (values, shape) = four_dimensional(autoencoder, options, latents)?;
     let space = &autoencoder.model().latent_space;
-    let (values, shape) = four_dimensional(space, latents, options.height.zip(options.width))
-        .with_context(|| format!("cannot use the latents in {}", options.input.display()))?;
     let scaling = scaling(&options.place);
     if options.preview {
         let [batch, _, height, width] = shape;
@@ -183,6 +217,15 @@ fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Ten
 
 /// Latents as `[batch, channels, height, width]`, from any form that the model takes.
 fn four_dimensional(
+    autoencoder: &Autoencoder,
+    options: &DecodeOptions,
+    latents: &Tensor,
+) -> Result<(Vec<f32>, [usize; 4])> {
+    arranged(&autoencoder.model().latent_space, latents, options.height.zip(options.width))
+        .with_context(|| format!("cannot use the latents in {}", options.input.display()))
+}
+
+fn arranged(
     space: &LatentSpace,
     latents: &Tensor,
     size: Option<(usize, usize)>,
@@ -225,14 +268,28 @@ fn remote_precision(engine: &EngineArguments) -> Option<String> {
 
 fn write_image(image: &Image, format: Format, output: &Path) -> Result<Vec<Written>> {
     let Format::Frames(format) = format else { return write_tensor(output, &image.shape, &image.pixels) };
-    let [batch, channels, height, width] = image.shape;
+    check_colours(image.shape)?;
+    let bytes = remote_vae_media::to_uint8_channel_last(&image.pixels, image.shape);
+    write_pictures(&bytes, image.shape, format, output)
+}
+
+fn check_colours([_, channels, ..]: [usize; 4]) -> Result<()> {
     if channels != 3 {
         bail!("the model gives {channels} channels, which are no picture; write a .safetensors file instead");
     }
-    let bytes = remote_vae_media::to_uint8_channel_last(&image.pixels, image.shape);
+    Ok(())
+}
+
+/// Files of pictures `[batch, height, width, 3]`; `shape` is that of the values that they are made of.
+fn write_pictures(
+    pictures: &[u8],
+    [batch, _, height, width]: [usize; 4],
+    format: clips::Format,
+    output: &Path,
+) -> Result<Vec<Written>> {
     place::one_result(output, batch)?;
     let mut written = Vec::with_capacity(batch);
-    for (index, rgb) in bytes.chunks_exact(3 * height * width).enumerate() {
+    for (index, rgb) in pictures.chunks_exact(3 * height * width).enumerate() {
         let path = if batch == 1 { output.to_owned() } else { numbered(output, index) };
         let file = match format {
             clips::Format::Jpeg => remote_vae_media::encode_jpeg(rgb, width, height)?,

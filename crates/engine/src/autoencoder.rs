@@ -9,7 +9,8 @@ use crate::plans::{Key, Plans};
 use crate::still::{self, SummedTaps};
 use crate::windows::Cut;
 use crate::{
-    Calibration, Control, Engine, EngineError, Plan, PlanSummary, Precision, Program, Windows, memory,
+    Calibration, Control, Delivery, Engine, EngineError, Plan, PlanSummary, Precision, Program, Rows,
+    Windows, memory,
 };
 
 /// Pixels as a decoder gives them.
@@ -127,7 +128,7 @@ impl Autoencoder {
         };
         let channels = self.graph(operation, usize::MAX)?.input_channels();
         let small = ([1, channels, 1, side, side], Start::Clip);
-        let plan = self.planned(operation, usize::MAX, small, precision)?;
+        let plan = self.planned(operation, usize::MAX, small, (precision, Delivery::Whole))?;
         self.program(operation, usize::MAX, plan.reads_weights)?.prepare(precision)
     }
 
@@ -143,6 +144,18 @@ impl Autoencoder {
     /// The shape does not fit the model, or there is no decoder.
     pub fn plan_decode(&self, latents: [usize; 4], precision: Precision) -> Result<PlanSummary, EngineError> {
         Ok(self.plan(Operation::Decode, latents, precision)?.summary())
+    }
+
+    /// As [`Autoencoder::plan_decode`] for [`Autoencoder::decode_rows`].
+    ///
+    /// # Errors
+    /// The shape does not fit the model, or there is no decoder.
+    pub fn plan_decode_rows(
+        &self,
+        latents: [usize; 4],
+        precision: Precision,
+    ) -> Result<PlanSummary, EngineError> {
+        Ok(self.plan_picture(Operation::Decode, latents, (precision, Delivery::Rows))?.summary())
     }
 
     /// What encoding pixels `[batch, channels, height, width]` in `precision` costs.
@@ -172,6 +185,30 @@ impl Autoencoder {
             self.program(Operation::Decode, 1, plan.reads_weights)?.run(&plan, &latents, control)?;
         self.limit_pixels(Operation::Decode, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
+    }
+
+    /// As [`Autoencoder::decode`], but the rows of the pictures go to `sink` as they are finished: all of each sample, from the
+    /// top, each once. An error of `sink` ends the work.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode`], and those of `sink`.
+    pub fn decode_rows(
+        &self,
+        mut latents: Vec<f32>,
+        shape: [usize; 4],
+        scaling: &Scaling,
+        precision: Precision,
+        control: &Control,
+        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let plan = self.plan_picture(Operation::Decode, shape, (precision, Delivery::Rows))?;
+        check_length(&latents, shape)?;
+        self.model.latent_space.to_model(&mut latents, shape, scaling)?;
+        let program = self.program(Operation::Decode, 1, plan.reads_weights)?;
+        program.run_rows(&plan, &latents, control, &mut |rows| {
+            self.limit_pixels(Operation::Decode, rows.values);
+            sink(rows)
+        })
     }
 
     /// Encodes `pixels` (`[batch, channels, height, width]` in -1 to 1) into the space that `scaling` names.
@@ -230,6 +267,15 @@ impl Autoencoder {
         shape: [usize; 4],
         precision: Precision,
     ) -> Result<Arc<Plan>, EngineError> {
+        self.plan_picture(operation, shape, (precision, Delivery::Whole))
+    }
+
+    fn plan_picture(
+        &self,
+        operation: Operation,
+        shape: [usize; 4],
+        how: (Precision, Delivery),
+    ) -> Result<Arc<Plan>, EngineError> {
         if operation == Operation::Encode {
             let factor = self.model.spatial_factor();
             let [_, _, height, width] = shape;
@@ -238,7 +284,7 @@ impl Autoencoder {
             }
         }
         let [batch, channels, height, width] = shape;
-        self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), precision)
+        self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), how)
     }
 
     /// The plan of a part of a clip of `frames`, made now unless it is known.
@@ -247,11 +293,12 @@ impl Autoencoder {
         operation: Operation,
         frames: usize,
         (input, start): Cut,
-        precision: Precision,
+        (precision, delivery): (Precision, Delivery),
     ) -> Result<Arc<Plan>, EngineError> {
         let graph = self.graph(operation, frames)?;
-        let make = || self.engine.plan_part(graph, input, start, precision);
-        self.plans.get_or_make(self.plan_key(operation, frames, (input, start), precision), make)
+        let make = || self.engine.plan_part(graph, input, start, precision, delivery);
+        let key = self.plan_key(operation, frames, (input, start), (precision, delivery));
+        self.plans.get_or_make(key, make)
     }
 
     fn plan_key(
@@ -259,14 +306,15 @@ impl Autoencoder {
         operation: Operation,
         frames: usize,
         (input, start): Cut,
-        precision: Precision,
+        (precision, delivery): (Precision, Delivery),
     ) -> Key {
         let still = self.still(operation, frames).is_some();
-        Key { operation, still, input, start, precision }
+        Key { operation, still, input, start, precision, delivery }
     }
 
     /// The plans for an input `[batch, channels, frames, height, width]`, made now unless they are known; `windows` say how a
-    /// clip, or a picture, is cut. As long as they are held, nobody searches for them again.
+    /// clip, or a picture, is cut; `delivery` how a picture that is not cut is given. As long as they are held, nobody
+    /// searches for them again.
     ///
     /// # Errors
     /// The shape does not fit the model, or the model lacks that half.
@@ -276,33 +324,38 @@ impl Autoencoder {
         shape: [usize; 5],
         windows: Windows,
         precision: Precision,
+        delivery: Delivery,
     ) -> Result<Vec<Arc<Plan>>, EngineError> {
         let [batch, channels, _, height, width] = shape;
         let cuts_pictures = self.scale(operation, windows)?.cut_pictures(shape).is_some();
         if self.model.temporal_factor().is_none() && !cuts_pictures {
-            return Ok(vec![self.plan(operation, [batch, channels, height, width], precision)?]);
+            let picture = [batch, channels, height, width];
+            return Ok(vec![self.plan_picture(operation, picture, (precision, delivery))?]);
         }
         let parts = self.plan_clip_parts(operation, shape, windows, precision)?;
         Ok(parts.into_iter().map(|(plan, _)| plan).collect())
     }
 
     /// Whether the plans for an input `[batch, channels, frames, height, width]` are known, so that what it costs is told
-    /// without a search. `windows` say how a clip is cut.
+    /// without a search. `windows` and `delivery` are as in [`Autoencoder::plans`].
     pub fn is_planned(
         &self,
         operation: Operation,
         shape: [usize; 5],
         windows: Windows,
         precision: Precision,
+        delivery: Delivery,
     ) -> bool {
         let frames = shape[2];
-        let parts = match self.model.temporal_factor() {
-            None if !self.is_cut(operation, shape, windows) => Ok(vec![((shape, Start::Clip), 1)]),
-            _ => self.clip_parts(operation, shape, windows),
+        let (parts, delivery) = match self.model.temporal_factor() {
+            None if !self.is_cut(operation, shape, windows) => {
+                (Ok(vec![((shape, Start::Clip), 1)]), delivery)
+            }
+            _ => (self.clip_parts(operation, shape, windows), Delivery::Whole),
         };
         // Tiles that are none are refused without a search.
         parts.map_or(true, |parts| {
-            let key = |cut| self.plan_key(operation, frames, cut, precision);
+            let key = |cut| self.plan_key(operation, frames, cut, (precision, delivery));
             parts.into_iter().all(|(cut, _)| self.plans.knows(&key(cut)))
         })
     }

@@ -11,7 +11,8 @@ use crate::plan::output_shape;
 use crate::tiles::Tiles;
 use crate::windows::{self, Cut, Part, Scale};
 use crate::{
-    Autoencoder, Control, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress, Windows,
+    Autoencoder, Control, Delivery, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress,
+    Windows,
 };
 
 /// Pixels or latents of clips.
@@ -87,7 +88,9 @@ impl Autoencoder {
         self.clip_output(operation, shape)?;
         self.clip_parts(operation, shape, windows)?
             .into_iter()
-            .map(|(cut, count)| Ok((self.planned(operation, shape[2], cut, precision)?, count)))
+            .map(|(cut, count)| {
+                Ok((self.planned(operation, shape[2], cut, (precision, Delivery::Whole))?, count))
+            })
             .collect()
     }
 
@@ -211,7 +214,7 @@ impl Autoencoder {
         let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
         for (cut, count) in windows::parts(shape, windows, scale) {
-            let plan = self.planned(operation, frames, cut, precision)?;
+            let plan = self.planned(operation, frames, cut, (precision, Delivery::Whole))?;
             let flops = plan.summary().flops.saturating_mul((count * batch) as u64);
             progress.total_flops = progress.total_flops.saturating_add(flops);
             progress.steps += plan.steps.len() * count * batch;
@@ -295,7 +298,7 @@ impl Autoencoder {
         let [input_bytes, output_bytes] = tensor_bytes(&whole);
         let (scale, mut largest_output, mut step_weight_bytes) = (self.scale(operation, windows)?, 0, 0);
         for (cut, count) in self.clip_parts(operation, shape, windows)? {
-            let plan = self.planned(operation, frames, cut, precision)?;
+            let plan = self.planned(operation, frames, cut, (precision, Delivery::Whole))?;
             step_weight_bytes = step_weight_bytes.max(plan.step_weight_bytes);
             let plan = plan.summary();
             let flops = plan.flops.saturating_mul((count * batch) as u64);

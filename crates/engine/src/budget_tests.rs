@@ -11,7 +11,7 @@ use super::{Search, Shortage, plan, work};
 use crate::groups::Means;
 use crate::plan::{Plan, Task};
 use crate::still::{self, SummedTaps};
-use crate::{Control, CpuEngine, Engine, EngineOptions, Precision, Program};
+use crate::{Control, CpuEngine, Delivery, Engine, EngineOptions, Precision, Program, Rows};
 
 struct Half {
     graph: Graph,
@@ -54,8 +54,17 @@ impl Half {
         precision: Precision,
         threads: usize,
     ) -> Task<'_> {
+        self.task_for((precision, Delivery::Whole), [batch, height, width], threads)
+    }
+
+    fn task_for(
+        &self,
+        how: (Precision, Delivery),
+        [batch, height, width]: [usize; 3],
+        threads: usize,
+    ) -> Task<'_> {
         let input = [batch, self.graph.input_channels(), 1, height, width];
-        Task::new(&self.graph, input, Start::Clip, precision, Isa::detect(), self.threads[threads]).unwrap()
+        Task::new(&self.graph, input, Start::Clip, how, Isa::detect(), self.threads[threads]).unwrap()
     }
 
     fn run(&self, plan: &Plan, threads: usize) -> Vec<u32> {
@@ -64,6 +73,29 @@ impl Half {
             .run(plan, &input, &Control::new())
             .unwrap();
         output.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// As [`Half::run`], put together from the rows.
+    fn run_rows(&self, plan: &Plan, threads: usize) -> Vec<u32> {
+        let input = random::normal(3, plan.input.iter().product());
+        let [_, channels, height, width] = plan.output;
+        let mut output = vec![0; plan.output.iter().product()];
+        let mut next = (0, 0);
+        let mut sink = |Rows { sample, first, values, shape }: Rows<'_>| {
+            assert_eq!(((sample, first), shape), (next, [channels, shape[1], width]));
+            assert!(0 < shape[1] && shape[1] <= plan.strip_rows());
+            next = if first + shape[1] == height { (sample + 1, 0) } else { (sample, first + shape[1]) };
+            for (channel, rows) in values.chunks_exact(shape[1] * width).enumerate() {
+                let start = ((sample * channels + channel) * height + first) * width;
+                let places = output[start..].iter_mut().zip(rows);
+                places.for_each(|(place, value)| *place = value.to_bits());
+            }
+            Ok(())
+        };
+        let program = &self.programs[threads][usize::from(plan.reads_weights)];
+        program.run_rows(plan, &input, &Control::new(), &mut sink).unwrap();
+        assert_eq!(next, (plan.input[0], 0));
+        output
     }
 }
 
@@ -102,7 +134,9 @@ fn any_means_give_the_same_bytes() {
             reads_weights,
         };
         let saving = Plan::new(&task, &means);
-        prop_assert!(half.run(&saving, threads) == half.run(&plain, threads), "{means:?}");
+        let expected = half.run(&plain, threads);
+        prop_assert!(half.run(&saving, threads) == expected, "{means:?}");
+        prop_assert!(half.run_rows(&saving, threads) == expected, "rows, {means:?}");
     });
 }
 
@@ -130,6 +164,31 @@ fn any_budget_is_kept_and_gives_the_same_bytes() {
             }
             assert_eq!(least, straight.summary().flops);
             assert!(plan(&task, Some(smallest - 1)).is_err());
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_handed_on_are_not_counted_and_have_the_same_bytes() {
+    for (half, factor) in halves() {
+        for precision in Precision::ALL {
+            let of = |delivery| half.task_for((precision, delivery), [2, 24 * factor, 13 * factor], 1);
+            let (whole, rows) = (of(Delivery::Whole), of(Delivery::Rows));
+            let [straight, by_rows] = [&whole, &rows].map(|task| plan(task, None).ok().unwrap());
+            let bytes = |rows: usize| straight.output[1] * rows * straight.output[3] * size_of::<f32>();
+            let saved = bytes(2 * straight.output[2]) - bytes(by_rows.strip_rows());
+            let need = by_rows.summary().peak_bytes;
+            assert_eq!(straight.summary().peak_bytes - need, saved);
+            let expected = half.run(&straight, 1);
+            assert!(half.run_rows(&by_rows, 1) == expected);
+            let Err(Shortage { smallest, .. }) = plan(&rows, Some(0)) else {
+                panic!("nothing fits in nothing")
+            };
+            for budget in [smallest, usize::midpoint(smallest, need)] {
+                let found = plan(&rows, Some(budget)).ok().unwrap();
+                assert!(found.summary().peak_bytes <= budget);
+                assert!(half.run_rows(&found, 1) == expected, "{} in {budget} bytes", precision.name());
+            }
         }
     }
 }

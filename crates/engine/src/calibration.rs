@@ -8,12 +8,12 @@ use remote_vae_model::{Start, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
-use crate::cpu::{CpuProgram, Layers, Run, place, zeroed};
+use crate::cpu::{CpuProgram, Layers, Output, Run, place, zeroed};
 use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{PlacedOperation, Plan, Task};
 use crate::shapes::geometry;
-use crate::{Control, EngineError, Precision, Progress, frames};
+use crate::{Control, Delivery, EngineError, Precision, Progress, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
 /// `f32`. White noise through the largest tiles differs by half of it, as sums of numbers in bfloat16 would. Rounding to
@@ -51,7 +51,7 @@ impl Calibration {
                 let frames = if graph.has_time() { FRAMES[size] } else { 1 };
                 let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
                 let (isa, threads) = (program.isa, program.pool.threads());
-                let task = Task::new(graph, shape, Start::Clip, precision, isa, threads)?;
+                let task = Task::new(graph, shape, Start::Clip, (precision, Delivery::Whole), isa, threads)?;
                 Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
             };
             match plan(0) {
@@ -160,8 +160,8 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
             };
             errors.extend(error);
         }
-        let run = Run { plan, layers, calibration: None, control: &control, progress };
-        program.step(run, step, None, &mut arena, &mut result)?;
+        let run = Run { plan, sample: 0, layers, calibration: None, control: &control, progress };
+        program.step(run, step, None, &mut arena, &mut Output::Whole(&mut result))?;
     }
     Ok(errors)
 }

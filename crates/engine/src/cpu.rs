@@ -2,6 +2,7 @@
 
 mod layers;
 mod operations;
+mod output;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,10 +13,14 @@ use crate::arena::Region;
 use crate::budget::Shortage;
 use crate::calibration::Calibration;
 use crate::plan::{Plan, Step, Task, weight_bytes};
-use crate::{Control, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory};
+use crate::{
+    Control, Delivery, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory,
+};
 pub(crate) use layers::Layers;
 use layers::{Layer, layer};
 pub(crate) use operations::Run;
+pub(crate) use output::Output;
+pub use output::Rows;
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -73,8 +78,10 @@ impl Engine for CpuEngine {
         input: [usize; 5],
         start: Start,
         precision: Precision,
+        delivery: Delivery,
     ) -> Result<Plan, EngineError> {
-        let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
+        let how = (precision, delivery);
+        let task = |input| Task::new(graph, input, start, how, self.isa, self.pool.threads());
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let available = self.work_budget().map(bytes);
         let process = self.process_bytes as usize;
@@ -131,6 +138,21 @@ impl Program for CpuProgram {
         let _emptied = Emptied(&self.pool);
         let calibration = self.calibration_for(plan.precision)?;
         self.run_calibrated(plan, calibration.as_deref(), input, None, control)
+    }
+
+    fn run_rows(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        control: &Control,
+        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        if let [_, frames @ (0 | 2..)] = plan.frames {
+            return Err(EngineError::RowsOfClip { frames });
+        }
+        let _emptied = Emptied(&self.pool);
+        let calibration = self.calibration_for(plan.precision)?;
+        self.run_into(plan, calibration.as_deref(), input, None, control, Output::Rows(Vec::new(), sink))
     }
 
     fn run_part(
@@ -234,19 +256,30 @@ impl CpuProgram {
         plan: &Plan,
         calibration: Option<&Calibration>,
         input: &[f32],
-        mut history: Option<&mut History>,
+        history: Option<&mut History>,
         control: &Control,
     ) -> Result<Vec<f32>, EngineError> {
+        let mut output = zeroed(plan.output.iter().product::<usize>() * plan.frames[1])?;
+        self.run_into(plan, calibration, input, history, control, Output::Whole(&mut output))?;
+        Ok(output)
+    }
+
+    fn run_into(
+        &self,
+        plan: &Plan,
+        calibration: Option<&Calibration>,
+        input: &[f32],
+        mut history: Option<&mut History>,
+        control: &Control,
+        mut output: Output<'_>,
+    ) -> Result<(), EngineError> {
         let [batch, channels, height, width] = plan.input;
-        let [frames, output_frames] = plan.frames;
+        let frames = plan.frames[0];
         let expected = batch * channels * frames * height * width;
         if input.len() != expected {
             return Err(EngineError::InputLength { shape: plan.input, found: input.len(), expected });
         }
-        let [_, output_channels, output_height, output_width] = plan.output;
-        let sample = channels * frames * height * width;
-        let output_sample = output_channels * output_frames * output_height * output_width;
-        let mut output = zeroed(batch * output_sample)?;
+        let len = channels * frames * height * width;
         let mut arena = Buffer::zeroed(plan.arena_len)
             .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
         self.reserve(plan)?;
@@ -256,23 +289,22 @@ impl CpuProgram {
             step: 0,
             steps: plan.steps.len() * batch,
         };
-        for (from, to) in input.chunks_exact(sample).zip(output.chunks_exact_mut(output_sample)) {
+        for (sample, from) in input.chunks_exact(len).enumerate() {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 let layers = &self.layers(step)?;
-                let run = Run { plan, layers, calibration, control, progress };
-                self.step(run, step, history.as_deref_mut(), &mut arena, to)?;
+                let run = Run { plan, sample, layers, calibration, control, progress };
+                self.step(run, step, history.as_deref_mut(), &mut arena, &mut output)?;
                 progress.step += 1;
                 progress.done_flops = progress.done_flops.saturating_add(step.flops);
                 self.report(plan, control, progress)?;
             }
             if let Some(region) = plan.output_place {
-                let shape = [output_channels, output_frames, output_height * output_width];
-                frames::from_blocked(place(&mut arena, region), shape, to)?;
+                output.take_whole(plan, sample, place(&mut arena, region))?;
             }
         }
-        Ok(output)
+        Ok(())
     }
 }
 

@@ -94,6 +94,12 @@ pub enum EngineError {
         /// Frames of a latent.
         factor: usize,
     },
+    /// A clip where rows of pictures are given.
+    #[error("a picture's rows are given as they are finished; expected 1 frame, got {frames}")]
+    RowsOfClip {
+        /// Frames of the result.
+        frames: usize,
+    },
     /// Several clips where one is continued.
     #[error("one clip is run in parts at a time; expected a batch of 1, got {found}")]
     OneClip {

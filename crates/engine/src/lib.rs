@@ -33,10 +33,10 @@ pub use autoencoder::{Autoencoder, Draw, Image, Latents, Released};
 pub use autoencoder_video::{Clip, Frames};
 pub use calibration::Calibration;
 pub use control::{Control, Progress};
-pub use cpu::{CpuEngine, EngineOptions};
+pub use cpu::{CpuEngine, EngineOptions, Rows};
 pub use error::EngineError;
 pub use history::History;
-pub use plan::{Plan, PlanSummary, Step};
+pub use plan::{Delivery, Plan, PlanSummary, Step};
 pub use precision::Precision;
 pub use windows::Windows;
 
@@ -87,10 +87,11 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// The shape does not fit the graph, or no plan fits the memory budget.
     fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
-        self.plan_part(graph, input, Start::Clip, precision)
+        self.plan_part(graph, input, Start::Clip, precision, Delivery::Whole)
     }
 
-    /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on.
+    /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on, whose result is given as `delivery`
+    /// says; that of clips is given as a whole.
     ///
     /// # Errors
     /// The shape does not fit the graph, or no plan fits the memory budget.
@@ -100,6 +101,7 @@ pub trait Engine: Send + Sync {
         input: [usize; 5],
         start: Start,
         precision: Precision,
+        delivery: Delivery,
     ) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
@@ -153,4 +155,17 @@ pub trait Program: Send + Sync {
     /// # Errors
     /// The input's length is not that of the plan, memory is refused, or `control` was cancelled.
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError>;
+
+    /// As [`Program::run`] for pictures, whose rows go to `sink` as they are finished: all of each sample, from the top, each
+    /// once. They are never stored together. An error of `sink` ends the run.
+    ///
+    /// # Errors
+    /// As [`Program::run`]; also when the plan is of a clip.
+    fn run_rows(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        control: &Control,
+        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError>;
 }

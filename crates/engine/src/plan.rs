@@ -13,6 +13,7 @@ use remote_vae_kernels::linear_attention;
 use remote_vae_model::{Graph, Node, Operation, Reach, Start};
 
 use crate::arena::Region;
+use crate::budget::STRIP_PIXELS;
 use crate::fusion::{Fused, FusedStep, Value, fuse};
 use crate::groups::{Group, Means, Schedules, groups};
 use crate::layout::{Layout, Places, most};
@@ -81,6 +82,16 @@ impl Step {
     }
 }
 
+/// How the result of a plan is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// As one tensor, which the plan counts.
+    #[default]
+    Whole,
+    /// In rows as they are finished, of which the plan counts those of one strip.
+    Rows,
+}
+
 /// How a graph runs on an input of one shape.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -94,6 +105,8 @@ pub struct Plan {
     pub start: Start,
     /// How numbers are kept and multiplied.
     pub precision: Precision,
+    /// How its result is given.
+    pub delivery: Delivery,
     /// In order; the same for each sample of the batch.
     pub steps: Vec<Step>,
     pub(crate) arena_len: usize,
@@ -143,8 +156,8 @@ pub struct PlanSummary {
     pub load_bytes: usize,
     /// Bytes of the frames that a part of a clip leaves for the next; 0 where the graph's clips cannot come in parts.
     pub history_bytes: usize,
-    /// Bytes at the peak: weights and what reading them took, activations, input and output. What the process holds
-    /// beside that (program, threads, the caller's own copies) is not in it.
+    /// Bytes at the peak: weights and what reading them took, activations, input and output, or the rows of it that are
+    /// handed on together. What the process holds beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -165,12 +178,30 @@ impl Plan {
         self.worker_bytes / self.threads.max(1) / size_of::<f32>()
     }
 
+    /// Rows of the result that are handed on together, at most, where it is given in rows.
+    pub(crate) fn strip_rows(&self) -> usize {
+        let [.., height, width] = self.output;
+        if self.output_place.is_some() {
+            return (STRIP_PIXELS[0] / width.max(1)).clamp(1, height.max(1));
+        }
+        let slices = self.steps.iter().filter_map(|step| Some((step, step.slices.as_deref()?)));
+        let leaving = slices.flat_map(|(step, slices)| {
+            slices.iter().filter(|slice| step.operations[slice.member].places.leaves)
+        });
+        leaving.map(|slice| slice.rows.len()).max().unwrap_or(0)
+    }
+
     /// What it costs.
     pub fn summary(&self) -> PlanSummary {
         let bytes =
             |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
         let weight_bytes = if self.reads_weights { self.step_weight_bytes } else { self.weight_bytes };
         let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
+        let [_, channels, _, width] = self.output;
+        let output_bytes = match self.delivery {
+            Delivery::Whole => bytes(self.output, self.frames[1]),
+            Delivery::Rows => bytes([1, channels, self.strip_rows(), width], 1),
+        };
         PlanSummary {
             input: self.input,
             output: self.output,
@@ -190,7 +221,7 @@ impl Plan {
                 + self.load_bytes
                 + activation_bytes
                 + bytes(self.input, self.frames[0])
-                + bytes(self.output, self.frames[1]),
+                + output_bytes,
         }
     }
 }
@@ -203,6 +234,7 @@ pub(crate) struct Task<'a> {
     output: [usize; 5],
     start: Start,
     precision: Precision,
+    delivery: Delivery,
     isa: Isa,
     threads: usize,
     /// `[frames, height, width]` of each node's value.
@@ -215,7 +247,7 @@ impl<'a> Task<'a> {
         graph: &'a Graph,
         input: [usize; 5],
         start: Start,
-        precision: Precision,
+        (precision, delivery): (Precision, Delivery),
         isa: Isa,
         threads: usize,
     ) -> Result<Task<'a>, EngineError> {
@@ -223,7 +255,7 @@ impl<'a> Task<'a> {
         check_addressable(&shapes)?;
         let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
         let output = shapes[graph.output.0];
-        Ok(Task { graph, input, output, start, precision, isa, threads, sizes, fused: fuse(graph) })
+        Ok(Task { graph, input, output, start, precision, delivery, isa, threads, sizes, fused: fuse(graph) })
     }
 
     /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.
@@ -260,6 +292,7 @@ impl<'a> Task<'a> {
             frames: [self.input[2], self.output[2]],
             start: self.start,
             precision: self.precision,
+            delivery: self.delivery,
             steps,
             arena_len: layout.arena_len,
             input_place: layout.input,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use remote_vae_model::Start;
 use remote_vae_wire::Operation;
 
-use crate::{EngineError, Plan, Precision};
+use crate::{Delivery, EngineError, Plan, Precision};
 
 /// What a plan of one model on one engine follows from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(crate) struct Key {
     pub input: [usize; 5],
     pub start: Start,
     pub precision: Precision,
+    pub delivery: Delivery,
 }
 
 /// The fields of [`EngineError::Budget`].
@@ -104,7 +105,7 @@ mod tests {
     fn key(side: usize) -> Key {
         let input = [1, 4, 1, side, side];
         let (operation, start, precision) = (Operation::Decode, Start::Clip, Precision::Exact);
-        Key { operation, still: false, input, start, precision }
+        Key { operation, still: false, input, start, precision, delivery: Delivery::Whole }
     }
 
     fn refused(plans: &Plans, side: usize, made: &mut usize) {

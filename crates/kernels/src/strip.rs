@@ -69,23 +69,25 @@ pub fn copy_rows(
     }
 }
 
-/// Copies the rows `rows` of a blocked ring of `kept` rows into `plain`, `[channels, height, width]`.
+/// Copies the rows `rows` of a blocked ring of `kept` rows into `plain`, which holds the picture's rows `plain_rows`:
+/// `[channels, plain rows, width]`.
 ///
 /// # Panics
-/// The slices do not have the lengths that `kept` and the shape say, or `rows` reach beyond the picture.
+/// The slices do not have the lengths that `kept` and the shape say, or `plain` does not hold `rows`.
 pub fn rows_from_blocked(
     (ring, kept): (&[f32], usize),
-    [channels, height, width]: [usize; 3],
+    [channels, width]: [usize; 2],
     rows: Range<usize>,
-    plain: &mut [f32],
+    (plain, plain_rows): (&mut [f32], Range<usize>),
 ) {
     assert_eq!(ring.len(), blocked_len(channels, kept * width));
-    assert_eq!(plain.len(), channels * height * width);
-    for (channel, plane) in plain.chunks_exact_mut(height * width).enumerate() {
+    assert_eq!(plain.len(), channels * plain_rows.len() * width);
+    for (channel, plane) in plain.chunks_exact_mut(plain_rows.len() * width).enumerate() {
         for row in rows.clone() {
             let start = (channel / BLOCK * kept + place(row, kept)) * width * BLOCK;
             let groups = ring[start..][..width * BLOCK].chunks_exact(BLOCK);
-            for (value, group) in plane[row * width..][..width].iter_mut().zip(groups) {
+            let target = &mut plane[(row - plain_rows.start) * width..][..width];
+            for (value, group) in target.iter_mut().zip(groups) {
                 *value = group[channel % BLOCK];
             }
         }
@@ -127,7 +129,12 @@ mod tests {
         for rows in [0..4, 4..6, 6..7] {
             let (from, to) = (from.as_slice().into(), ring.as_mut_slice().into());
             copy_rows(&pool, (from, height), (to, kept), width, rows.clone());
-            rows_from_blocked((&ring, kept), [channels, height, width], rows, &mut found);
+            rows_from_blocked((&ring, kept), [channels, width], rows.clone(), (&mut found, 0..height));
+            let mut strip = vec![f32::NAN; channels * rows.len() * width];
+            rows_from_blocked((&ring, kept), [channels, width], rows.clone(), (&mut strip, rows.clone()));
+            for (channel, strip) in strip.chunks_exact(rows.len() * width).enumerate() {
+                assert_eq!(strip, &expected[(channel * height + rows.start) * width..][..rows.len() * width]);
+            }
         }
         assert_eq!(found, expected);
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`postprocess`] | decoder output to `uint8` and to [0, 1] |
 //! | [`encode`] | PNG and JPEG files as Pillow writes them by default, lossless WebP files |
+//! | [`rows`] | the same PNG and JPEG files, written while their rows come |
 //! | [`decode`] | PNG, JPEG and WebP files to RGB, within limits |
 //! | [`mp4`] | MP4 files with H.264, written frame by frame |
 //! | [`mp4_read`] | MP4 files with H.264 to frames, within limits |
@@ -23,6 +24,7 @@ pub mod mp4_read;
 pub mod postprocess;
 pub mod preprocess;
 pub mod resize;
+pub mod rows;
 mod sps;
 mod yuv;
 
@@ -37,6 +39,7 @@ pub use preprocess::{
     clip_to_model_range, resize_tensor_to_multiple, resize_to_multiple, tensor_to_model_range, to_model_range,
 };
 pub use resize::resize_lanczos;
+pub use rows::{write_jpeg, write_png};
 
 /// A picture of 8-bit RGB pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]

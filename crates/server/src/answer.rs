@@ -11,8 +11,8 @@ use remote_vae_wire::{
     base64_tensor, bytes_from_elements,
 };
 
-use crate::clip_answer::ClipAnswer;
 use crate::error::Refusal;
+use crate::growing::Growing;
 use crate::queue::Tensor;
 
 /// Names device, instruction tier and precision, because equal requests give equal bytes only within one of them.
@@ -20,10 +20,8 @@ const ENGINE: HeaderName = HeaderName::from_static("x-remote-vae-engine");
 
 /// What an answer is.
 pub(crate) enum Form {
-    /// Of a decode.
-    Picture(Negotiated),
-    /// Of a decode by a model of videos: made while the engine is at work.
-    Clip(Box<ClipAnswer>),
+    /// Of a decode: made while the engine is at work.
+    Growing(Box<Growing>),
     /// Of an encode: float16.
     Latents {
         /// How they travel.
@@ -38,24 +36,20 @@ impl Form {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Form::Latents { .. } => "latents",
-            Form::Picture(negotiated) => answer_name(negotiated.answer),
-            Form::Clip(answer) => answer_name(answer.negotiated().answer),
+            Form::Growing(answer) => answer_name(answer.negotiated().answer),
         }
     }
 
-    /// Bytes of what is made of `bytes` while these are still there: of the engine's values, or of a clip's answer that is
+    /// Bytes of what is made of `bytes` while these are still there: of the engine's values, or of a decode's answer that is
     /// put into text or `in_file`. Whatever is made of that has room where they were.
     pub(crate) fn copy_bytes(&self, bytes: u64, in_file: bool) -> u64 {
-        let of_values = |dtype: Dtype| bytes / size_of::<f32>() as u64 * dtype.size() as u64;
         match self {
-            Form::Latents { .. } => of_values(Dtype::Float16),
-            Form::Picture(negotiated) => of_values(match negotiated.answer {
-                Answer::Tensor | Answer::UnitTensor => Dtype::Float16,
-                _ => Dtype::Uint8,
-            }),
-            Form::Clip(_) if in_file => bytes,
-            Form::Clip(answer) if answer.negotiated().encoding == Encoding::Base64 => bytes.div_ceil(3) * 4,
-            Form::Clip(_) => 0,
+            Form::Latents { .. } => bytes / size_of::<f32>() as u64 * Dtype::Float16.size() as u64,
+            Form::Growing(_) if in_file => bytes,
+            Form::Growing(answer) if answer.negotiated().encoding == Encoding::Base64 => {
+                bytes.div_ceil(3) * 4
+            }
+            Form::Growing(_) => 0,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Decodes by a model of videos: the checks of a request for latents `[batch, channels, frames, height, width]`, and its
-//! job. How frames become bytes is in [`crate::clip_bytes`], how they leave in [`crate::clip_answer`].
+//! job. How frames become bytes is in [`crate::clip_bytes`], how they leave in [`crate::growing`].
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -12,10 +12,10 @@ use remote_vae_wire::{
 };
 
 use crate::answer::Form;
-use crate::clip_answer::{ClipAnswer, make};
-use crate::clip_bytes::Recipe;
+use crate::clip_bytes::{Recipe, make};
 use crate::decode::check_scaling;
 use crate::error::Refusal;
+use crate::growing::{self, Growing};
 use crate::planning::{self, Asked, Planned};
 use crate::queue::{Cost, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
@@ -50,7 +50,7 @@ pub(crate) async fn prepare(
     let cost = Cost { answer_bytes, ..cost(&summary) };
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
-    let (chunks, answer) = ClipAnswer::new(negotiated, &recipe);
+    let (chunks, answer) = Growing::new(negotiated, recipe.header(), streams);
     let batch = output[0];
     let work: Work = Box::new(move |control| {
         let _plans = plans;
@@ -62,12 +62,12 @@ pub(crate) async fn prepare(
         };
         // Frames become bytes while the next ones are decoded. None wait between, as the plan has room for two groups.
         let (give, frames) = sync_channel(0);
-        make(recipe, frames, chunks).map_err(EngineError::Threads)?;
+        growing::make(chunks, move |chunks| make(&recipe, &frames, chunks)).map_err(EngineError::Threads)?;
         let mut emit = |frames| give.send(frames).map_err(|_| EngineError::Cancelled);
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
         Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
-    let answer = Form::Clip(Box::new(answer));
+    let answer = Form::Growing(Box::new(answer));
     Ok(Prepared { place, work, answer, cost, held, frames: latents[2], pixels, batch })
 }
 

@@ -1,8 +1,14 @@
 //! From finished frames to the bytes of an answer, a group of frames at a time.
 
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
 use remote_vae_engine::Frames;
 use remote_vae_media::{self as media, MediaError, Mp4Encoder, Mp4Options, WebpAnimation};
 use remote_vae_wire::{Answer, Dtype, TensorHeader, bytes_from_elements};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::growing::Chunk;
 
 /// What is to be made of a clip.
 #[derive(Debug, Clone)]
@@ -37,10 +43,6 @@ impl Recipe {
         self.output
     }
 
-    pub(crate) fn groups(&self) -> usize {
-        self.groups
-    }
-
     /// The tensor's header, if the answer is one.
     pub(crate) fn header(&self) -> Option<TensorHeader> {
         let [_, channels, frames, height, width] = self.output;
@@ -68,6 +70,30 @@ impl Recipe {
             Answer::Webp => Maker::Webp(WebpAnimation::new(width, height, self.video.fps)?),
         })
     }
+}
+
+/// Makes the bytes of frames as they come. Gives the time that took; none when the client or the engine has given up.
+pub(crate) fn make(
+    recipe: &Recipe,
+    frames: &Receiver<Frames>,
+    chunks: &UnboundedSender<Chunk>,
+) -> Result<Option<Duration>, MediaError> {
+    let send = |bytes: Vec<u8>| bytes.is_empty() || chunks.send(Chunk::Bytes(bytes.into())).is_ok();
+    let mut maker = recipe.start()?;
+    let mut spent = Duration::ZERO;
+    for _ in 0..recipe.groups {
+        let Ok(group) = frames.recv() else { return Ok(None) };
+        let start = Instant::now();
+        let bytes = maker.add(group)?;
+        spent += start.elapsed();
+        if !send(bytes) {
+            return Ok(None);
+        }
+    }
+    let start = Instant::now();
+    let bytes = maker.finish()?;
+    spent += start.elapsed();
+    Ok(send(bytes).then_some(spent))
 }
 
 /// An answer that is being made. What [`Maker::add`] and [`Maker::finish`] give, put together, is its body.

@@ -2,29 +2,31 @@
 
 use std::sync::Arc;
 
-use remote_vae_engine::EngineError;
+use remote_vae_engine::{EngineError, Image, Rows};
 use remote_vae_model::ModelError;
 use remote_vae_wire::{Answer, Operation, elements_from_bytes, negotiate};
 
 use crate::answer::Form;
 use crate::clip;
 use crate::error::Refusal;
+use crate::growing::Growing;
+use crate::picture_bytes::{Recipe, Writer};
 use crate::planning::{self, Asked, Planned};
-use crate::queue::{Tensor, Work};
+use crate::queue::{Cost, Tensor, Work};
 use crate::request::{Job, Prepared, check_size, cost, engine_refusal};
 use crate::state::Shared;
 
 /// Checks the request and makes its job.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let answer = negotiate(&job.parameters, job.accept.as_deref());
+    let negotiated = negotiate(&job.parameters, job.accept.as_deref());
     if job.autoencoder.model().temporal_factor().is_some() {
         let header = job.parameters.tensor_header()?;
         header.check_body(job.body.len())?;
-        return clip::prepare(shared, job, answer, header).await;
+        return clip::prepare(shared, job, negotiated, header).await;
     }
-    let Job { autoencoder, parameters, precision, body, lease, caller, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, sees_end, caller, .. } = job;
     let windows = clip::windows(autoencoder, &parameters, shared.options.windows)?;
-    refuse_video(answer.answer)?;
+    refuse_video(negotiated.answer)?;
     let header = parameters.tensor_header()?;
     header.check_body(body.len())?;
 
@@ -42,24 +44,41 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let whole = [batch, channels, 1, height, width];
     let asked = Asked { operation: Operation::Decode, shape: whole, windows, precision, streams: false };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
-    check_form(answer.answer, summary.output)?;
+    check_form(negotiated.answer, summary.output)?;
+    let recipe = Recipe::new(negotiated, summary.output, sees_end);
+    let (chunks, answer) = Growing::new(negotiated, recipe.header(), recipe.streams());
+    let cost = Cost { answer_bytes: recipe.bytes(), ..cost(&summary) };
 
-    let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
+    let (autoencoder, held, permits) = (Arc::clone(autoencoder), lease.bytes(), shared.pictures());
     let work: Work = Box::new(move |control| {
         let _plans = plans;
         let values = elements_from_bytes(header.dtype, &body);
         drop((body, lease));
         let (latents, shape) = autoencoder.model().latent_space.arrange(values, layout)?;
-        let image = match windows.tiles {
-            None => autoencoder.decode(latents, shape, &scaling, precision, control)?,
+        let mut writer = Writer::start(recipe, permits, chunks)?;
+        match windows.tiles {
+            None => autoencoder
+                .decode_rows(latents, shape, &scaling, precision, control, &mut |rows| writer.add(rows))?,
             Some(tiles) => {
-                autoencoder.decode_in_tiles(latents, shape, &scaling, tiles, precision, control)?
+                let image =
+                    autoencoder.decode_in_tiles(latents, shape, &scaling, tiles, precision, control)?;
+                add_whole(&mut writer, image)?;
             }
-        };
-        Ok(Tensor { values: image.pixels, shape: image.shape })
+        }
+        writer.finish()?;
+        Ok(Tensor { values: Vec::new(), shape: [0; 4] })
     });
-    let (answer, cost) = (Form::Picture(answer), cost(&summary));
+    let answer = Form::Growing(Box::new(answer));
     Ok(Prepared { place, work, answer, cost, held, frames: 1, pixels, batch })
+}
+
+/// All rows of pictures that are there as a whole.
+fn add_whole(writer: &mut Writer, mut image: Image) -> Result<(), EngineError> {
+    let [_, channels, height, width] = image.shape;
+    let samples = image.pixels.chunks_exact_mut(channels * height * width);
+    samples.enumerate().try_for_each(|(sample, values)| {
+        writer.add(Rows { sample, first: 0, values, shape: [channels, height, width] })
+    })
 }
 
 /// Whether the latent space takes this scaling, tried on one latent.

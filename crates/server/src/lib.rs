@@ -16,7 +16,8 @@
 //! | `typed`, `jobs`, `tensor_file` | the API below `/v1`: described by OpenAPI, asynchronous jobs, safetensors bodies |
 //! | `request`, `body`, `decode`, `encode`, `answer` | the way of one request |
 //! | `planning`, `memory` | what a request costs, before it is taken; the account of all that memory holds |
-//! | `clip`, `clip_answer`, `clip_bytes` | decodes to videos, whose bytes are made while the engine is at work |
+//! | `growing`, `picture_bytes` | answers of decodes, whose bytes are made while the engine is at work |
+//! | `clip`, `clip_bytes` | decodes to videos |
 //! | `page`, `status` | the page for browsers, and how the server stands and stood in the last minutes |
 //! | `preview`, `early` | previews, which need no engine: as answers, and of jobs at their start |
 //! | `queue`, `fair`, `worker` | the bounded line in front of the engine, its order, and the engine's thread |
@@ -27,7 +28,6 @@ mod answer;
 mod auth;
 mod body;
 mod clip;
-mod clip_answer;
 mod clip_bytes;
 mod connections;
 mod cors;
@@ -36,6 +36,7 @@ mod early;
 mod encode;
 mod error;
 mod fair;
+mod growing;
 mod info;
 mod jobs;
 mod lifecycle;
@@ -46,6 +47,7 @@ mod options;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod page;
+mod picture_bytes;
 mod plain_errors;
 mod planning;
 mod preview;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use remote_vae_engine::{Autoencoder, EngineError, Plan, PlanSummary, Precision, Windows};
+use remote_vae_engine::{Autoencoder, Delivery, EngineError, Plan, PlanSummary, Precision, Windows};
 use remote_vae_wire::Operation;
 
 use crate::error::Refusal;
@@ -26,8 +26,16 @@ pub(crate) struct Asked {
 impl Asked {
     fn plan(self, autoencoder: &Autoencoder) -> Result<Planned, EngineError> {
         let Asked { operation, shape, windows, precision, .. } = self;
-        let plans = autoencoder.plans(operation, shape, windows, precision)?;
+        let plans = autoencoder.plans(operation, shape, windows, precision, self.delivery())?;
         Ok(Planned { summary: self.cost(autoencoder)?, plans })
+    }
+
+    /// Decoded pictures leave the engine in rows.
+    fn delivery(self) -> Delivery {
+        match self.operation {
+            Operation::Decode => Delivery::Rows,
+            Operation::Encode => Delivery::Whole,
+        }
     }
 
     /// What plans that are held cost.
@@ -40,7 +48,7 @@ impl Asked {
             return autoencoder.plan_in_tiles(operation, picture, tiles, precision);
         }
         match (operation, takes_clips) {
-            (Operation::Decode, false) => autoencoder.plan_decode(picture, precision),
+            (Operation::Decode, false) => autoencoder.plan_decode_rows(picture, precision),
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
             (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),
             (Operation::Decode, true) => autoencoder.plan_decode_clip(shape, windows, precision),
@@ -62,7 +70,7 @@ pub(crate) async fn plan(
     asked: Asked,
 ) -> Result<Planned, Refusal> {
     let Asked { operation, shape, windows, precision, .. } = asked;
-    let plan = if autoencoder.is_planned(operation, shape, windows, precision) {
+    let plan = if autoencoder.is_planned(operation, shape, windows, precision, asked.delivery()) {
         asked.plan(autoencoder)
     } else {
         let autoencoder = Arc::clone(autoencoder);

@@ -16,8 +16,8 @@ use remote_vae_wire::{
 
 use crate::auth::Caller;
 use crate::body::{Lease, Leftover, Reader, discard};
-use crate::clip_answer::{self, Account};
 use crate::error::Refusal;
+use crate::growing::{self, Account};
 use crate::memory::{Need, Share};
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
@@ -173,9 +173,9 @@ async fn accept(
     let cost = Cost { kept: purpose == Purpose::Job, ..cost };
     let copies = form.copy_bytes(cost.answer_bytes, in_file);
     let cost = Cost { answer_bytes: cost.answer_bytes.saturating_add(copies), ..cost };
-    // The values of a picture and of latents are in the plan, and become the answer; what is made of them takes the place of
-    // the plan's activations, which are gone by then.
-    let counted_twice = if matches!(form, answer::Form::Clip(_)) { 0 } else { cost.answer_bytes };
+    // The values of latents are in the plan, and become the answer; what is made of them takes the place of the plan's
+    // activations, which are gone by then.
+    let counted_twice = if matches!(form, answer::Form::Growing(_)) { 0 } else { cost.answer_bytes };
     let bytes = cost.peak_bytes.saturating_sub(counted_twice);
     let index = shared.models.iter().position(|entry| entry.name == model).unwrap_or(0);
     let need = Need { model: index, operation, frames, bytes, body: held };
@@ -204,8 +204,8 @@ pub(crate) async fn complete(
     let Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file } = accepted;
     let (charge, form_name) = (ticket.charge(), form.name());
     let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
-    let form = match form {
-        answer::Form::Clip(answer) => {
+    let (encoding, frames) = match form {
+        answer::Form::Growing(answer) => {
             let account = Account {
                 shared: Arc::clone(shared),
                 trace: trace.clone(),
@@ -215,12 +215,12 @@ pub(crate) async fn complete(
                 pixels,
                 batch,
             };
-            let response = clip_answer::respond(*answer, ticket, account, deadline).await?;
+            let response = growing::respond(*answer, ticket, account, deadline).await?;
             let response = tensor_file::wrap(shared, file_of, response).await?;
             charge.shrink_to(response.body().size_hint().exact().unwrap_or(u64::MAX));
             return Ok((answer::finish(response, &engine), charge));
         }
-        form => form,
+        answer::Form::Latents { encoding, frames } => (encoding, frames),
     };
     let limit = deadline.map_or(Duration::ZERO, |(_, limit)| limit);
     let done = match deadline {
@@ -236,12 +236,7 @@ pub(crate) async fn complete(
     shared.metrics.pixels(pixels, batch);
 
     let start = Instant::now();
-    let building = move || match form {
-        answer::Form::Picture(negotiated) => answer::picture(negotiated, tensor),
-        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, tensor)),
-        answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
-    };
-    let response = shared.blocking(building).await??;
+    let response = shared.blocking(move || answer::latents(encoding, frames, tensor)).await?;
     let response = tensor_file::wrap(shared, file_of, response).await?;
     let post = start.elapsed();
     shared.metrics.output(form_name, post);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use remote_vae_engine::Autoencoder;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::auth::{Caller, Keys};
@@ -235,6 +236,11 @@ impl Shared {
         self.metrics.rejected(Rejection::Bodies);
         let retry_after = if self.budget.held() > 0 { self.queue.until_next() } else { self.until_room() };
         Refusal::overloaded(refusal.message, retry_after)
+    }
+
+    /// What threads that compress pictures take permits of, and the runtime to wait in.
+    pub(crate) fn pictures(&self) -> (Arc<Semaphore>, Handle) {
+        (Arc::clone(&self.pictures), Handle::current())
     }
 
     /// Runs work on pictures beside the event loop, a few at a time.

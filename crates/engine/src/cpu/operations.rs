@@ -10,11 +10,11 @@ use remote_vae_kernels::linear_attention::linear_attention;
 use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
-use remote_vae_kernels::strip::{Strip, copy_rows, rows_from_blocked};
+use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Isa, Pool, Tensor, TensorMut, elementwise};
 use remote_vae_model::Start;
 
-use super::{CpuProgram, Layer, Layers, place};
+use super::{CpuProgram, Layer, Layers, Output, place};
 use crate::arena::{Region, Views};
 use crate::attend::Attend;
 use crate::calibration::Calibration;
@@ -28,6 +28,8 @@ use crate::{Control, EngineError, History, Progress, frames, strips};
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub plan: &'a Plan,
+    /// Which one of the batch it is about.
+    pub sample: usize,
     /// Those that the step works with.
     pub layers: &'a Layers<'a>,
     pub calibration: Option<&'a Calibration>,
@@ -64,16 +66,16 @@ impl CpuProgram {
         Operands { isa: self.isa, geometry, convolution, frames, size: [height, width], prologue }
     }
 
-    /// Runs one step. Rows of the graph's result that it finishes go to `result`, plain `[channels, height, width]`.
+    /// Runs one step. Rows of the graph's result that it finishes go to `output`.
     pub(crate) fn step(
         &self,
         run: Run<'_>,
         step: &Step,
         history: Option<&mut History>,
         arena: &mut [f32],
-        result: &mut [f32],
+        output: &mut Output<'_>,
     ) -> Result<(), EngineError> {
-        let Run { plan, control, progress, .. } = run;
+        let Run { plan, sample, control, progress, .. } = run;
         let Some(slices) = &step.slices else {
             control.check()?;
             self.operation(run, &step.operations[0], None, history, arena)?;
@@ -85,9 +87,8 @@ impl CpuProgram {
             let operation = &step.operations[*member];
             self.operation(run, operation, Some((rows, &mut sums[*member])), None, arena)?;
             if operation.places.leaves {
-                let [_, channels, height, width] = plan.output;
                 let ring = (&*place(arena, operation.places.output), operation.places.output_rows);
-                rows_from_blocked(ring, [channels, height, width], rows.clone(), result);
+                output.take(plan, sample, ring, rows.clone())?;
             }
             // About as much of the step's work as of its slices.
             let done = step.flops / slices.len() as u64 * index as u64;

@@ -1,7 +1,7 @@
 //! diffusers' output in tiles on small random models of pictures: `tests/golden/tiled.json`, made by the script there.
 
 use crate::support::{Tensor, assert_close, engine, golden_folder, largest_difference, read_tensors};
-use remote_vae_engine::{Autoencoder, Control, Draw, Image, Precision, Windows};
+use remote_vae_engine::{Autoencoder, Control, Delivery, Draw, Image, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::Model;
 use remote_vae_wire::{Operation, Scaling, TileSizes};
@@ -133,8 +133,8 @@ fn plans_of_tiles_count_their_work_and_memory() {
     let work = parts.iter().map(|(plan, count)| plan.summary().flops * *count as u64);
     assert_eq!(tiled.flops, work.sum::<u64>());
     assert!(tiled.peak_bytes < straight.peak_bytes / 2, "{} of {}", tiled.peak_bytes, straight.peak_bytes);
-    assert!(own.is_planned(Operation::Decode, [1, 4, 1, 128, 128], windows, exact));
-    assert!(!own.is_planned(Operation::Decode, [1, 4, 1, 129, 128], windows, exact));
+    assert!(own.is_planned(Operation::Decode, [1, 4, 1, 128, 128], windows, exact, Delivery::Whole));
+    assert!(!own.is_planned(Operation::Decode, [1, 4, 1, 129, 128], windows, exact, Delivery::Whole));
 }
 
 #[test]

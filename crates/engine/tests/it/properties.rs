@@ -2,7 +2,7 @@
 
 use crate::oracle::interpret;
 use crate::support::{assert_close, engine, engines, largest_difference, run, values};
-use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Precision, Windows};
+use remote_vae_engine::{Autoencoder, Control, Delivery, Draw, EngineError, Precision, Windows};
 use remote_vae_kernels::Isa;
 use remote_vae_model::Model;
 use remote_vae_wire::{Operation, Scaling};
@@ -197,8 +197,12 @@ fn a_plan_that_is_held_stays_known_whatever_else_is_planned() {
     let autoencoder = embedded(1);
     let windows = Windows { frames: false, tiles: None };
     let shape = |side| [1, 4, 1, side, 1];
-    let known = |side| autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact);
-    let plans = |side| autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact).unwrap();
+    let known = |side| {
+        autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact, Delivery::Rows)
+    };
+    let plans = |side| {
+        autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact, Delivery::Rows).unwrap()
+    };
     let held = plans(1);
     (2..200).for_each(|side| drop(plans(side)));
     assert!(known(1) && !known(2) && known(199));

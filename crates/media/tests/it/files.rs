@@ -3,7 +3,7 @@
 use half::f16;
 use remote_vae_media::{
     MediaError, RgbImage, encode_jpeg, encode_png, psnr, resize_lanczos, resize_to_multiple, to_model_range,
-    to_uint8_channel_last,
+    to_uint8_channel_last, write_jpeg, write_png,
 };
 
 use crate::{LIMITS, golden, picture};
@@ -104,6 +104,47 @@ fn png_reads_back_and_has_the_usual_header() {
     let data = file.windows(4).position(|name| name == b"IDAT").unwrap_or_default();
     assert_eq!(file[data + 4..data + 6], [0x78, 0x9c]);
     assert_eq!(remote_vae_media::decode_image(&file, &LIMITS), Ok(source));
+}
+
+#[test]
+fn rows_that_come_in_parts_make_the_file_of_the_whole() {
+    let source = picture("source.png");
+    for (width, height, parts) in
+        [(61, 43, &[43][..]), (61, 43, &[1, 16, 9, 17]), (31, 86, &[86 / 2, 43]), (61, 1, &[1])]
+    {
+        let mut begin = 0;
+        let parts: Vec<&[u8]> = parts
+            .iter()
+            .map(|rows| {
+                begin += rows;
+                &source.pixels[(begin - rows) * width * 3..begin * width * 3]
+            })
+            .collect();
+        let whole = parts.concat();
+        let written = |write: &dyn Fn(&mut Vec<u8>, &[&[u8]]) -> Result<(), MediaError>| {
+            let mut file = Vec::new();
+            write(&mut file, &parts).unwrap();
+            let error = |parts: &[&[u8]]| write(&mut Vec::new(), parts).is_err();
+            assert!(error(&parts[..parts.len() - 1]) && error(&[&parts[..], &parts[..1]].concat()));
+            file
+        };
+        let png = written(&|file, parts| write_png(file, width, height, parts.iter()));
+        assert!(png == encode_png(&whole, width, height).unwrap(), "{width}x{height}");
+        let jpeg = written(&|file, parts| write_jpeg(file, width, height, parts.iter()));
+        assert!(jpeg == encode_jpeg(&whole, width, height).unwrap(), "{width}x{height}");
+    }
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let rows = || std::iter::once(&source.pixels);
+    assert!(matches!(write_png(Full, 61, 43, rows()), Err(MediaError::Unwritable { format: "PNG", .. })));
+    assert!(matches!(write_jpeg(Full, 61, 43, rows()), Err(MediaError::Unwritable { format: "JPEG", .. })));
 }
 
 #[test]

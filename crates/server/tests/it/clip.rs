@@ -301,7 +301,7 @@ async fn the_engine_waits_for_no_client() {
     assert_eq!(answer.len() - start, length);
 }
 
-async fn exchange(server: &TestServer, head: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) async fn exchange(server: &TestServer, head: &str, body: &[u8]) -> Vec<u8> {
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let head = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     socket.write_all(head.as_bytes()).await.unwrap();
@@ -312,7 +312,7 @@ async fn exchange(server: &TestServer, head: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Gives `ask` twice as many milliseconds until there is an answer: how long the first byte takes depends on the machine.
-async fn in_growing_time<T>(ask: impl AsyncFn(u64) -> Option<T>) -> T {
+pub(crate) async fn in_growing_time<T>(ask: impl AsyncFn(u64) -> Option<T>) -> T {
     for limit in (0..12).map(|doublings| 100 << doublings) {
         if let Some(answer) = ask(limit).await {
             return answer;

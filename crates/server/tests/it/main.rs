@@ -16,6 +16,7 @@ mod page;
 mod preview;
 mod raw;
 mod recorded;
+mod rows;
 mod security;
 mod service;
 mod support;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use remote_vae_engine::{
-    Autoencoder, CpuEngine, Engine, EngineError, EngineOptions, Plan, Precision, Program, memory,
+    Autoencoder, CpuEngine, Delivery, Engine, EngineError, EngineOptions, Plan, Precision, Program, memory,
 };
 use remote_vae_model::{Graph, Start, WeightSource};
 use remote_vae_server::ServerOptions;
@@ -72,8 +72,9 @@ impl Engine for Counted {
         input: [usize; 5],
         start: Start,
         precision: Precision,
+        delivery: Delivery,
     ) -> Result<Plan, EngineError> {
-        self.engine.plan_part(graph, input, start, precision)
+        self.engine.plan_part(graph, input, start, precision, delivery)
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -156,16 +157,21 @@ async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_that_fills_the_budget_is_taken_whatever_is_made_of_its_values() {
+async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
     const LATENTS: [usize; 4] = [1, 4, 32, 32];
-    let peak = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64;
-    for (room, expected) in [(peak, 200), (peak - 1, 413)] {
-        let model = Arc::new(Autoencoder::new(kl().model().clone(), Counted::new(engine(), room)));
-        let server = TestServer::with(options(), vec![("default", model)]).await;
-        for output in ["pil", "pt"] {
+    const VALUES: u64 = 3 * 256 * 256;
+    let plan = kl().plan_decode_rows(LATENTS, Precision::Exact).unwrap();
+    // The values themselves are never there together.
+    let whole = kl().plan_decode(LATENTS, Precision::Exact).unwrap();
+    assert!((plan.peak_bytes as u64) < whole.peak_bytes as u64 - 3 * VALUES);
+    for (output, answer) in [("pil&image_format=png", VALUES), ("pt", 2 * VALUES)] {
+        let need = plan.peak_bytes as u64 + answer;
+        for (room, expected) in [(need, 200), (need - 1, 413)] {
+            let model = Arc::new(Autoencoder::new(kl().model().clone(), Counted::new(engine(), room)));
+            let server = TestServer::with(options(), vec![("default", model)]).await;
             let query = format!("output_type={output}&{}", tensor_query(&LATENTS, Dtype::Float16));
             let response = server.post(&format!("/?{query}"), latents(&LATENTS, 62).0).send().await.unwrap();
-            assert_eq!(response.status(), expected, "{output} within {room} of {peak} bytes");
+            assert_eq!(response.status(), expected, "{output} within {room} of {need} bytes");
         }
     }
 }

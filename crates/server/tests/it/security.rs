@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use remote_vae_engine::{
-    Autoencoder, Calibration, Control, Engine, EngineError, History, Plan, Precision, Program,
+    Autoencoder, Calibration, Control, Delivery, Engine, EngineError, History, Plan, Precision, Program, Rows,
 };
 use remote_vae_model::{Graph, Start, WeightSource};
 use remote_vae_server::{ApiKey, Server, ServerOptions, TlsFiles};
@@ -157,8 +157,9 @@ impl Engine for Faulty {
         input: [usize; 5],
         start: Start,
         precision: Precision,
+        delivery: Delivery,
     ) -> Result<Plan, EngineError> {
-        self.inner.plan_part(graph, input, start, precision)
+        self.inner.plan_part(graph, input, start, precision, delivery)
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
@@ -190,8 +191,18 @@ impl Program for FaultyProgram {
     }
 
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
         self.inner.run(plan, input, control)
+    }
+
+    fn run_rows(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        control: &Control,
+        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
+        self.inner.run_rows(plan, input, control, sink)
     }
 
     fn run_part(

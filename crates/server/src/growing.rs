@@ -1,5 +1,6 @@
-//! Answers whose bytes are made while the engine is still at work: frames come from the engine's thread, become bytes on a
-//! thread beside it, and leave as they are ready, or all together where the answer cannot be sent in parts.
+//! Answers whose bytes are made while the engine is still at work: frames of clips and rows of pictures come from the engine's
+//! thread, become bytes on a thread beside it, and leave as they are ready, or all together where the answer cannot be sent
+//! in parts.
 //!
 //! What has been made waits here for the client, never the engine: a slow client holds no more than an answer's bytes.
 //! Before the first byte a failure is a refusal as any other; after it the connection is closed before the answer's end.
@@ -8,7 +9,6 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,18 +16,19 @@ use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
-use remote_vae_engine::Frames;
 use remote_vae_media::MediaError;
 use remote_vae_wire::{Negotiated, TensorHeader};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::answer::{media_refusal, response, wrapped};
-use crate::clip_bytes::Recipe;
 use crate::error::Refusal;
 use crate::observe::{SharedTrace, Unfinished};
 use crate::queue::{Done, Ticket};
 use crate::request::{job_refusal, too_late};
 use crate::state::{Active, Shared};
+
+/// What a client is told whose answer came to nothing.
+const FAILED: &str = "The server failed while making the bytes of the answer.";
 
 /// What comes of the thread that makes bytes.
 pub(crate) enum Chunk {
@@ -38,17 +39,22 @@ pub(crate) enum Chunk {
 }
 
 /// The client's end of an answer that is being made.
-pub(crate) struct ClipAnswer {
+pub(crate) struct Growing {
     negotiated: Negotiated,
     header: Option<TensorHeader>,
     streams: bool,
     chunks: UnboundedReceiver<Chunk>,
 }
 
-impl ClipAnswer {
-    pub(crate) fn new(negotiated: Negotiated, recipe: &Recipe) -> (UnboundedSender<Chunk>, Self) {
+impl Growing {
+    /// `streams` is whether bytes leave before the last one is made.
+    pub(crate) fn new(
+        negotiated: Negotiated,
+        header: Option<TensorHeader>,
+        streams: bool,
+    ) -> (UnboundedSender<Chunk>, Self) {
         let (sender, chunks) = unbounded_channel();
-        (sender, Self { negotiated, header: recipe.header(), streams: recipe.streams(), chunks })
+        (sender, Self { negotiated, header, streams, chunks })
     }
 
     pub(crate) fn negotiated(&self) -> Negotiated {
@@ -56,52 +62,25 @@ impl ClipAnswer {
     }
 }
 
-/// Starts the thread that makes bytes of frames.
+/// Starts the thread in which `making` makes an answer's bytes and sends them. It gives the time that it took, or none when
+/// the client or the engine has given up.
 pub(crate) fn make(
-    recipe: Recipe,
-    frames: Receiver<Frames>,
     chunks: UnboundedSender<Chunk>,
+    making: impl FnOnce(&UnboundedSender<Chunk>) -> Result<Option<Duration>, MediaError> + Send + 'static,
 ) -> std::io::Result<()> {
     let work = move || {
-        let making = AssertUnwindSafe(|| make_all(&recipe, frames, &chunks));
-        let refusal = match catch_unwind(making) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => media_refusal(error),
+        let end = match catch_unwind(AssertUnwindSafe(|| making(&chunks))) {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(spent))) => Chunk::End(spent),
+            Ok(Err(error)) => Chunk::Failed(media_refusal(error)),
             Err(_) => {
-                tracing::error!("the making of a clip's bytes panicked; the request is answered with 500");
-                Refusal::internal("The server failed while making the bytes of a clip.")
+                tracing::error!("the making of an answer's bytes panicked; the request is answered with 500");
+                Chunk::Failed(Refusal::internal(FAILED))
             }
         };
-        let _ = chunks.send(Chunk::Failed(refusal));
+        let _ = chunks.send(end);
     };
-    std::thread::Builder::new().name("clip-answer".to_owned()).spawn(work).map(drop)
-}
-
-/// Ends early, and without [`Chunk::End`], when the client or the engine has given up.
-fn make_all(
-    recipe: &Recipe,
-    frames: Receiver<Frames>,
-    chunks: &UnboundedSender<Chunk>,
-) -> Result<(), MediaError> {
-    let send = |bytes: Vec<u8>| bytes.is_empty() || chunks.send(Chunk::Bytes(bytes.into())).is_ok();
-    let mut maker = recipe.start()?;
-    let mut spent = Duration::ZERO;
-    for _ in 0..recipe.groups() {
-        let Ok(group) = frames.recv() else { return Ok(()) };
-        let start = Instant::now();
-        let bytes = maker.add(group)?;
-        spent += start.elapsed();
-        if !send(bytes) {
-            return Ok(());
-        }
-    }
-    let start = Instant::now();
-    let bytes = maker.finish()?;
-    spent += start.elapsed();
-    if send(bytes) {
-        let _ = chunks.send(Chunk::End(spent));
-    }
-    Ok(())
+    std::thread::Builder::new().name("answer".to_owned()).spawn(work).map(drop)
 }
 
 /// What is noted about the work when it has ended.
@@ -132,12 +111,12 @@ impl Account {
 /// Waits for the first bytes, or for all where they cannot leave earlier, and answers. `deadline` holds for the whole
 /// answer.
 pub(crate) async fn respond(
-    answer: ClipAnswer,
+    answer: Growing,
     ticket: Ticket,
     account: Account,
     deadline: Option<(Instant, Duration)>,
 ) -> Result<Response, Refusal> {
-    let ClipAnswer { negotiated, header, streams, chunks } = answer;
+    let Growing { negotiated, header, streams, chunks } = answer;
     let active = account.shared.enter();
     let deadline = deadline.map(|(end, limit)| (tokio::time::Instant::from_std(end), limit));
     let mut source = Source { chunks, ticket: Some(ticket), account, deadline, _active: active };
@@ -189,8 +168,7 @@ impl Source {
         self.account.engine(queued, engine);
         let limit = self.deadline.map_or(Duration::ZERO, |(_, limit)| limit);
         result.map_err(|error| job_refusal(error, limit))?;
-        let post =
-            post.ok_or_else(|| Refusal::internal("The server failed while making the bytes of a clip."))?;
+        let post = post.ok_or_else(|| Refusal::internal(FAILED))?;
         self.account.finished(queued, engine, post);
         Ok(None)
     }
