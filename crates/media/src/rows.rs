@@ -18,6 +18,10 @@ const JPEG_QUALITY: u8 = 75;
 /// Bytes of one chunk of a PNG file's data.
 const PNG_CHUNK: usize = 1 << 16;
 
+fn not_filled() -> io::Error {
+    io::Error::other("the rows do not fill the picture")
+}
+
 fn unwritable(format: &'static str, reason: impl ToString) -> MediaError {
     MediaError::Unwritable { format, reason: reason.to_string() }
 }
@@ -42,7 +46,10 @@ pub fn write_png<P: AsRef<[u8]>>(
     let write = || {
         let mut file = encoder.write_header()?;
         let mut data = file.stream_writer_with_size(PNG_CHUNK)?;
+        // What is too much would be the next frame of an animation.
+        let mut left = width as u64 * height as u64 * 3;
         for part in rows {
+            left = left.checked_sub(part.as_ref().len() as u64).ok_or_else(not_filled)?;
             data.write_all(part.as_ref())?;
         }
         data.finish()?;
@@ -160,7 +167,7 @@ impl<W: Write> Renumbered<'_, W> {
 impl<W: Write> Write for Renumbered<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.fits.get() {
-            return Err(io::Error::other("the rows do not fill the picture"));
+            return Err(not_filled());
         }
         match &mut self.head {
             None => self.file.write(bytes),
@@ -176,7 +183,7 @@ impl<W: Write> Write for Renumbered<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.fits.get() {
-            return Err(io::Error::other("the rows do not fill the picture"));
+            return Err(not_filled());
         }
         self.write_head()?;
         self.file.flush()

@@ -191,6 +191,7 @@ impl Program for FaultyProgram {
     }
 
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
+        assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
         self.inner.run(plan, input, control)
     }
 
