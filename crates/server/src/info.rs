@@ -65,15 +65,15 @@ fn fast(autoencoder: &Autoencoder, operation: Operation) -> Value {
     })
 }
 
-/// The budget, the most that plans, bodies, answers and weights came to at one time (with what the process held before
-/// any), and the most that the process really held.
+/// The budget, what the process holds without any work, the most that this came to at one time with plans, bodies, answers
+/// and weights, and the most that the process really held.
 fn memory(shared: &Shared) -> Value {
     let engines = shared.models.iter().map(|entry| entry.autoencoder.engine());
-    let budgets = engines.filter_map(|engine| Some((engine.memory_budget()?, engine.work_budget()?)));
-    let least = budgets.min_by_key(|(_, work)| *work);
+    let idle = shared.idle_bytes.get();
     json!({
-        "budget_bytes": least.map(|(budget, _)| budget),
-        "planned_peak_bytes": least.map(|(budget, work)| budget - work + shared.memory.peak()),
+        "budget_bytes": engines.filter_map(|engine| engine.memory_budget()).min(),
+        "idle_bytes": idle,
+        "planned_peak_bytes": idle.map(|idle| idle + shared.memory.peak()),
         "resident_peak_bytes": memory::peak_resident_bytes(),
     })
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use remote_vae_engine::{Control, EngineError, Windows};
+use remote_vae_engine::{Control, EngineError, Windows, memory};
 use remote_vae_wire::{Operation, Scaling};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -122,7 +122,9 @@ impl Server {
         let for_thread = Arc::clone(&shared);
         let metrics = Arc::clone(&shared.metrics);
         let thread = worker::start(Arc::clone(&shared.queue), metrics, move || {
-            let _ = warm_sender.send(warm_up(&for_thread));
+            let outcome = warm_up(&for_thread);
+            note_idle(&for_thread);
+            let _ = warm_sender.send(outcome);
         })
         .map_err(ServerError::Thread)?;
 
@@ -208,6 +210,16 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
         shared.queue.expect(flops, time);
     }
     Ok(())
+}
+
+/// Notes what the process holds beside weights when no work is left of the warm-up.
+fn note_idle(shared: &Shared) {
+    memory::give_back_freed();
+    let in_memory = |entry: &ModelEntry| entry.autoencoder.weight_bytes_in_memory(&[]) as u64;
+    let weights: u64 = shared.models.iter().map(in_memory).sum();
+    if let Some(resident) = memory::resident_bytes() {
+        let _ = shared.idle_bytes.set(resident.saturating_sub(weights));
+    }
 }
 
 /// Small decodes, so that the first client finds threads and caches warm, and the queue knows how fast the engine is:

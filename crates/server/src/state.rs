@@ -1,7 +1,7 @@
 //! What all handlers share, and the phases of a server's life.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<ByteBudget>,
     pub(crate) memory: Arc<Memory>,
+    /// What the process held when it had become ready, without weights.
+    pub(crate) idle_bytes: OnceLock<u64>,
     pub(crate) keys: Keys,
     pub(crate) jobs: Jobs,
     /// At previews.
@@ -123,6 +125,7 @@ impl Shared {
         let queue = Queue::new(bounds, Arc::clone(&metrics));
         Ok(Self {
             memory: Memory::new(work, &models, &budget, &queue),
+            idle_bytes: OnceLock::new(),
             queue,
             budget,
             phase: watch::Sender::new(Phase::Loading),

@@ -175,18 +175,18 @@ fn half_as_wide(folder: &std::path::Path) -> String {
 /// What is freed goes back to the system: weights that the warm-up held, and those that are then read for each step.
 #[test]
 fn a_server_keeps_within_a_budget_that_has_no_room_for_weights() {
-    const BUDGET: f64 = 128.0;
+    const BUDGET: f64 = 96.0;
     let folder = tempfile::tempdir().unwrap();
     let (model, budget) = (half_as_wide(folder.path()), format!("{BUDGET}MiB"));
     let arguments = ["--model", &model, "--precision", "fast", "--memory-budget", &budget, "--threads", "2"];
-    let plan = parsed(&[&["plan", &model, "--size=1024x1024"], &arguments[2..6]].concat());
+    let plan = parsed(&[&["plan", &model, "--size=512x512"], &arguments[2..6]].concat());
     assert!(plan["reads_weights"] == true, "{plan}");
     let server = Serving::start(&arguments);
     until_ready(&server.url);
     for format in ["png", "jpg"] {
         let query =
-            format!("shape=1&shape=4&shape=128&shape=128&dtype=uint8&output_type=pil&image_format={format}");
-        let answer = http().post(format!("{}/?{query}", server.url)).body(vec![128; 4 << 14]).send().unwrap();
+            format!("shape=1&shape=4&shape=64&shape=64&dtype=uint8&output_type=pil&image_format={format}");
+        let answer = http().post(format!("{}/?{query}", server.url)).body(vec![128; 4 << 12]).send().unwrap();
         assert_eq!(answer.status(), 200);
         answer.bytes().unwrap();
         let [planned, measured] = peaks(&server.url);
