@@ -106,6 +106,8 @@ fn png_reads_back_and_has_the_usual_header() {
     assert_eq!(remote_vae_media::decode_image(&file, &LIMITS), Ok(source));
 }
 
+type Writing<'a> = dyn Fn(&mut Vec<u8>, &[&[u8]]) -> Result<(), MediaError> + 'a;
+
 #[test]
 fn rows_that_come_in_parts_make_the_file_of_the_whole() {
     let source = picture("source.png");
@@ -121,7 +123,7 @@ fn rows_that_come_in_parts_make_the_file_of_the_whole() {
             })
             .collect();
         let whole = parts.concat();
-        let written = |write: &dyn Fn(&mut Vec<u8>, &[&[u8]]) -> Result<(), MediaError>| {
+        let written = |write: &Writing<'_>| {
             let mut file = Vec::new();
             write(&mut file, &parts).unwrap();
             let error = |parts: &[&[u8]]| write(&mut Vec::new(), parts).is_err();
