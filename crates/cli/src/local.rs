@@ -3,10 +3,10 @@
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use remote_vae_client::{Progress, Stage};
-use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
+use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions, PlanSummary};
 use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
 use remote_vae_model::Model;
@@ -35,6 +35,20 @@ pub(crate) fn model(source: &str) -> Result<Model> {
 pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<Autoencoder> {
     let engine = engine(arguments)?;
     Ok(Autoencoder::new(model(source)?, engine))
+}
+
+/// Refuses work that would hold more than the memory budget: what is cut into parts has more in memory than the plan of
+/// each.
+pub(crate) fn check_budget(autoencoder: &Autoencoder, plan: &PlanSummary) -> Result<()> {
+    let engine = autoencoder.engine();
+    let need = (plan.peak_bytes as u64).saturating_add(engine.process_bytes());
+    match engine.memory_budget() {
+        Some(budget) if need > budget => {
+            let [need, budget] = [need, budget].map(|bytes| bytes >> 20);
+            bail!("this needs {need} MiB in these parts; the memory budget is {budget} MiB")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// All bars of this process, one below the other on a terminal's standard error.
