@@ -8,7 +8,7 @@ program says it will hold at its peak, measured is the process's VmHWM, and byte
 same work. The model is an AutoencoderKL of SD 1.5 with random weights, and for clips an AutoencoderKLHunyuanVideo, both of full size
 and in f16, made with torch and diffusers of compare.py's environment (--here: of this Python), or what --model and --frames-model name.
 
-On two processors `small` takes half a minute, `pictures` 6 minutes, `large` an hour and a half, `clips` 3 minutes.
+On two processors `small` takes about half a minute, `pictures` 3 minutes, `large` 40 and `clips` 2.
 """
 
 import argparse
