@@ -201,10 +201,13 @@ mod tests {
                     let code =
                         own.encode_in_tiles(values(pixels), pixels, none, draw, sizes, precision, &control);
                     let plan = own.plan_in_tiles(Operation::Decode, latents, sizes, precision).unwrap();
-                    (image.unwrap(), code.unwrap(), own.weight_bytes_in_memory(&[]), plan)
+                    let found = own.calibration(Operation::Decode);
+                    (image.unwrap(), code.unwrap(), found, own.weight_bytes_in_memory(&[]), plan)
                 });
-                let [(image, code, held, plan), (image_by_step, code_by_step, none_held, plan_by_step)] =
-                    made;
+                let [(image, code, found, held, plan), by_step] = made;
+                let (image_by_step, code_by_step, found_by_step, none_held, plan_by_step) = by_step;
+                // Compared twice, with the same outcome.
+                assert!(found == found_by_step && found.is_some() == (precision == Precision::Fast));
                 assert!(image == image_by_step && code == code_by_step, "{source} {precision:?}");
                 assert!(held > 0 && none_held == 0 && plan_by_step.reads_weights, "{source} {precision:?}");
                 let saved = plan.peak_bytes - plan_by_step.peak_bytes;
