@@ -3,10 +3,10 @@
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use remote_vae_client::{Progress, Stage};
-use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions, PlanSummary};
+use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
 use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
 use remote_vae_model::Model;
@@ -39,13 +39,13 @@ pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<A
 
 /// Refuses work that would hold more than the memory budget: what is cut into parts has more in memory than the plan of
 /// each.
-pub(crate) fn check_budget(autoencoder: &Autoencoder, plan: &PlanSummary) -> Result<()> {
+pub(crate) fn check_budget(autoencoder: &Autoencoder, plan: &remote_vae_engine::PlanSummary) -> Result<()> {
     let engine = autoencoder.engine();
     let need = (plan.peak_bytes as u64).saturating_add(engine.process_bytes());
     match engine.memory_budget() {
         Some(budget) if need > budget => {
             let [need, budget] = [need, budget].map(|bytes| bytes >> 20);
-            bail!("this needs {need} MiB in these parts; the memory budget is {budget} MiB")
+            anyhow::bail!("this needs {need} MiB in these parts; the memory budget is {budget} MiB")
         }
         _ => Ok(()),
     }
