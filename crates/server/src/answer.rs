@@ -22,10 +22,10 @@ const ENGINE: HeaderName = HeaderName::from_static("x-remote-vae-engine");
 pub(crate) enum Form {
     /// Of a decode: made while the engine is at work.
     Growing(Box<Growing>),
-    /// Of an encode: float16.
+    /// Of an encode.
     Latents {
         /// How they travel.
-        encoding: Encoding,
+        negotiated: Negotiated,
         /// Latent frames, by a model of videos; the tensor has frames and rows in one.
         frames: Option<usize>,
     },
@@ -36,7 +36,7 @@ impl Form {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Form::Latents { .. } => "latents",
-            Form::Growing(answer) => answer_name(answer.negotiated().answer),
+            Form::Growing(answer) => answer_name(answer.negotiated()),
         }
     }
 
@@ -44,7 +44,9 @@ impl Form {
     /// put into text or `in_file`. Whatever is made of that has room where they were.
     pub(crate) fn copy_bytes(&self, bytes: u64, in_file: bool) -> u64 {
         match self {
-            Form::Latents { .. } => bytes / size_of::<f32>() as u64 * Dtype::Float16.size() as u64,
+            Form::Latents { negotiated, .. } => {
+                bytes / size_of::<f32>() as u64 * negotiated.float.size() as u64
+            }
             Form::Growing(_) if in_file => bytes,
             Form::Growing(answer) if answer.negotiated().encoding == Encoding::Base64 => {
                 bytes.div_ceil(3) * 4
@@ -54,40 +56,41 @@ impl Form {
     }
 }
 
-fn answer_name(answer: Answer) -> &'static str {
+fn answer_name(Negotiated { answer, float, .. }: Negotiated) -> &'static str {
     match answer {
         Answer::Jpeg => "jpeg",
         Answer::Png => "png",
         Answer::Webp => "webp",
         Answer::Mp4 => "mp4",
-        Answer::Tensor => "float16",
+        Answer::Tensor => float.name(),
         Answer::PartialTensor => "uint8",
         Answer::UnitTensor => "unit",
     }
 }
 
 /// Makes the answer of latents `[batch, channels, height, width]`.
-pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: Tensor) -> Response {
+pub(crate) fn latents(negotiated: Negotiated, frames: Option<usize>, tensor: Tensor) -> Response {
     let [batch, channels, rows, width] = tensor.shape;
     let shape = match frames {
         Some(frames) => vec![batch, channels, frames, rows / frames, width],
         None => tensor.shape.to_vec(),
     };
-    let header = TensorHeader { shape, dtype: Dtype::Float16 };
-    let bytes = bytes_from_elements(Dtype::Float16, &tensor.values);
+    let header = TensorHeader { shape, dtype: negotiated.float };
+    let bytes = bytes_from_elements(negotiated.float, &tensor.values);
     drop(tensor);
-    let body = wrapped(encoding, Some(&header), bytes);
-    response(Negotiated { answer: Answer::Tensor, encoding }, Some(header), body)
+    let body = wrapped(negotiated.encoding, Some(&header), bytes);
+    response(negotiated, Some(header), body)
 }
 
 /// Makes the answer of a picture `[batch, channels, height, width]`. Its values go as soon as bytes were made of them, so
 /// that what is made of these has room in their place.
 pub(crate) fn picture(negotiated: Negotiated, tensor: Tensor) -> Result<Response, Refusal> {
     let shape @ [batch, channels, height, width] = tensor.shape;
+    let float = negotiated.float;
     let planes = |dtype| Some(TensorHeader { shape: shape.to_vec(), dtype });
     let (header, bytes) = match negotiated.answer {
-        Answer::Tensor => (planes(Dtype::Float16), bytes_from_elements(Dtype::Float16, &tensor.values)),
-        Answer::UnitTensor => (planes(Dtype::Float16), unit_bytes(&tensor.values)),
+        Answer::Tensor => (planes(float), bytes_from_elements(float, &tensor.values)),
+        Answer::UnitTensor => (planes(float), unit_bytes(float, &tensor.values)),
         Answer::PartialTensor => {
             let header = TensorHeader { shape: vec![batch, height, width, channels], dtype: Dtype::Uint8 };
             (Some(header), media::to_uint8_channel_last(&tensor.values, shape))
@@ -109,12 +112,12 @@ pub(crate) fn picture(negotiated: Negotiated, tensor: Tensor) -> Result<Response
     Ok(response(negotiated, header, body))
 }
 
-/// Values in 0 to 1 as float16, made a few at a time.
-fn unit_bytes(values: &[f32]) -> Vec<u8> {
+/// Values in 0 to 1, those of float16 numbers, made a few at a time.
+fn unit_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     const CHUNK: usize = 1 << 16;
-    let mut bytes = Vec::with_capacity(values.len() * Dtype::Float16.size());
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
     for chunk in values.chunks(CHUNK) {
-        bytes.extend(bytes_from_elements(Dtype::Float16, &media::to_unit_interval(chunk)));
+        bytes.extend(bytes_from_elements(dtype, &media::to_unit_interval(chunk)));
     }
     bytes
 }

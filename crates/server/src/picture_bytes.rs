@@ -1,4 +1,4 @@
-//! From finished rows of pictures to the bytes of an answer. Rows become bytes, or float16 planes, on the engine's thread;
+//! From finished rows of pictures to the bytes of an answer. Rows become bytes, or planes of floats, on the engine's thread;
 //! a thread beside it makes files of them, so that the engine waits for no file.
 
 use std::io::{self, Write};
@@ -25,6 +25,8 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recipe {
     answer: Answer,
+    /// Element type, where the answer is a tensor of floats.
+    float: Dtype,
     /// `[batch, channels, height, width]`
     output: [usize; 4],
     streams: bool,
@@ -33,11 +35,11 @@ pub(crate) struct Recipe {
 impl Recipe {
     /// `sees_end` is whether the client sees that an answer of unknown length broke off.
     pub(crate) fn new(
-        Negotiated { answer, encoding }: Negotiated,
+        Negotiated { answer, encoding, float }: Negotiated,
         output: [usize; 4],
         sees_end: bool,
     ) -> Self {
-        let mut recipe = Self { answer, output, streams: false };
+        let mut recipe = Self { answer, float, output, streams: false };
         let can_leave_early = match answer {
             Answer::Png | Answer::Jpeg => sees_end,
             answer => answer == Answer::PartialTensor,
@@ -55,7 +57,7 @@ impl Recipe {
     pub(crate) fn header(&self) -> Option<TensorHeader> {
         let [batch, channels, height, width] = self.output;
         let (shape, dtype) = match self.answer {
-            Answer::Tensor | Answer::UnitTensor => (self.output.to_vec(), Dtype::Float16),
+            Answer::Tensor | Answer::UnitTensor => (self.output.to_vec(), self.float),
             Answer::PartialTensor => (vec![batch, height, width, channels], Dtype::Uint8),
             Answer::Png | Answer::Jpeg | Answer::Webp | Answer::Mp4 => return None,
         };
@@ -68,7 +70,7 @@ impl Recipe {
         let picture = sides.iter().fold(1_usize, |product, &side| product.saturating_mul(side));
         match self.answer {
             Answer::Tensor | Answer::UnitTensor => {
-                picture.saturating_mul(batch).saturating_mul(Dtype::Float16.size())
+                picture.saturating_mul(batch).saturating_mul(self.float.size())
             }
             Answer::PartialTensor => picture.saturating_mul(batch),
             Answer::Png | Answer::Jpeg | Answer::Webp | Answer::Mp4 => picture,
@@ -127,11 +129,11 @@ impl Writer {
             self.planes.try_reserve_exact(bytes).map_err(|_| EngineError::Memory { bytes })?;
             self.planes.resize(bytes, 0);
         }
-        let height = self.recipe.output[2];
+        let (float, height) = (self.recipe.float, self.recipe.output[2]);
         for (channel, values) in values.chunks_exact(rows * width).enumerate() {
             let unit = is_unit.then(|| media::to_unit_interval(values));
-            let values = bytes_from_elements(Dtype::Float16, unit.as_deref().unwrap_or(values));
-            let start = ((sample * channels + channel) * height + first) * width * Dtype::Float16.size();
+            let values = bytes_from_elements(float, unit.as_deref().unwrap_or(values));
+            let start = ((sample * channels + channel) * height + first) * width * float.size();
             self.planes[start..][..values.len()].copy_from_slice(&values);
         }
         Ok(())

@@ -204,7 +204,7 @@ pub(crate) async fn complete(
     let Accepted { ticket, operation, model, engine, form, pixels, batch, deadline, in_file } = accepted;
     let (charge, form_name) = (ticket.charge(), form.name());
     let file_of = in_file.then_some(if operation == Operation::Decode { "pixels" } else { "latents" });
-    let (encoding, frames) = match form {
+    let (negotiated, frames) = match form {
         answer::Form::Growing(answer) => {
             let account = Account {
                 shared: Arc::clone(shared),
@@ -220,7 +220,7 @@ pub(crate) async fn complete(
             charge.shrink_to(response.body().size_hint().exact().unwrap_or(u64::MAX));
             return Ok((answer::finish(response, &engine), charge));
         }
-        answer::Form::Latents { encoding, frames } => (encoding, frames),
+        answer::Form::Latents { negotiated, frames } => (negotiated, frames),
     };
     let limit = deadline.map_or(Duration::ZERO, |(_, limit)| limit);
     let done = match deadline {
@@ -236,7 +236,7 @@ pub(crate) async fn complete(
     shared.metrics.pixels(pixels, batch);
 
     let start = Instant::now();
-    let response = shared.blocking(move || answer::latents(encoding, frames, tensor)).await?;
+    let response = shared.blocking(move || answer::latents(negotiated, frames, tensor)).await?;
     let response = tensor_file::wrap(shared, file_of, response).await?;
     let post = start.elapsed();
     shared.metrics.output(form_name, post);
