@@ -33,6 +33,10 @@ pub(crate) struct Need {
 /// What there is room for whatever the budget: requests that are small enough to be told what they would need.
 const LEAST: u64 = 1 << 20;
 
+/// Work of more bytes begins with what earlier work has left given back: its largest blocks are new ones in any case, as
+/// allocators keep none so large. Smaller work is quicker with what is there.
+const KEPT: u64 = 32 << 20;
+
 /// Why a job is not taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NoRoom {
@@ -169,7 +173,11 @@ impl Memory {
         let released = self.make_room(&state, &now, 0, self.limit.unwrap_or(u64::MAX));
         drop(state);
         // Here: the job takes their memory next.
-        free(released);
+        let has_released = !released.is_empty();
+        drop(released);
+        if has_released || share.need.bytes > KEPT {
+            memory::give_back_freed();
+        }
     }
 
     /// Bytes that work may hold; none if nothing limits the server.
@@ -224,16 +232,12 @@ impl Memory {
 /// Frees weights beside the event loop, if this is its thread.
 fn drop_beside(released: Vec<Released>) {
     match tokio::runtime::Handle::try_current() {
-        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || free(released))),
+        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || {
+            drop(released);
+            // What comes instead asks for other sizes.
+            memory::give_back_freed();
+        })),
         _ => {}
-    }
-}
-
-/// Frees weights for what comes instead of them, which asks for memory in other sizes.
-fn free(released: Vec<Released>) {
-    if !released.is_empty() {
-        drop(released);
-        memory::give_back_freed();
     }
 }
 

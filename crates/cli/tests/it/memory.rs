@@ -178,7 +178,8 @@ fn a_server_keeps_within_a_budget_that_has_no_room_for_weights() {
     const BUDGET: f64 = 96.0;
     let folder = tempfile::tempdir().unwrap();
     let (model, budget) = (half_as_wide(folder.path()), format!("{BUDGET}MiB"));
-    let arguments = ["--model", &model, "--precision", "fast", "--memory-budget", &budget, "--threads", "2"];
+    let named = format!("half={model}");
+    let arguments = ["--model", &named, "--precision", "fast", "--memory-budget", &budget, "--threads", "2"];
     let plan = parsed(&[&["plan", &model, "--size=512x512"], &arguments[2..6]].concat());
     assert!(plan["reads_weights"] == true, "{plan}");
     let server = Serving::start(&arguments);
