@@ -75,7 +75,7 @@ pub(crate) struct EngineArguments {
     /// this process may use]
     #[arg(long, value_name = "SIZE", env = "REMOTE_VAE_MEMORY_BUDGET", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// Instruction tier: avx512vnni, avx512, avx2 or generic [default: the best this processor has]
+    /// Instruction tier: amx, avx512vnni, avx512, avx2 or generic [default: the best this processor has]
     #[arg(long, value_name = "TIER")]
     pub isa: Option<String>,
 }

@@ -22,7 +22,7 @@ pub(crate) use operations::Run;
 pub struct EngineOptions {
     /// Worker threads; `None` takes one for each processor that this process may use.
     pub threads: Option<usize>,
-    /// Instruction tier by name (`avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
+    /// Instruction tier by name (`amx`, `avx512vnni`, `avx512`, `avx2`, `generic`); `None` takes the best this CPU has.
     pub isa: Option<String>,
     /// Bytes that this process may hold at its peak; `None` means as many as the straight plan needs.
     pub memory_budget: Option<u64>,

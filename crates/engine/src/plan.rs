@@ -258,7 +258,7 @@ impl<'a> Task<'a> {
 
     pub(crate) fn shapes(&self) -> Shapes<'_> {
         let Task { graph, start, ref sizes, precision, .. } = *self;
-        Shapes { graph, sizes, start, precision }
+        Shapes { graph, sizes, start, precision, isa: self.isa }
     }
 
     fn plan(&self, groups: Vec<Group>, means: &Means) -> Plan {
@@ -485,7 +485,8 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
             let outputs = outputs.saturating_mul(read as u64);
-            let algorithm = geometry.algorithm(source.upsample, shapes.precision.arithmetics()[0]).name();
+            let algorithm =
+                geometry.algorithm(shapes.isa, source.upsample, shapes.precision.arithmetics()[0]).name();
             let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }

@@ -2,7 +2,7 @@
 
 use remote_vae_kernels::convolution::Geometry;
 use remote_vae_kernels::layout::{BLOCK, blocks};
-use remote_vae_kernels::{Storage, attention};
+use remote_vae_kernels::{Isa, Storage, attention};
 use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
 
 use crate::attend::Attend;
@@ -18,6 +18,7 @@ pub(crate) struct Shapes<'a> {
     /// Whether the input begins a clip.
     pub start: Start,
     pub precision: Precision,
+    pub isa: Isa,
 }
 
 impl Shapes<'_> {

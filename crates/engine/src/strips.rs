@@ -194,7 +194,7 @@ fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
         Fused::Convolution { node, source, .. } => {
             let geometry = shapes.geometry(*node);
             let grids = shapes.precision.arithmetics().iter();
-            let grids = grids.map(|arithmetic| geometry.strip_grid(source.upsample, *arithmetic));
+            let grids = grids.map(|arithmetic| geometry.strip_grid(shapes.isa, source.upsample, *arithmetic));
             grids.fold([1, 0], |[common, _], [step, skip]| [common / gcd(common, step) * step, skip])
         }
         _ => [1, 0],

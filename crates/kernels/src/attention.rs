@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::convolution::Arithmetic;
+use crate::form::Form;
 use crate::integers::SPLIT;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
@@ -17,8 +18,11 @@ use crate::pool::{Pool, carve, whole_lines};
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use operands::{Fill, Left, Panels};
 
-/// Queries that one task treats, at most; a multiple of every tier's pixels.
+/// Queries that one task treats, at most; a multiple of every tier's pixels. With tile registers keys and values pass by
+/// so fast that more queries have to share them.
 const QUERIES: usize = 48;
+const QUERIES_OF_TILES: usize = 96;
+const MOST_QUERIES: usize = QUERIES_OF_TILES;
 /// Keys that meet a tile of queries at a time: whole splits.
 const KEYS: usize = 2 * SPLIT * BLOCK;
 
@@ -50,11 +54,11 @@ impl Shape {
     /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
     /// frame are padded to whole splits, lest a scale or a sum depend on a later frame.
     fn panels(&self, isa: Isa) -> [Panels; 2] {
-        let (lanes, arithmetic) = (isa.lanes(), self.arithmetic);
+        let (lanes, form, queries) = (isa.lanes(), Form::new(isa, self.arithmetic), queries_of(isa));
         let tokens = self.frames * self.padded_tokens();
         [
-            Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, arithmetic },
-            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, arithmetic },
+            Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, form, queries },
+            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, form, queries },
         ]
     }
 
@@ -72,6 +76,11 @@ impl Shape {
     fn frame_groups(&self) -> usize {
         blocks(self.channels) * self.tokens
     }
+}
+
+/// Queries that one task treats, at most.
+fn queries_of(isa: Isa) -> usize {
+    if isa.has_tiles() { QUERIES_OF_TILES } else { QUERIES }
 }
 
 /// `softmax(q · kᵀ / √channels) · v` over tokens; all tensors blocked `[frame][channels, tokens]`.
@@ -124,7 +133,7 @@ pub fn stoppable_attention(
             output: SharedTensor::new(output),
         })
         .collect();
-    let tasks = shape.tokens.div_ceil(QUERIES);
+    let tasks = shape.tokens.div_ceil(queries_of(isa));
     pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, &shape), |room, index| {
         if stop.load(Ordering::Relaxed) {
             return;
@@ -205,19 +214,21 @@ struct Scratch<'a> {
 impl<'a> Scratch<'a> {
     fn new(isa: Isa, shape: &Shape, mut room: &'a mut [f32]) -> Scratch<'a> {
         let room = &mut room;
+        let (queries, form) = (queries_of(isa), Form::new(isa, shape.arithmetic));
         Scratch {
-            queries: Left::new(blocks(shape.channels), shape.arithmetic, room),
-            scores: carve(room, KEYS * QUERIES),
-            weights: Left::new(KEYS / BLOCK, shape.arithmetic, room),
-            result: carve(room, shape.channels.next_multiple_of(isa.lanes()) * QUERIES),
+            queries: Left::new(blocks(shape.channels), queries, form, room),
+            scores: carve(room, KEYS * queries),
+            weights: Left::new(KEYS / BLOCK, queries, form, room),
+            result: carve(room, shape.channels.next_multiple_of(isa.lanes()) * queries),
         }
     }
 
     fn floats(isa: Isa, shape: &Shape) -> usize {
-        let result = shape.channels.next_multiple_of(isa.lanes()) * QUERIES;
-        Left::floats(blocks(shape.channels), shape.arithmetic)
-            + Left::floats(KEYS / BLOCK, shape.arithmetic)
-            + whole_lines(KEYS * QUERIES)
+        let (queries, form) = (queries_of(isa), Form::new(isa, shape.arithmetic));
+        let result = shape.channels.next_multiple_of(isa.lanes()) * queries;
+        Left::floats(blocks(shape.channels), queries, form)
+            + Left::floats(KEYS / BLOCK, queries, form)
+            + whole_lines(KEYS * queries)
             + whole_lines(result)
     }
 }
@@ -225,10 +236,11 @@ impl<'a> Scratch<'a> {
 #[inline(always)]
 unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize) {
     let Shape { channels, tokens, .. } = job.shape;
-    let first = index * QUERIES;
-    let count = QUERIES.min(tokens - first);
+    let queries = job.panels[0].queries;
+    let first = index * queries;
+    let count = queries.min(tokens - first);
     let temperature = 1.0 / (channels as f32).sqrt();
-    for (block, plane) in scratch.queries.values.chunks_exact_mut(QUERIES * BLOCK).enumerate() {
+    for (block, plane) in scratch.queries.values.chunks_exact_mut(queries * BLOCK).enumerate() {
         let (used, rest) = plane.split_at_mut(count * BLOCK);
         // SAFETY: the caller vouches for the CPU.
         unsafe { job.query.part(block * tokens + first, count).read::<T>(used) };
@@ -238,10 +250,10 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: u
         rest.fill(0.0);
     }
     // SAFETY: the caller vouches for the CPU.
-    unsafe { scratch.queries.round::<T>(blocks(channels)) };
+    unsafe { scratch.queries.prepare::<T>(blocks(channels)) };
     scratch.result.fill(0.0);
-    let mut maximum = [f32::NEG_INFINITY; QUERIES];
-    let mut total = [0.0f32; QUERIES];
+    let mut maximum = [f32::NEG_INFINITY; MOST_QUERIES];
+    let mut total = [0.0f32; MOST_QUERIES];
     for frame in 0..=job.frame {
         for start in (0..tokens).step_by(KEYS) {
             let place = frame * job.shape.padded_tokens() + start;
@@ -257,7 +269,7 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: u
         let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
         let used = (channels - block * BLOCK).min(BLOCK);
         for (query, total) in total.iter().enumerate().take(count) {
-            let from = &scratch.result[(group * QUERIES + query) * T::LANES + lane..][..used];
+            let from = &scratch.result[(group * queries + query) * T::LANES + lane..][..used];
             let mut pixel = [0.0; BLOCK];
             for (slot, value) in pixel.iter_mut().zip(from) {
                 *slot = value / total;
@@ -271,8 +283,9 @@ unsafe fn query_tile<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: u
 /// Scores of the tile's queries with `keys`, places among the padded tokens.
 #[inline(always)]
 unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, keys: Range<usize>) {
+    let queries = job.panels[0].queries;
     for group in 0..keys.len().div_ceil(T::LANES) {
-        let scores = &mut scratch.scores[group * QUERIES * T::LANES..][..QUERIES * T::LANES];
+        let scores = &mut scratch.scores[group * queries * T::LANES..][..queries * T::LANES];
         scores.fill(0.0);
         let place = (keys.start / T::LANES + group, 0, blocks(job.shape.channels));
         // SAFETY: the caller vouches for the CPU.
@@ -285,11 +298,12 @@ unsafe fn score<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, keys: Range<u
 fn soften<T: Tile>(
     scratch: &mut Scratch<'_>,
     keys: usize,
-    maximum: &mut [f32; QUERIES],
-    total: &mut [f32; QUERIES],
+    maximum: &mut [f32; MOST_QUERIES],
+    total: &mut [f32; MOST_QUERIES],
 ) {
-    for query in 0..QUERIES {
-        let row = |group: usize| (group * QUERIES + query) * T::LANES;
+    let queries = scratch.queries.queries;
+    for query in 0..queries {
+        let row = |group: usize| (group * queries + query) * T::LANES;
         let mut highest = [f32::NEG_INFINITY; BLOCK];
         for group in 0..keys.div_ceil(T::LANES) {
             let scores = &mut scratch.scores[row(group)..][..T::LANES];
@@ -312,7 +326,7 @@ fn soften<T: Tile>(
             let (group, lane) = (block * BLOCK / T::LANES, block * BLOCK % T::LANES);
             let scores: &[f32; BLOCK] =
                 scratch.scores[row(group) + lane..].first_chunk().expect("whole blocks of scores");
-            let weights: &mut [f32; BLOCK] = scratch.weights.values[(block * QUERIES + query) * BLOCK..]
+            let weights: &mut [f32; BLOCK] = scratch.weights.values[(block * queries + query) * BLOCK..]
                 .first_chunk_mut()
                 .expect("whole blocks of weights");
             for lane in 0..BLOCK {
@@ -324,7 +338,7 @@ fn soften<T: Tile>(
         }
         total[query] = total[query] * correction + sums.iter().sum::<f32>();
         if new != maximum[query] {
-            for row in scratch.result.chunks_exact_mut(QUERIES * T::LANES) {
+            for row in scratch.result.chunks_exact_mut(queries * T::LANES) {
                 for value in &mut row[query * T::LANES..][..T::LANES] {
                     *value *= correction;
                 }
@@ -339,8 +353,9 @@ fn soften<T: Tile>(
 unsafe fn mix<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, keys: Range<usize>) {
     let count = keys.len().div_ceil(BLOCK);
     // SAFETY: the caller vouches for the CPU.
-    unsafe { scratch.weights.round::<T>(count) };
-    for (group, result) in scratch.result.chunks_exact_mut(QUERIES * T::LANES).enumerate() {
+    unsafe { scratch.weights.prepare::<T>(count) };
+    let queries = job.panels[0].queries;
+    for (group, result) in scratch.result.chunks_exact_mut(queries * T::LANES).enumerate() {
         let place = (group, keys.start / BLOCK, count);
         // SAFETY: the caller vouches for the CPU.
         unsafe { job.panels[1].multiply::<T>(job.packed[1], place, &scratch.weights, result) };

@@ -17,7 +17,7 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
 use crate::weights::{Compact, Span, panels};
 use crate::winograd::{Winograd4, Winograd6};
-use crate::{direct, pointwise, shift_add, transformed};
+use crate::{direct, pointwise, shift_add, tile_direct, transformed};
 use std::ops::Range;
 
 pub use crate::epilogue::{Epilogue, Residual};
@@ -56,17 +56,20 @@ pub enum Algorithm {
     Winograd4,
     /// F(6×6, 3×3): less than a fifth of the products.
     Winograd6,
+    /// One product for each weight and output, in tile registers.
+    TileDirect,
     /// Nearest upsampling by two folded into a 3×3 kernel: less than a fifth of the products.
     UpsampleFold,
 }
 
 impl Algorithm {
-    /// `direct`, `pointwise`, `shift add`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
+    /// `direct`, `pointwise`, `shift add`, `tile direct`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
             Algorithm::Pointwise => "pointwise",
             Algorithm::ShiftAdd => "shift add",
+            Algorithm::TileDirect => "tile direct",
             Algorithm::Winograd4 => "winograd 4x4",
             Algorithm::Winograd6 => "winograd 6x6",
             Algorithm::UpsampleFold => "upsample fold",
@@ -103,13 +106,15 @@ impl Geometry {
         Some([rows / self.stride + 1, columns / self.stride + 1])
     }
 
-    /// What computes this convolution after nearest upsampling by `upsample`. It depends on nothing else, so that the
+    /// What computes this convolution after nearest upsampling by `upsample`. It depends on nothing else but the tier, so that the
     /// same layer rounds in the same way in every picture. Larger tiles round more: `f32` keeps to the smaller ones.
-    pub fn algorithm(&self, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
-        if pointwise::fits(self) && upsample <= 1 {
-            Algorithm::Pointwise
-        } else if shift_add::fits(self) {
+    pub fn algorithm(&self, isa: Isa, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
+        if shift_add::fits(self) {
             Algorithm::ShiftAdd
+        } else if !self.is_transformable() && isa.has_tiles() {
+            Algorithm::TileDirect
+        } else if pointwise::fits(self) && upsample <= 1 {
+            Algorithm::Pointwise
         } else if !self.is_transformable() {
             Algorithm::Direct
         } else if upsample == 2 && self.padding == [1; 4] {
@@ -130,9 +135,9 @@ impl Geometry {
 
     /// Where strips of the output may begin and end after nearest upsampling by `upsample`: at rows `n · step − skip` and
     /// at the picture's last. Gives `[step, skip]`.
-    pub fn strip_grid(&self, upsample: usize, arithmetic: Arithmetic) -> [usize; 2] {
-        match self.algorithm(upsample, arithmetic) {
-            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd => [1, 0],
+    pub fn strip_grid(&self, isa: Isa, upsample: usize, arithmetic: Arithmetic) -> [usize; 2] {
+        match self.algorithm(isa, upsample, arithmetic) {
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd | Algorithm::TileDirect => [1, 0],
             Algorithm::Winograd4 => transformed::strip_grid::<Winograd4>(),
             Algorithm::Winograd6 => transformed::strip_grid::<Winograd6>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
@@ -215,10 +220,11 @@ impl Convolution {
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed
     /// weights, which live no longer than the call.
     pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
-        match geometry.algorithm(upsample, arithmetic) {
+        match geometry.algorithm(isa, upsample, arithmetic) {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => 0,
+            Algorithm::TileDirect => tile_direct::weights_len(isa, geometry, arithmetic),
             Algorithm::Winograd4 => transformed::weights_len::<Winograd4>(isa, geometry, arithmetic),
             Algorithm::Winograd6 => transformed::weights_len::<Winograd6>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
@@ -234,10 +240,11 @@ impl Convolution {
         upsample: usize,
         arithmetic: Arithmetic,
     ) -> usize {
-        match geometry.algorithm(upsample, arithmetic) {
+        match geometry.algorithm(isa, upsample, arithmetic) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
+            Algorithm::TileDirect => tile_direct::worker_bytes(isa, geometry, arithmetic),
             Algorithm::Winograd4 => {
                 transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic)
             }
@@ -319,7 +326,7 @@ impl Convolution {
         output: TensorMut<'_>,
     ) {
         let height = self.output_size(size, prologue)[0];
-        let [step, skip] = self.geometry.strip_grid(prologue.upsample, arithmetic);
+        let [step, skip] = self.geometry.strip_grid(self.isa, prologue.upsample, arithmetic);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
         assert!(picture.clip.frames == 1 && picture.clip.taps == 1);
@@ -363,7 +370,7 @@ impl Convolution {
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let [top, _, left, _] = geometry.padding;
         // The fold reads the picture as it was before upsampling.
-        let algorithm = geometry.algorithm(factor, arithmetic);
+        let algorithm = geometry.algorithm(self.isa, factor, arithmetic);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
         let mut frames: [Vec<(Source<'_>, Target<'_>)>; MAX_TAPS] = Default::default();
         for (frame, output) in output.parts(output_groups).into_iter().enumerate() {
@@ -407,6 +414,10 @@ impl Convolution {
             let layer = (geometry, arithmetic);
             let (isa, bias, ready) = (self.isa, self.bias.as_slice(), strip.weights_ready);
             match &self.weights {
+                Weights::Direct(panels) if algorithm == Algorithm::TileDirect => {
+                    let weights = (panels.as_slice(), span, bias);
+                    tile_direct::run(isa, pool, layer, weights, frames, scratch, ready);
+                }
                 Weights::Direct(panels) if algorithm == Algorithm::Pointwise => {
                     pointwise::run(isa, pool, layer, (panels, span, bias), frames, scratch, ready);
                 }

@@ -1,5 +1,7 @@
 //! Which instruction set the kernels use: detected once, overridable, and only constructible when the CPU has it.
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 use crate::microkernel::{self, Tile};
 use std::fmt;
 
@@ -12,6 +14,8 @@ pub struct Isa(pub(crate) Tier);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
     #[cfg(target_arch = "x86_64")]
@@ -56,7 +60,11 @@ impl Isa {
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
             let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-            if avx512 && is_x86_feature_detected!("avx512vnni") {
+            let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+            if vnni && amx::is_available() {
+                tiers.push(Isa(Tier::Amx));
+            }
+            if vnni {
                 tiers.push(Isa(Tier::Avx512Vnni));
             }
             if avx512 {
@@ -70,7 +78,7 @@ impl Isa {
         tiers
     }
 
-    /// The tier called `name` (`avx512vnni`, `avx512`, `avx2`, `generic`).
+    /// The tier called `name` (`amx`, `avx512vnni`, `avx512`, `avx2`, `generic`).
     ///
     /// # Errors
     /// The name is unknown or the CPU lacks the tier.
@@ -81,9 +89,11 @@ impl Isa {
             .ok_or_else(|| IsaError { asked: name.into() })
     }
 
-    /// `avx512vnni`, `avx512`, `avx2` or `generic`.
+    /// `amx`, `avx512vnni`, `avx512`, `avx2` or `generic`.
     pub fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => "amx",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512Vnni => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
@@ -94,9 +104,20 @@ impl Isa {
         }
     }
 
+    /// Whether the tier multiplies in tile registers, see [`crate::amx`].
+    pub(crate) fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Tier::Amx {
+            return true;
+        }
+        false
+    }
+
     /// Output channels that one pass of the micro-kernel makes.
     pub(crate) fn lanes(self) -> usize {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => microkernel::Amx::LANES,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512Vnni => microkernel::Avx512Vnni::LANES,
             #[cfg(target_arch = "x86_64")]
@@ -110,6 +131,8 @@ impl Isa {
     /// Pixels that one pass of the micro-kernel makes.
     pub(crate) fn pixels(self) -> usize {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => microkernel::Amx::PIXELS,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512Vnni => microkernel::Avx512Vnni::PIXELS,
             #[cfg(target_arch = "x86_64")]
@@ -128,6 +151,13 @@ impl Isa {
 /// takes on the features of the wrapper.
 macro_rules! dispatch {
     ($isa:expr, $body:ident$(::<$extra:ident: $bound:ident>)?($($name:ident: $kind:ty),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        #[allow(unused_unsafe)] // some bodies are safe
+        fn amx$(<$extra: $bound>)?($($name: $kind),*) {
+            // SAFETY: this function's features are the tier's.
+            unsafe { $body::<$crate::microkernel::Amx$(, $extra)?>($($name),*) }
+        }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
         #[allow(unused_unsafe)] // some bodies are safe
@@ -150,6 +180,11 @@ macro_rules! dispatch {
             unsafe { $body::<$crate::microkernel::Avx2$(, $extra)?>($($name),*) }
         }
         match $isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Tier::Amx => {
+                // SAFETY: an `Isa` of this tier exists only where the CPU has its features.
+                unsafe { amx$(::<$extra>)?($($name),*) }
+            }
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Tier::Avx512Vnni => {
                 // SAFETY: an `Isa` of this tier exists only where the CPU has its features.

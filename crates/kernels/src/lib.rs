@@ -1,10 +1,11 @@
-//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has five
+//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has six
 //! algorithms, everything else one.
 //!
 //! The crate knows nothing of models or graphs. Activations lie in the *blocked* layout of [`layout`],
 //! `[channel block][height][width][16]`, in either [`Storage`], one sample at a time. Every operation takes a [`Pool`] and writes the same
 //! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
 
+mod amx;
 pub mod attention;
 mod buffer;
 pub mod clip;
@@ -12,6 +13,7 @@ pub mod convolution;
 mod direct;
 pub mod elementwise;
 mod epilogue;
+mod form;
 pub mod grouped;
 mod half;
 mod integers;
@@ -33,6 +35,7 @@ mod shared;
 mod shift_add;
 pub mod strip;
 mod tensor;
+mod tile_direct;
 mod transformed;
 mod upsample_fold;
 mod vector;

@@ -88,6 +88,8 @@ macro_rules! tile {
 
 // 16, 12 and 4 registers of sums; the rest holds one row of weights and the broadcast pixel.
 #[cfg(target_arch = "x86_64")]
+tile!(Amx, std::arch::x86_64::__m512, crate::pairs::Vnni, 8 x 2, fma: true);
+#[cfg(target_arch = "x86_64")]
 tile!(Avx512Vnni, std::arch::x86_64::__m512, crate::pairs::Vnni, 8 x 2, fma: true);
 #[cfg(target_arch = "x86_64")]
 tile!(Avx512, std::arch::x86_64::__m512, crate::pairs::Avx512, 8 x 2, fma: true);

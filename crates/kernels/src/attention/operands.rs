@@ -1,7 +1,7 @@
-//! The operands of the two products of attention, as `f32` or rounded to integers.
+//! The operands of the two products of attention, as `f32`, rounded to integers, or split into parts.
 
-use super::QUERIES;
-use crate::convolution::Arithmetic;
+use crate::amx;
+use crate::form::Form;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
@@ -14,14 +14,17 @@ use crate::shared::SharedOutput;
 const PASS: usize = 16;
 
 /// How a right operand lies: `[group of lanes columns][block of rows][16][lanes]`, or rounded
-/// `[group][block][pair][lanes]` and behind that, what undoes the scales, `[group][split][lanes]`.
+/// `[group][block][pair][lanes]` and behind that, what undoes the scales, `[group][split][lanes]`, or split
+/// `[group][step]` as `amx` says.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
     pub groups: usize,
     /// Of sixteen rows.
     pub blocks: usize,
     pub isa: Isa,
-    pub arithmetic: Arithmetic,
+    pub form: Form,
+    /// Rows of the left operand.
+    pub queries: usize,
 }
 
 impl Panels {
@@ -36,17 +39,17 @@ impl Panels {
     }
 
     fn words(&self) -> usize {
-        let rows = match self.arithmetic {
-            Arithmetic::Float32 => BLOCK,
-            Arithmetic::Integer16 => PAIRS,
-        };
-        self.groups * self.blocks * rows * self.lanes()
+        self.groups * self.group_words()
+    }
+
+    fn group_words(&self) -> usize {
+        self.form.padded(self.blocks) * self.form.words_per_block() * self.lanes()
     }
 
     fn factors(&self) -> usize {
-        match self.arithmetic {
-            Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => self.groups * self.splits() * self.lanes(),
+        match self.form {
+            Form::Float32 | Form::Bfloat16(_) => 0,
+            Form::Integer16 => self.groups * self.splits() * self.lanes(),
         }
     }
 
@@ -56,9 +59,9 @@ impl Panels {
 
     /// Fills `packed`.
     pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
-        let room = match self.arithmetic {
-            Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => SPLIT * BLOCK * self.lanes(),
+        let room = match self.form {
+            Form::Float32 => 0,
+            Form::Integer16 | Form::Bfloat16(_) => SPLIT * BLOCK * self.lanes(),
         };
         let packing = &Packing { panels: *self, fill, packed: SharedOutput::new(&mut packed[..self.len()]) };
         pool.run_in_room(self.groups * self.splits(), room, |room, index| {
@@ -80,16 +83,17 @@ impl Panels {
         sums: &mut [f32],
     ) {
         let start = group * self.blocks + first;
-        match self.arithmetic {
-            Arithmetic::Float32 => {
+        let queries = self.queries;
+        match self.form {
+            Form::Float32 => {
                 let panels = &packed[start * BLOCK * T::LANES..][..count * BLOCK * T::LANES];
                 for (pass, panels) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
-                    for query in (0..QUERIES).step_by(T::PIXELS) {
+                    for query in (0..queries).step_by(T::PIXELS) {
                         let rows = Rows {
                             patch: left.values,
-                            start: (pass * PASS * QUERIES + query) * BLOCK,
+                            start: (pass * PASS * queries + query) * BLOCK,
                             row_stride: BLOCK,
-                            block_stride: QUERIES * BLOCK,
+                            block_stride: queries * BLOCK,
                             taps: &[0],
                         };
                         // SAFETY: the caller vouches for the CPU.
@@ -97,21 +101,36 @@ impl Panels {
                     }
                 }
             }
-            Arithmetic::Integer16 => {
+            Form::Integer16 => {
                 let panels = &words(packed)[start * PAIRS * T::LANES..][..count * PAIRS * T::LANES];
                 for (split, panels) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
                     let factors = (group * self.splits() + first / SPLIT + split) * T::LANES;
                     let factors = &packed[self.words() + factors..][..T::LANES];
-                    for query in (0..QUERIES).step_by(T::PIXELS) {
+                    for query in (0..queries).step_by(T::PIXELS) {
                         let place = left.place::<T>(query, split);
                         let rows = PairRows {
                             words: &words(left.words)[place..],
-                            factors: &left.factors[split * QUERIES + query..],
+                            factors: &left.factors[split * queries + query..],
                         };
                         // SAFETY: the caller vouches for the CPU.
                         unsafe {
                             T::accumulate_pairs(&rows, panels, factors, &mut sums[query * T::LANES..]);
                         }
+                    }
+                }
+            }
+            Form::Bfloat16(parts) => {
+                let registers = amx::Tiles::new(self.isa);
+                let step = parts * amx::PART;
+                let [first, count] = [first, count].map(|blocks| blocks.div_ceil(amx::BLOCKS));
+                let panels = &words(packed)[group * self.group_words() + first * step..][..count * step];
+                for (pass, panels) in panels.chunks(amx::PASS * step).enumerate() {
+                    for query in (0..queries).step_by(amx::ROWS) {
+                        let place = left.place_of_step(query, pass * amx::PASS, parts);
+                        let rows = amx::Rows::packed(&words(left.words)[place..]);
+                        let starts = (0..panels.len()).step_by(step);
+                        let sums = &mut sums[query * amx::COLUMNS..];
+                        amx::multiply(&registers, parts, rows, starts, panels, sums);
                     }
                 }
             }
@@ -143,76 +162,108 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
     let (start, count) = (group * panels.blocks + first, SPLIT.min(panels.blocks - first));
     // SAFETY: the caller vouches for the CPU; each task owns the blocks, words and factors of one split.
     unsafe {
-        let values = match panels.arithmetic {
-            Arithmetic::Float32 => packed.part(start * block_len, count * block_len),
-            Arithmetic::Integer16 => &mut room[..count * block_len],
+        let values = match panels.form {
+            Form::Float32 => packed.part(start * block_len, count * block_len),
+            Form::Integer16 | Form::Bfloat16(_) => &mut room[..panels.form.padded(count) * block_len],
         };
         values.fill(0.0);
-        for (block, rows) in values.chunks_exact_mut(block_len).enumerate() {
+        for (block, rows) in values.chunks_exact_mut(block_len).enumerate().take(count) {
             fill.fill::<T>(group, first + block, rows);
         }
-        if panels.arithmetic == Arithmetic::Integer16 {
-            let words = packed.part(start * block_len / 2, count * block_len / 2);
-            let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
-            integers::quantize_weights::<T>(values, words_mut(words), factors);
+        match panels.form {
+            Form::Float32 => {}
+            Form::Integer16 => {
+                let words = packed.part(start * block_len / 2, count * block_len / 2);
+                let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
+                integers::quantize_weights::<T>(values, words_mut(words), factors);
+            }
+            Form::Bfloat16(parts) => {
+                let step = parts * amx::PART;
+                let start = group * panels.group_words() + first / amx::BLOCKS * step;
+                for (index, pair) in values.chunks_exact(amx::BLOCKS * block_len).enumerate() {
+                    let words = packed.part(start + index * step, step);
+                    let (low, high) = pair.split_at(block_len);
+                    amx::split_columns(parts, [low, high], words_mut(words));
+                }
+            }
         }
     }
 }
 
-/// A left operand: rows of a tile of [`QUERIES`].
+/// A left operand: rows of a tile of queries.
 pub(super) struct Left<'a> {
     /// `[block][query][16]`
     pub(super) values: &'a mut [f32],
-    /// With integers: rounded, `[query / pixels][block][query % pixels][pair]`.
+    /// With integers: rounded, `[query / pixels][block][query % pixels][pair]`; with parts as `amx` says,
+    /// `[query / 32][step]`.
     words: &'a mut [f32],
     /// With integers: what undoes the scales, `[split][query]`.
     factors: &'a mut [f32],
     blocks: usize,
+    pub(super) queries: usize,
+    form: Form,
 }
 
 impl<'a> Left<'a> {
     /// `f32` of memory for rows of so many blocks.
-    pub(super) fn floats(blocks: usize, arithmetic: Arithmetic) -> usize {
-        Left::lens(blocks, arithmetic).map(whole_lines).iter().sum()
+    pub(super) fn floats(blocks: usize, queries: usize, form: Form) -> usize {
+        Left::lens(blocks, queries, form).map(whole_lines).iter().sum()
     }
 
-    fn lens(blocks: usize, arithmetic: Arithmetic) -> [usize; 3] {
-        let values = blocks * BLOCK * QUERIES;
-        match arithmetic {
-            Arithmetic::Float32 => [values, 0, 0],
-            Arithmetic::Integer16 => [values, values / 2, blocks.div_ceil(SPLIT) * QUERIES],
+    fn lens(blocks: usize, queries: usize, form: Form) -> [usize; 3] {
+        let values = blocks * BLOCK * queries;
+        let words = form.padded(blocks) * form.words_per_block() * queries;
+        match form {
+            Form::Float32 => [values, 0, 0],
+            Form::Integer16 => [values, words, blocks.div_ceil(SPLIT) * queries],
+            Form::Bfloat16(_) => [values, words, 0],
         }
     }
 
     /// Takes its memory from `room`.
-    pub(super) fn new(blocks: usize, arithmetic: Arithmetic, room: &mut &'a mut [f32]) -> Left<'a> {
-        let [values, words, factors] = Left::lens(blocks, arithmetic).map(|len| carve(room, len));
-        Left { values, words, factors, blocks }
+    pub(super) fn new(blocks: usize, queries: usize, form: Form, room: &mut &'a mut [f32]) -> Left<'a> {
+        let [values, words, factors] = Left::lens(blocks, queries, form).map(|len| carve(room, len));
+        Left { values, words, factors, blocks, queries, form }
     }
 
     fn place<T: Tile>(&self, query: usize, split: usize) -> usize {
         (query * self.blocks + split * SPLIT * T::PIXELS) * PAIRS
     }
 
-    /// Rounds the first `count` blocks of `values`, if they are to be multiplied as integers.
+    /// Where the parts of a query's step begin.
+    fn place_of_step(&self, query: usize, step: usize, parts: usize) -> usize {
+        let steps = self.blocks.div_ceil(amx::BLOCKS);
+        (query / amx::ROWS * steps + step) * parts * amx::PART + query % amx::ROWS * amx::ROW
+    }
+
+    /// Brings the first `count` blocks of `values` into the form in which they are multiplied.
     ///
     /// # Safety
     /// The CPU has the tier.
     #[inline(always)]
-    pub(super) unsafe fn round<T: Tile>(&mut self, count: usize) {
-        const { assert!(T::PIXELS <= MOST_POINTS && QUERIES.is_multiple_of(T::PIXELS)) };
-        if self.words.is_empty() {
-            return;
+    pub(super) unsafe fn prepare<T: Tile>(&mut self, count: usize) {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe {
+            match self.form {
+                Form::Float32 => {}
+                Form::Integer16 => self.round::<T>(count),
+                Form::Bfloat16(parts) => self.split(count, parts),
+            }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn round<T: Tile>(&mut self, count: usize) {
+        const { assert!(T::PIXELS <= MOST_POINTS) };
         for split in 0..count.div_ceil(SPLIT) {
-            for query in (0..QUERIES).step_by(T::PIXELS) {
+            for query in (0..self.queries).step_by(T::PIXELS) {
                 let values = Sources {
-                    values: &self.values[(split * SPLIT * QUERIES + query) * BLOCK..],
-                    strides: [BLOCK, QUERIES * BLOCK],
+                    values: &self.values[(split * SPLIT * self.queries + query) * BLOCK..],
+                    strides: [BLOCK, self.queries * BLOCK],
                     blocks: SPLIT.min(count - split * SPLIT),
                 };
                 let place = self.place::<T>(query, split);
-                let factors = &mut self.factors[split * QUERIES + query..][..T::PIXELS];
+                let factors = &mut self.factors[split * self.queries + query..][..T::PIXELS];
                 let words = &mut words_mut(self.words)[place..];
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
@@ -223,6 +274,25 @@ impl<'a> Left<'a> {
                         [PAIRS, T::PIXELS * PAIRS],
                     );
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn split(&mut self, count: usize, parts: usize) {
+        for step in 0..count.div_ceil(amx::BLOCKS) {
+            for query in 0..self.queries {
+                let place = self.place_of_step(query, step, parts);
+                let block = |index: usize| {
+                    self.values[(index * self.queries + query) * BLOCK..].first_chunk().expect("whole blocks")
+                };
+                let low = block(step * amx::BLOCKS);
+                let last = step * amx::BLOCKS + 1;
+                let high = if last < count { block(last) } else { &[0.0; BLOCK] };
+                // SAFETY: the caller vouches for the CPU.
+                unsafe {
+                    amx::split_rows(parts, [low, high], &mut words_mut(self.words)[place..], amx::PART)
+                };
             }
         }
     }

@@ -363,7 +363,7 @@ fn bell(len: usize, seed: u64) -> Vec<f32> {
 }
 
 #[test]
-fn integers_err_by_thousandths_at_most_in_every_tier() {
+fn sixteen_bits_err_by_thousandths_at_most_in_every_tier() {
     // White noise without a norm is the worst case of the larger tiles, which those of many channels do not use.
     for (channels, output_channels, upsample, is_pointwise, limit) in [
         (24, 20, 1, false, 2.5e-3),
@@ -385,8 +385,11 @@ fn integers_err_by_thousandths_at_most_in_every_tier() {
         each_tier(|isa, pool| {
             let found = case.run(isa, pool, Arithmetic::Integer16, &data, false);
             let error = relative_error(&found, &expected);
-            assert!(error < limit, "{} {channels} channels: {error:e}", isa.name());
-            assert!(error > 1e-5, "{} {channels} channels: {error:e}, not with integers", isa.name());
+            // Two bfloat16 numbers keep 17 bits of each number, integers sixteen of the largest.
+            let in_parts = isa.name() == "amx" && is_pointwise;
+            let [least, limit] = if in_parts { [1e-7, 5e-5] } else { [1e-5, limit] };
+            let size = format!("{} {channels} channels: {error:e}", isa.name());
+            assert!((least..limit).contains(&error), "{size}");
             let first = first.get_or_insert_with(|| found.iter().map(|value| f64::from(*value)).collect());
             let between = relative_error(&found, first);
             assert!(between < limit, "{} {channels} channels: {between:e} from the first tier", isa.name());
@@ -504,7 +507,7 @@ fn few_output_channels_are_right_and_the_same_in_bands_of_any_size() {
         let plain = plain_case(inputs, outputs, size);
         let geometry = Geometry { kernel, padding: [1, 1, 0, 2], ..plain.geometry };
         for arithmetic in ARITHMETICS {
-            assert_eq!(geometry.algorithm(upsample, arithmetic), Algorithm::ShiftAdd);
+            assert_eq!(geometry.algorithm(Isa::detect(), upsample, arithmetic), Algorithm::ShiftAdd);
         }
         let case = Case { geometry, upsample, norm: true, before: Activation::Silu, residual: true, ..plain };
         let data = case.data();

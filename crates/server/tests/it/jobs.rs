@@ -236,7 +236,10 @@ impl TestServer {
         let status = json(self.ask(Method::GET, location).await).await;
         assert_eq!(status["preview"], true);
         let mut events = self.ask(Method::GET, &format!("{location}/events")).await;
-        let first = events.chunk().await.unwrap().unwrap();
+        let mut first = Vec::new();
+        while !first.windows(2).any(|end| end == b"\n\n") {
+            first.extend(events.chunk().await.unwrap().expect("an event is whole"));
+        }
         let first = std::str::from_utf8(&first).unwrap().strip_prefix("event: preview\ndata: ").unwrap();
         let told: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
         let data = told["image"].as_str().unwrap().strip_prefix("data:image/png;base64,").unwrap();
