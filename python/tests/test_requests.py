@@ -4,9 +4,15 @@ import asyncio
 import contextlib
 import http.server
 import io
+import re
+import signal
+import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +160,97 @@ def test_wrong_arguments_are_not_sent(scripted, error, latents, options):
     assert scripted.asked == []
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 64, 64), r"Got shape \[4, 64, 64\]: packed latents .* need `height` and `width` .* a batch axis"),
+        ((64, 64), r"Expected latents \[batch, channels, height, width\], or of a clip .* Got shape \[64, 64\]\.$"),
+    ],
+)
+def test_shapes_that_are_none_of_latents_are_named(scripted, shape, expected):
+    with pytest.raises(ValueError, match=expected):
+        remote_decode(scripted.url, np.zeros(shape, np.float16))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "expected"),
+    [
+        (np.zeros((1, 4, 8, 8)), ValueError, r"Got shape \[1, 4, 8, 8\]: if these are latents, `remote_decode` makes"),
+        (np.zeros((1, 16, 5, 8, 8)), ValueError, r"Got shape \[1, 16, 5, 8, 8\]: if these are latents"),
+        (np.zeros((64, 48, 3), np.uint8), ValueError, r"Got shape \[64, 48, 3\]: .*`PIL.Image.fromarray`"),
+        (np.zeros((1, 64, 48, 3)), ValueError, r"`PIL.Image.fromarray`"),
+        (np.zeros((3, 64, 48)), ValueError, r"Got shape \[3, 64, 48\]: a batch axis is missing"),
+        (np.zeros((64, 48)), ValueError, r"Got shape \[64, 48\]\.$"),
+        ("photo.png", TypeError, r"Got str 'photo.png'; open it first: `PIL.Image.open\(path\)`"),
+        (Path("photo.png"), TypeError, "Got PosixPath; open it first"),
+        (None, TypeError, r"Got None\.$"),
+        ([], TypeError, r"Got an empty list\.$"),
+        (["photo.png"], TypeError, r"Got a list of str\.$"),
+    ],
+)
+def test_what_an_encode_takes_is_said(scripted, image, error, expected):
+    takes = "Expected a PIL picture, a list of PIL pictures, or a torch tensor or numpy array"
+    with pytest.raises(error, match=takes) as caught:
+        remote_encode(scripted.url, image)
+    assert re.search(expected, str(caught.value)), caught.value
+    assert scripted.asked == []
+
+
+def test_pictures_of_every_mode_are_sent(scripted):
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"]
+    scripted.answers = [(200, {"shape": "[1,4,2,2]", "dtype": "float16"}, bytes(32))] * len(modes)
+    for mode in modes:
+        remote_encode(scripted.url, Image.new(mode, (16, 16)))
+    assert all(body.startswith(b"\x89PNG") for _, _, body, _ in scripted.asked)
+
+
+@pytest.mark.parametrize(
+    ("latents", "expected"),
+    [(None, "Got None"), ("a.safetensors", "Got str 'a.safetensors'"), ([1.0], "Got a list of float"), (Image.new("L", (8, 8)), "a PIL picture")],
+)
+def test_what_a_decode_takes_is_said(scripted, latents, expected):
+    with pytest.raises(TypeError, match=f"Expected latents as a torch tensor or a numpy array. {expected.replace('a PIL', '.*PIL')}"):
+        remote_decode(scripted.url, latents)
+
+
+def test_https_asked_of_a_server_without_it(scripted):
+    url = scripted.url.replace("http:", "https:").replace("//", "//me:secret@")
+    right = scripted.url.partition("?")[0]
+    with pytest.raises(ServerUnreachable) as caught:
+        remote_decode(url, LATENTS)
+    text = f"No answer from {right.replace('http:', 'https:')}: the server speaks http, not https; use {right}."
+    assert str(caught.value) == text and scripted.asked == []
+
+    async def decode():
+        async with AsyncDecodeQueue(url) as queue:
+            await queue.decode(LATENTS)
+
+    with pytest.raises(ServerUnreachable, match="speaks http, not https"):
+        asyncio.run(decode())
+
+
+@pytest.fixture
+def encrypted():
+    """A server of HTTPS on a port of its own."""
+    certificates = Path(__file__).resolve().parents[2] / "crates" / "server" / "tests" / "tls"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "certificate.pem", certificates / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_asked_of_a_server_of_https(encrypted):
+    with pytest.raises(ServerUnreachable, match=f"the server speaks https, not http; use https://{encrypted}/x.$"):
+        remote_decode(f"http://{encrypted}/x", LATENTS)
+    with pytest.raises(ServerUnreachable, match=r"certificate is not trusted \(.*\); set SSL_CERT_FILE"):
+        remote_decode(f"https://{encrypted}/x", LATENTS, retries=0)
+
+
 def test_an_endpoint_without_scheme():
     with pytest.raises(ValueError, match="Got 'localhost:8000'"):
         remote_decode("localhost:8000", LATENTS)
@@ -183,6 +280,28 @@ def test_ctrl_c_does_not_wait_for_a_slow_server(scripted):
     assert time.monotonic() - start < 2
     with pytest.raises(ServerUnreachable, match="given up"):
         future.result()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("waits_in", ["queue.put(latents)", "list(queue)"])
+def test_a_signal_ends_a_program_that_waits_for_the_queue(scripted, waits_in):
+    scripted.answers, scripted.delay = [picture()] * 9, 60.0
+    lines = f"""
+import numpy as np
+from remote_vae import DecodeQueue
+latents = np.zeros((1, 4, 2, 2), np.float16)
+with DecodeQueue({scripted.url!r}, size=2) as queue:
+    queue.put(latents)
+    queue.put(latents)
+    {waits_in}
+"""
+    program = subprocess.Popen([sys.executable, "-c", lines], stderr=subprocess.PIPE, text=True)
+    while len(scripted.asked) < 2:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=20)
+    assert program.returncode == -signal.SIGINT and said.strip().endswith("KeyboardInterrupt"), said
 
 
 def test_ctrl_c_does_not_wait_for_a_retry(scripted):

@@ -277,8 +277,8 @@ pub(crate) enum LogFormat {
 pub(crate) struct PlaceArguments {
     #[arg(long, value_name = "SOURCE", default_value = "embedded", help = MODEL_HELP)]
     pub model: String,
-    /// Do the work on this server instead, with its model; `.../NAME` chooses one of several. Numbers travel as
-    /// 16-bit floating point.
+    /// Do the work on this server instead, with its model; `.../NAME` chooses one of several. On a terminal the
+    /// server's progress is shown.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
     /// The bearer key that the server wants.

@@ -13,6 +13,7 @@ use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArgum
 use crate::clips::{self, Writer};
 use crate::local;
 use crate::place::{self, Place};
+use crate::remote::Remote;
 use crate::tensors::{self, Tensor};
 
 /// What a decode writes.
@@ -66,12 +67,12 @@ pub(crate) fn decode(options: &DecodeOptions, format: Format, place: &Place) -> 
 }
 
 fn decode_there(
-    server: &client::blocking::Client,
+    server: &Remote,
     options: &DecodeOptions,
     format: Format,
     latents: Tensor,
 ) -> Result<Vec<Written>> {
-    let (values, shape) = decode_remotely(server, options, latents)?;
+    let (values, shape) = decode_remotely(server, options, format, latents)?;
     warn_of_bad_values(&values);
     match shape[..] {
         [batch, channels, height, width] => {
@@ -203,8 +204,9 @@ fn four_dimensional(
 
 /// The pixels and their shape.
 fn decode_remotely(
-    server: &client::blocking::Client,
+    server: &Remote,
     options: &DecodeOptions,
+    format: Format,
     latents: Tensor,
 ) -> Result<(Vec<f32>, Vec<usize>)> {
     let latents = client::Tensor::new(latents.shape, latents.dtype, latents.bytes)?;
@@ -212,12 +214,15 @@ fn decode_remotely(
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let (output, cuts) = (client::Output::Float16, options.place.clips.cuts());
     let preview = options.preview;
+    // Of pictures the bytes are those of the float16 numbers, here as there.
+    let float32 = format == Format::Tensor;
     let request = client::DecodeOptions {
         scaling,
         size,
         precision,
         cuts,
         preview,
+        float32,
         ..client::DecodeOptions::new(output)
     };
     let pixels = server.decode(&latents, &request).map_err(place::explained)?.tensor()?;
@@ -320,14 +325,15 @@ fn encode_here(
 }
 
 fn encode_remotely(
-    server: &client::blocking::Client,
+    server: &Remote,
     options: &EncodeOptions,
     file: Vec<u8>,
 ) -> Result<(Vec<f32>, Vec<usize>)> {
     let (scaling, precision) = (scaling(&options.place), remote_precision(&options.place.engine));
     let cuts = options.place.clips.cuts();
     let seed = options.seed;
-    let request = client::EncodeOptions { scaling, seed, precision, cuts, ..Default::default() };
+    let request =
+        client::EncodeOptions { scaling, seed, precision, cuts, float32: true, ..Default::default() };
     let latents = server.encode(client::Source::file(file), &request).map_err(place::explained)?.tensor()?;
     debug_assert_ne!(latents.dtype, Dtype::Uint8);
     Ok((latents.to_f32(), latents.shape))

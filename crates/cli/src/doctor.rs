@@ -4,9 +4,10 @@
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use remote_vae_client::{Client, ClientError, blocking};
 use remote_vae_engine::{Autoencoder, CpuEngine, EngineError, EngineOptions, Precision, memory};
 use remote_vae_hub::{ALIASES, Hub, Settings};
 use remote_vae_model::random;
@@ -63,6 +64,9 @@ struct Port {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Version of the remote-vae that is running there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    running: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -222,12 +226,31 @@ fn downloaded() -> Vec<&'static str> {
 
 /// Whether `serve` could listen there.
 fn port(number: u16) -> Port {
-    let reason = match TcpListener::bind((Ipv4Addr::LOCALHOST, number)) {
-        Ok(_) => None,
-        Err(error) if error.kind() == ErrorKind::AddrInUse => Some("in use by another program".to_owned()),
-        Err(error) => Some(error.to_string()),
+    let (reason, running) = match TcpListener::bind((Ipv4Addr::LOCALHOST, number)) {
+        Ok(_) => (None, None),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => user(number),
+        Err(error) => (Some(error.to_string()), None),
     };
-    Port { number, free: reason.is_none(), reason }
+    Port { number, free: reason.is_none(), reason, running }
+}
+
+/// Who uses this port of this machine, and the version that a remote-vae there tells of itself.
+fn user(number: u16) -> (Option<String>, Option<String>) {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let builder = Client::builder(format!("http://{}:{number}", Ipv4Addr::LOCALHOST)).timeout(PATIENCE);
+    let answer = blocking::Client::from_builder(builder.retries(0)).and_then(|client| client.info());
+    let reason = match answer {
+        Ok(info) if info["name"] == "remote-vae" => {
+            let version = info["version"].as_str().unwrap_or("of an unknown version").to_owned();
+            return (Some(format!("remote-vae {version} is already running there")), Some(version));
+        }
+        Err(ClientError::Scheme { .. }) => "in use by a server of HTTPS, perhaps remote-vae with --tls-cert",
+        Err(ClientError::Refused { status: 401, .. }) => {
+            "in use by a server that wants a key, perhaps remote-vae with --private-info"
+        }
+        _ => "in use by another program",
+    };
+    (Some(reason.to_owned()), None)
 }
 
 /// What to do about what was found.
@@ -248,7 +271,7 @@ fn advice(
              pictures"
         ));
     }
-    if !findings.port.free {
+    if !findings.port.free && findings.port.running.is_none() {
         advice.push(format!(
             "port {} cannot be used: write `serve --port N` with another one",
             findings.port.number

@@ -1,11 +1,10 @@
 //! Models and engines of this process.
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use remote_vae_client::{Progress, Stage};
 use remote_vae_engine::{Autoencoder, Control, CpuEngine, Engine, EngineOptions};
 use remote_vae_hub::Settings;
 use remote_vae_media::DecodeLimits;
@@ -88,36 +87,9 @@ pub(crate) fn control(what: &str) -> Control {
     })
 }
 
-/// Draws how much of a request and of its answer has travelled, and how long the server computes between.
-pub(crate) fn transfer() -> impl Fn(Progress) + Send + Sync + 'static {
-    let style = |template: &str| {
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-    };
-    let travelling = style("{prefix} {wide_bar} {bytes}/{total_bytes}, {binary_bytes_per_sec}, {eta} left");
-    let computing = style("{spinner} the server computes, {elapsed} gone");
-    let bar = BARS.add(ProgressBar::new(0));
-    let stage = Mutex::new(None);
-    move |progress| {
-        let mut last = stage.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != Some(progress.stage) {
-            *last = Some(progress.stage);
-            bar.reset();
-            bar.disable_steady_tick();
-            bar.set_style(travelling.clone());
-            bar.set_prefix(if progress.stage == Stage::Sending { "sending" } else { "receiving" });
-        }
-        bar.set_length(progress.total.max(progress.done));
-        bar.set_position(progress.done);
-        match progress.stage {
-            _ if progress.done < progress.total => {}
-            Stage::Receiving => bar.finish_and_clear(),
-            Stage::Sending => {
-                bar.reset();
-                bar.set_style(computing.clone());
-                bar.enable_steady_tick(Duration::from_millis(100));
-            }
-        }
-    }
+/// A bar without a length, below those that there are.
+pub(crate) fn bar() -> ProgressBar {
+    BARS.add(ProgressBar::new(0))
 }
 
 /// A sign of life on a terminal's standard error, for work whose progress is not known.

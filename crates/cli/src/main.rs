@@ -18,6 +18,7 @@ mod manual;
 mod models;
 mod place;
 mod plan;
+mod remote;
 mod serve;
 mod tensors;
 mod values;

@@ -4,33 +4,28 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use remote_vae_client::{Client, ClientError, blocking};
+use remote_vae_client::ClientError;
 use remote_vae_engine::Autoencoder;
 
 use crate::arguments::{EngineArguments, PlaceArguments};
 use crate::local;
+use crate::remote::{self, Remote};
 
 /// Opened once for all files.
 pub(crate) enum Place {
     Here(Box<Autoencoder>),
-    There(blocking::Client),
+    There(Box<Remote>),
 }
 
 impl Place {
-    /// Opens the place for the work on `files` files; of a single one a bar shows what travels to a server and back.
+    /// Opens the place for the work on `files` files; of a single one a bar shows what a server does.
     pub(crate) fn open(arguments: &PlaceArguments, files: usize) -> Result<Place> {
         let Some(url) = &arguments.url else {
             return Ok(Place::Here(Box::new(local::autoencoder(&arguments.model, &arguments.engine)?)));
         };
         refuse_local_arguments(&arguments.engine)?;
-        let mut builder = Client::builder(url);
-        if let Some(key) = &arguments.api_key {
-            builder = builder.bearer_key(key);
-        }
-        if files == 1 {
-            builder = builder.on_progress(local::transfer());
-        }
-        Ok(Place::There(blocking::Client::from_builder(builder)?))
+        let builder = remote::builder(url, arguments.api_key.as_deref());
+        Ok(Place::There(Box::new(Remote::new(builder, files == 1)?)))
     }
 }
 

@@ -17,6 +17,9 @@ use crate::reply::Reply;
 use crate::retry;
 use crate::tensor::Tensor;
 
+/// The longest look at whether a server speaks HTTPS.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+
 /// Speaks to one endpoint. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Client {
@@ -252,7 +255,10 @@ impl Client {
         let mut url = self.url.clone();
         url.set_path(path);
         url.set_query(None);
-        self.http.get(url).send().await.map_err(|error| self.failure(&error))
+        match self.http.get(url).send().await {
+            Ok(response) => Ok(response),
+            Err(error) => Err(self.other_scheme(self.failure(&error)).await),
+        }
     }
 
     /// Sends until there is an answer or the retries are used up.
@@ -278,10 +284,15 @@ impl Client {
                     Err(ClientError::Connection { .. }) if is_repeatable && !is_last => Err(None),
                     finished => Ok(finished),
                 },
-                Err(error) => match self.failure(&error) {
-                    ClientError::Connection { .. } if is_repeatable && !is_last => Err(None),
-                    failure => Ok(Err(failure)),
-                },
+                Err(error) => {
+                    let failure = self.failure(&error);
+                    // Once is enough to know what the server speaks.
+                    let failure = if number == 0 { self.other_scheme(failure).await } else { failure };
+                    match failure {
+                        ClientError::Connection { .. } if is_repeatable && !is_last => Err(None),
+                        failure => Ok(Err(failure)),
+                    }
+                }
             };
             match outcome {
                 Ok(finished) => return (number, finished),
@@ -333,10 +344,42 @@ impl Client {
         })
     }
 
+    /// `failure`, or that the server of an address with `http` speaks HTTPS, where a handshake shows it.
+    async fn other_scheme(&self, failure: ClientError) -> ClientError {
+        let mut url = self.url.clone();
+        let is_plain = url.scheme() == "http" && url.set_scheme("https").is_ok();
+        // What a server of HTTPS answers to plain HTTP begins with no line of HTTP.
+        let is_odd =
+            matches!(&failure, ClientError::Connection { reason, .. } if reason.contains("invalid HTTP"));
+        if !is_plain || !is_odd {
+            return failure;
+        }
+        // With the certificates of a client for plain HTTP, which are none, nothing is sent after the handshake.
+        match self.http.head(url).timeout(HANDSHAKE).send().await {
+            Err(error) if matches!(tls_error(&error), Some(rustls::Error::InvalidCertificate(_))) => {
+                self.scheme("http", "https")
+            }
+            _ => failure,
+        }
+    }
+
+    fn scheme(&self, asked: &'static str, spoken: &'static str) -> ClientError {
+        let address = shown(&self.url);
+        let instead = address.replacen(asked, spoken, 1);
+        ClientError::Scheme { address, asked, spoken, instead }
+    }
+
     pub(crate) fn failure(&self, error: &reqwest::Error) -> ClientError {
         let address = shown(&self.url);
         if error.is_timeout() && !error.is_connect() {
             return ClientError::Timeout { address, timeout: self.timeout.unwrap_or_default() };
+        }
+        match tls_error(error) {
+            Some(rustls::Error::InvalidMessage(_)) => return self.scheme("https", "http"),
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                return ClientError::Certificate { address, reason: reason.to_string() };
+            }
+            _ => {}
         }
         let reason = chain(error);
         if error.is_connect() {
@@ -345,6 +388,15 @@ impl Client {
             ClientError::Connection { address, reason }
         }
     }
+}
+
+/// What the TLS library said, if it was the one: inside of errors of input and output, themselves inside of others.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let inner = |error: &'a std::io::Error| tls_error(error.get_ref()?);
+    error
+        .downcast_ref()
+        .or_else(|| error.downcast_ref().and_then(inner))
+        .or_else(|| error.source().and_then(tls_error))
 }
 
 /// What an error without JSON says: some proxy's page, shortened, or just the status' name.

@@ -58,12 +58,33 @@ async fn an_encode_states_only_what_is_needed() {
     let client = Client::new(format!("{url}/?token=1")).unwrap();
     let reply = client.encode(Source::file([1, 2, 3]), &EncodeOptions::default()).await.unwrap();
     assert_eq!(reply.request_id.as_deref(), Some("token=1"));
-    let reply = client.encode(latents().into(), &EncodeOptions::default().sampled(7)).await.unwrap();
+    let pixels = Tensor::from_f32(vec![1, 3, 1, 1], Dtype::Float32, &[0.5; 3]).unwrap();
+    let reply = client.encode(pixels.into(), &EncodeOptions::default().sampled(7)).await.unwrap();
     let query = reply.request_id.unwrap();
     assert!(
         query.contains("shape=1") && query.contains("seed=7") && !query.contains("output_type"),
         "{query}"
     );
+    let whole = EncodeOptions { float32: true, ..EncodeOptions::default() };
+    let reply = client.encode(Source::file([1]), &whole).await.unwrap();
+    assert_eq!(reply.request_id.as_deref(), Some("token=1&output_dtype=float32"));
+    let error = client.encode(latents().into(), &EncodeOptions::default()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "Expected a picture file or pixels [batch, 3, height, width] to encode. Got a tensor of shape [1, 4, 1, 1]; \
+         latents are made pictures by a decode."
+    );
+}
+
+#[tokio::test]
+async fn the_wrong_one_of_http_and_https_is_told() {
+    let url = serve(Router::new().fallback(echo)).await;
+    let wrong = url.replace("http:", "https:");
+    let client = Client::new(&wrong).unwrap();
+    let expected = format!("The server at {wrong}/ speaks http, not https: use {url}/.");
+    let error = client.decode(&latents(), &DecodeOptions::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(client.info().await.unwrap_err().to_string(), expected);
 }
 
 #[tokio::test]

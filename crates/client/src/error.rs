@@ -27,6 +27,29 @@ pub enum ClientError {
         /// What the system said.
         reason: String,
     },
+    /// The address begins with the wrong one of `http` and `https`.
+    #[error("The server at {address} speaks {spoken}, not {asked}: use {instead}.")]
+    Scheme {
+        /// The address given.
+        address: String,
+        /// `http` or `https`, as the address has it.
+        asked: &'static str,
+        /// The other one, which the server speaks.
+        spoken: &'static str,
+        /// The address that should work.
+        instead: String,
+    },
+    /// The server's certificate is not trusted.
+    #[error(
+        "The certificate of {address} is not trusted ({reason}); set SSL_CERT_FILE to a file with its authority's \
+         certificate, or use the name that it is made for."
+    )]
+    Certificate {
+        /// The address given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The answer did not come in time.
     #[error("{address} did not answer within {} s.", .timeout.as_secs_f64())]
     Timeout {
@@ -71,6 +94,12 @@ pub enum ClientError {
         /// What the runtime said.
         reason: String,
     },
+    /// What is to be encoded is no picture.
+    #[error("{}", no_pixels(shape))]
+    Pixels {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
     /// A tensor whose bytes, shape and element type do not belong together.
     #[error(transparent)]
     Tensor(#[from] WireError),
@@ -82,6 +111,18 @@ pub enum ClientError {
     /// The blocking client's own runtime could not be started.
     #[error("The blocking client could not be started: {0}.")]
     Runtime(std::io::Error),
+}
+
+fn no_pixels(shape: &[usize]) -> String {
+    let advice = match shape {
+        [_, channels, _, _] | [_, channels, _, _, _] if *channels > 3 => {
+            "; latents are made pictures by a decode"
+        }
+        _ => "",
+    };
+    format!(
+        "Expected a picture file or pixels [batch, 3, height, width] to encode. Got a tensor of shape {shape:?}{advice}."
+    )
 }
 
 impl ClientError {

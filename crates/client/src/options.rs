@@ -1,9 +1,8 @@
 //! What a decode or an encode is asked for.
 
-use remote_vae_wire::{
-    Answer, ImageFormat, OutputType, Parameters, Scaling, TileSizes, WireError, content_type,
-};
+use remote_vae_wire::{Answer, Dtype, ImageFormat, OutputType, Parameters, Scaling, TileSizes, content_type};
 
+use crate::error::ClientError;
 use crate::tensor::Tensor;
 
 /// What a decode gives.
@@ -87,6 +86,8 @@ pub struct DecodeOptions {
     pub fps: Option<f64>,
     /// Quality of an MP4 file: the quantizer of H.264, 12 (largest file) to 51 (smallest); 23 if not given.
     pub crf: Option<u8>,
+    /// Ask for float32 where [`Output`] says float16. Servers of other programs do not know it; the reply says what came.
+    pub float32: bool,
 }
 
 /// How clips and pictures are cut; `None` leaves it to the server.
@@ -118,6 +119,7 @@ impl DecodeOptions {
             cuts: Cuts::default(),
             fps: None,
             crf: None,
+            float32: false,
         }
     }
 
@@ -162,6 +164,7 @@ impl DecodeOptions {
             tile: self.cuts.tile,
             fps: self.fps,
             crf: self.crf,
+            output_dtype: self.float32.then_some(Dtype::Float32),
             ..Parameters::default()
         };
         self.output.ask(&mut parameters);
@@ -183,11 +186,14 @@ pub struct EncodeOptions {
     /// The distribution itself instead of latents: `[batch, 2·channels, height / 8, width / 8]`, the means before the
     /// log-variances, in the model's own space.
     pub moments: bool,
+    /// Ask for float32 instead of float16. Servers of other programs do not know it; the reply says what came.
+    pub float32: bool,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        Self { scaling: Scaling::None, seed: None, precision: None, cuts: Cuts::default(), moments: false }
+        let (seed, precision, cuts) = (None, None, Cuts::default());
+        Self { scaling: Scaling::None, seed, precision, cuts, moments: false, float32: false }
     }
 }
 
@@ -228,6 +234,7 @@ impl EncodeOptions {
             seed: self.seed,
             sample: self.seed.map(|_| true),
             moments: self.moments,
+            output_dtype: self.float32.then_some(Dtype::Float32),
             ..Parameters::default()
         };
         parameters.with_scaling(self.scaling)
@@ -251,10 +258,12 @@ impl Source {
         Source::File(bytes.into())
     }
 
-    pub(crate) fn check(&self) -> Result<(), WireError> {
-        match self {
-            Source::File(_) => Ok(()),
-            Source::Pixels(tensor) => tensor.check(),
+    pub(crate) fn check(&self) -> Result<(), ClientError> {
+        let Source::Pixels(tensor) = self else { return Ok(()) };
+        tensor.check()?;
+        match tensor.shape[..] {
+            [3, _, _] | [_, 3, _, _] | [_, 3, _, _, _] => Ok(()),
+            _ => Err(ClientError::Pixels { shape: tensor.shape.clone() }),
         }
     }
 }
@@ -267,7 +276,7 @@ impl From<Tensor> for Source {
 
 #[cfg(test)]
 mod tests {
-    use remote_vae_wire::{Dtype, negotiate};
+    use remote_vae_wire::negotiate;
 
     use super::*;
 

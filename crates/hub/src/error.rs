@@ -78,11 +78,11 @@ pub enum HubError {
         reason: String,
     },
     /// The hub cannot be reached, or the connection broke too often.
-    #[error("cannot reach {host}: {reason}{}", if *resumes { "; what has arrived is kept, and the next start resumes it" } else { "" })]
+    #[error("{}", unreached(host, reason, *resumes))]
     Network {
         /// The host.
         host: String,
-        /// What the network said.
+        /// The innermost cause.
         reason: String,
         /// Whether a part was received and kept.
         resumes: bool,
@@ -172,6 +172,19 @@ fn gated(repository: &str, page: &str, token_sent: bool) -> String {
     } else {
         format!(
             "`{repository}` needs a token: accept its licence at {page} and set HF_TOKEN to a token of that account"
+        )
+    }
+}
+
+fn unreached(host: &str, reason: &str, resumes: bool) -> String {
+    if resumes {
+        format!(
+            "the connection to {host} broke ({reason}); what has arrived is kept, and the next start resumes it"
+        )
+    } else {
+        format!(
+            "cannot reach {host} ({reason}); without a network, name a folder or a .safetensors file on this machine \
+             instead, or set HF_ENDPOINT to a mirror or HTTPS_PROXY to a proxy that can be reached"
         )
     }
 }

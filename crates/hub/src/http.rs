@@ -285,18 +285,14 @@ fn host(url: &Url) -> String {
     url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
 }
 
-/// A failure of the network, with its causes but without the address, which may hold a signature.
+/// A failure of the network by its innermost cause. The outer ones only say which layer passed it on, and may hold the address
+/// with a signature.
 pub(crate) fn network(url: &Url, error: &(dyn Error + 'static)) -> HubError {
-    let mut reason = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !reason.contains(&text) {
-            reason = format!("{reason}: {text}");
-        }
-        cause = error.source();
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
     }
-    HubError::Network { host: host(url), reason, resumes: false }
+    HubError::Network { host: host(url), reason: innermost.to_string(), resumes: false }
 }
 
 fn number(value: Option<&HeaderValue>) -> Option<u64> {

@@ -8,7 +8,7 @@ use crate::config_video::HunyuanVideoConfig;
 use crate::header::tensor_error;
 use crate::names::{Half, KlNames, KlStyle, Names};
 
-/// The naming of a HunyuanVideo checkpoint, if it is one.
+/// The naming of a HunyuanVideo checkpoint, diffusers' (which is Tencent's) or ComfyUI's, if it is one.
 pub(crate) fn hunyuan_names(checkpoint: &Checkpoint) -> Option<KlNames> {
     let anchors = ["decoder.conv_in.conv.weight", "encoder.conv_in.conv.weight"];
     let prefix = checkpoint.names().find_map(|name| {
@@ -17,12 +17,21 @@ pub(crate) fn hunyuan_names(checkpoint: &Checkpoint) -> Option<KlNames> {
         (usable && checkpoint.shape(name).is_some_and(|shape| shape.len() == 5)).then(|| prefix.to_owned())
     })?;
     let has = |name: &str| checkpoint.shape(&format!("{prefix}{name}")).is_some();
+    // ComfyUI renames the tensors to those of its LDM autoencoder with convolutions in three dimensions.
+    let levels =
+        (0..MAX_LEVELS).take_while(|level| has(&format!("decoder.up.{level}.block.0.norm1.weight"))).count();
+    let is_ldm = levels > 0 || has("encoder.down.0.block.0.norm1.weight");
+    let (style, norm_out, middle) = if is_ldm {
+        (KlStyle::Ldm { levels }, "norm_out", "mid.block_1")
+    } else {
+        (KlStyle::Diffusers, "conv_norm_out", "mid_block.resnets.0")
+    };
     let halves = ["decoder", "encoder"].map(|half| {
         has(&format!("{half}.conv_in.conv.weight"))
-            && has(&format!("{half}.conv_norm_out.weight"))
-            && has(&format!("{half}.mid_block.resnets.0.norm1.weight"))
+            && has(&format!("{half}.{norm_out}.weight"))
+            && has(&format!("{half}.{middle}.norm1.weight"))
     });
-    halves.contains(&true).then_some(KlNames { prefix, style: KlStyle::Diffusers, halves, batch_norm: false })
+    halves.contains(&true).then_some(KlNames { prefix, style, halves, batch_norm: false })
 }
 
 /// The config of a recognised HunyuanVideo checkpoint.

@@ -6,6 +6,8 @@
 //! - **LDM** (also ComfyUI, A1111, BFL): `decoder.up.3.block.1.conv1.weight`, the levels of the decoder counted from the
 //!   largest pictures; `mid.block_1`, `mid.attn_1.{norm,q,k,v,proj_out}`, `nin_shortcut`, `norm_out`. BFL's FLUX.2 files
 //!   keep the quant convolutions inside the halves (`encoder.quant_conv`, `decoder.post_quant_conv`).
+//! - **HunyuanVideo**: diffusers' names, which are Tencent's, or those of LDM, both with `.conv` at the end of each
+//!   convolution, told in [`crate::detect_video`].
 //! - **TAESD**: diffusers' `decoder.layers.3.conv.0.weight`, or bare numbers (`4.conv.0.weight`), where the decoder counts
 //!   its clamp as layer 0; a file may hold one half alone.
 //! - **Wan**: diffusers' and the original one, told in [`crate::detect_wan`].

@@ -31,8 +31,8 @@ export function pairs(list, entries) {
 
 export class StatusView {
   constructor() {
-    this.throughput = new Chart({ title: "Throughput", names: [""], format: (rate) => `${rate.toFixed(2)} megapixels/s` });
-    this.latency = new Chart({ title: "Latency", names: ["mean", "longest"], format: seconds });
+    this.throughput = new Chart({ title: "Megapixels per second", names: [""], format: (rate) => rate.toFixed(2) });
+    this.latency = new Chart({ title: "Latency, mean", names: ["", "longest"], format: seconds });
     this.memory = new Chart({ title: "Memory", names: [""], format: bytes });
     at("charts").append(this.throughput.element, this.latency.element, this.memory.element);
     this.lost = false;
@@ -60,8 +60,8 @@ export class StatusView {
     pairs(at("now"), [
       ["Now", ...running(status)],
       ["Waiting", `${queue.waiting} of ${queue.capacity}`],
-      ["Answered in the last minute", `${lately}`],
-      ["Refused or failed", `${failed} in ${(history.steps * history.step_seconds) / 60} minutes`],
+      ["Answered", `${lately}`, quiet("in the last minute")],
+      ["Refused or failed", `${failed}`, quiet(`in ${(history.steps * history.step_seconds) / 60} minutes`)],
       ["Up for", span(status.uptime_seconds)],
     ]);
     const frame = { slots: history.steps, minutes: (history.steps * history.step_seconds) / 60 };
@@ -88,13 +88,18 @@ export class StatusView {
   }
 }
 
+// What is said beside a figure.
+function quiet(text) {
+  return element("span", { className: "quiet", textContent: text });
+}
+
 // The running jobs as text and bars.
 function running(status) {
   if (!status.running.length) return ["idle"];
   return status.running.flatMap((job) => {
-    const text = `${Math.round(job.progress * 100)} % after ${seconds(job.elapsed_seconds)}`;
+    const text = `${Math.round(job.progress * 100)} %`;
     const bar = element("progress", { max: 1, value: job.progress, "aria-label": "Progress of the running job" });
-    return [element("span", { textContent: text }), bar];
+    return [element("span", { textContent: text }), quiet(`after ${seconds(job.elapsed_seconds)}`), bar];
   });
 }
 

@@ -24,10 +24,10 @@ pub(crate) enum Form {
     Picture(Negotiated),
     /// Of a decode by a model of videos: made while the engine is at work.
     Clip(Box<ClipAnswer>),
-    /// Of an encode: float16.
+    /// Of an encode.
     Latents {
         /// How they travel.
-        encoding: Encoding,
+        negotiated: Negotiated,
         /// Latent frames, by a model of videos; the tensor has frames and rows in one.
         frames: Option<usize>,
     },
@@ -38,8 +38,8 @@ impl Form {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Form::Latents { .. } => "latents",
-            Form::Picture(negotiated) => answer_name(negotiated.answer),
-            Form::Clip(answer) => answer_name(answer.negotiated().answer),
+            Form::Picture(negotiated) => answer_name(*negotiated),
+            Form::Clip(answer) => answer_name(answer.negotiated()),
         }
     }
 
@@ -48,9 +48,9 @@ impl Form {
     pub(crate) fn copy_bytes(&self, bytes: u64, in_file: bool) -> u64 {
         let of_values = |dtype: Dtype| bytes / size_of::<f32>() as u64 * dtype.size() as u64;
         match self {
-            Form::Latents { .. } => of_values(Dtype::Float16),
+            Form::Latents { negotiated, .. } => of_values(negotiated.float),
             Form::Picture(negotiated) => of_values(match negotiated.answer {
-                Answer::Tensor | Answer::UnitTensor => Dtype::Float16,
+                Answer::Tensor | Answer::UnitTensor => negotiated.float,
                 _ => Dtype::Uint8,
             }),
             Form::Clip(_) if in_file => bytes,
@@ -60,40 +60,41 @@ impl Form {
     }
 }
 
-fn answer_name(answer: Answer) -> &'static str {
+fn answer_name(Negotiated { answer, float, .. }: Negotiated) -> &'static str {
     match answer {
         Answer::Jpeg => "jpeg",
         Answer::Png => "png",
         Answer::Webp => "webp",
         Answer::Mp4 => "mp4",
-        Answer::Tensor => "float16",
+        Answer::Tensor => float.name(),
         Answer::PartialTensor => "uint8",
         Answer::UnitTensor => "unit",
     }
 }
 
 /// Makes the answer of latents `[batch, channels, height, width]`.
-pub(crate) fn latents(encoding: Encoding, frames: Option<usize>, tensor: Tensor) -> Response {
+pub(crate) fn latents(negotiated: Negotiated, frames: Option<usize>, tensor: Tensor) -> Response {
     let [batch, channels, rows, width] = tensor.shape;
     let shape = match frames {
         Some(frames) => vec![batch, channels, frames, rows / frames, width],
         None => tensor.shape.to_vec(),
     };
-    let header = TensorHeader { shape, dtype: Dtype::Float16 };
-    let bytes = bytes_from_elements(Dtype::Float16, &tensor.values);
+    let header = TensorHeader { shape, dtype: negotiated.float };
+    let bytes = bytes_from_elements(negotiated.float, &tensor.values);
     drop(tensor);
-    let body = wrapped(encoding, Some(&header), bytes);
-    response(Negotiated { answer: Answer::Tensor, encoding }, Some(header), body)
+    let body = wrapped(negotiated.encoding, Some(&header), bytes);
+    response(negotiated, Some(header), body)
 }
 
 /// Makes the answer of a picture `[batch, channels, height, width]`. Its values go as soon as bytes were made of them, so
 /// that what is made of these has room in their place.
 pub(crate) fn picture(negotiated: Negotiated, tensor: Tensor) -> Result<Response, Refusal> {
     let shape @ [batch, channels, height, width] = tensor.shape;
+    let float = negotiated.float;
     let planes = |dtype| Some(TensorHeader { shape: shape.to_vec(), dtype });
     let (header, bytes) = match negotiated.answer {
-        Answer::Tensor => (planes(Dtype::Float16), bytes_from_elements(Dtype::Float16, &tensor.values)),
-        Answer::UnitTensor => (planes(Dtype::Float16), unit_bytes(&tensor.values)),
+        Answer::Tensor => (planes(float), bytes_from_elements(float, &tensor.values)),
+        Answer::UnitTensor => (planes(float), unit_bytes(float, &tensor.values)),
         Answer::PartialTensor => {
             let header = TensorHeader { shape: vec![batch, height, width, channels], dtype: Dtype::Uint8 };
             (Some(header), media::to_uint8_channel_last(&tensor.values, shape))
@@ -115,12 +116,12 @@ pub(crate) fn picture(negotiated: Negotiated, tensor: Tensor) -> Result<Response
     Ok(response(negotiated, header, body))
 }
 
-/// Values in 0 to 1 as float16, made a few at a time.
-fn unit_bytes(values: &[f32]) -> Vec<u8> {
+/// Values in 0 to 1, those of float16 numbers, made a few at a time.
+fn unit_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     const CHUNK: usize = 1 << 16;
-    let mut bytes = Vec::with_capacity(values.len() * Dtype::Float16.size());
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
     for chunk in values.chunks(CHUNK) {
-        bytes.extend(bytes_from_elements(Dtype::Float16, &media::to_unit_interval(chunk)));
+        bytes.extend(bytes_from_elements(dtype, &media::to_unit_interval(chunk)));
     }
     bytes
 }

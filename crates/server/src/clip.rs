@@ -177,5 +177,5 @@ pub(crate) fn recipe(
         _ => Ok(()),
     };
     possible.map_err(|error: MediaError| Refusal::bad_request(error.to_string()))?;
-    Ok(Recipe::new(answer, output, groups * batch, video, streams))
+    Ok(Recipe::new(negotiated, output, groups * batch, video, streams))
 }

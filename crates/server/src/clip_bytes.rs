@@ -2,12 +2,14 @@
 
 use remote_vae_engine::Frames;
 use remote_vae_media::{self as media, MediaError, Mp4Encoder, Mp4Options, WebpAnimation};
-use remote_vae_wire::{Answer, Dtype, TensorHeader, bytes_from_elements};
+use remote_vae_wire::{Answer, Dtype, Negotiated, TensorHeader, bytes_from_elements};
 
 /// What is to be made of a clip.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     answer: Answer,
+    /// Element type, where the answer is a tensor of floats.
+    float: Dtype,
     /// `[batch, channels, frames, height, width]`
     output: [usize; 5],
     /// How often frames come, over the whole batch.
@@ -18,13 +20,13 @@ pub(crate) struct Recipe {
 
 impl Recipe {
     pub(crate) fn new(
-        answer: Answer,
+        Negotiated { answer, float, .. }: Negotiated,
         output: [usize; 5],
         groups: usize,
         video: Mp4Options,
         streams: bool,
     ) -> Self {
-        Self { answer, output, groups, video, streams }
+        Self { answer, float, output, groups, video, streams }
     }
 
     /// Whether bytes leave before the last frame is there.
@@ -45,8 +47,8 @@ impl Recipe {
     pub(crate) fn header(&self) -> Option<TensorHeader> {
         let [_, channels, frames, height, width] = self.output;
         let (shape, dtype) = match self.answer {
-            Answer::Tensor => (self.output.to_vec(), Dtype::Float16),
-            Answer::UnitTensor => (vec![frames, channels, height, width], Dtype::Float16),
+            Answer::Tensor => (self.output.to_vec(), self.float),
+            Answer::UnitTensor => (vec![frames, channels, height, width], self.float),
             Answer::PartialTensor => (vec![frames, height, width, channels], Dtype::Uint8),
             Answer::Png | Answer::Jpeg | Answer::Webp | Answer::Mp4 => return None,
         };
@@ -59,9 +61,10 @@ impl Recipe {
         Ok(match self.answer {
             Answer::Tensor => {
                 let count: usize = self.output.iter().product();
-                Maker::Tensor { bytes: vec![0; count * Dtype::Float16.size()], output: self.output }
+                let bytes = vec![0; count * self.float.size()];
+                Maker::Tensor { bytes, dtype: self.float, output: self.output }
             }
-            Answer::UnitTensor => Maker::Unit,
+            Answer::UnitTensor => Maker::Unit(self.float),
             Answer::PartialTensor => Maker::Bytes,
             Answer::Png | Answer::Jpeg => Maker::Picture { answer: self.answer, file: Vec::new() },
             Answer::Mp4 => Maker::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?)),
@@ -75,9 +78,10 @@ pub(crate) enum Maker {
     /// Channels come before frames, so nothing is whole before the end.
     Tensor {
         bytes: Vec<u8>,
+        dtype: Dtype,
         output: [usize; 5],
     },
-    Unit,
+    Unit(Dtype),
     Bytes,
     Picture {
         answer: Answer,
@@ -92,18 +96,18 @@ impl Maker {
         let [channels, frames, height, width] = group.shape;
         let mut ready = Vec::new();
         match self {
-            Maker::Tensor { bytes, output: [_, _, all, ..] } => {
+            Maker::Tensor { bytes, dtype, output: [_, _, all, ..] } => {
                 let plane = height * width;
                 for (channel, values) in group.values.chunks_exact(frames * plane).enumerate() {
                     let first = (group.sample * channels + channel) * *all + group.first;
-                    let values = bytes_from_elements(Dtype::Float16, values);
-                    bytes[first * plane * Dtype::Float16.size()..][..values.len()].copy_from_slice(&values);
+                    let values = bytes_from_elements(*dtype, values);
+                    bytes[first * plane * dtype.size()..][..values.len()].copy_from_slice(&values);
                 }
             }
-            Maker::Unit => {
+            Maker::Unit(dtype) => {
                 for frame in 0..frames {
                     let unit = media::to_unit_interval(&planes(&group, frame));
-                    ready.extend(bytes_from_elements(Dtype::Float16, &unit));
+                    ready.extend(bytes_from_elements(*dtype, &unit));
                 }
             }
             Maker::Bytes => (0..frames).for_each(|frame| ready.extend(rgb(&group, frame))),
@@ -126,7 +130,7 @@ impl Maker {
     pub(crate) fn finish(self) -> Result<Vec<u8>, MediaError> {
         match self {
             Maker::Tensor { bytes, .. } | Maker::Picture { file: bytes, .. } => Ok(bytes),
-            Maker::Unit | Maker::Bytes => Ok(Vec::new()),
+            Maker::Unit(_) | Maker::Bytes => Ok(Vec::new()),
             Maker::Mp4(encoder) => encoder.finish(),
             Maker::Webp(animation) => animation.finish(),
         }

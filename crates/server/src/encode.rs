@@ -97,8 +97,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let [batch, channels, frames, height, width] = latents.shape;
         Ok(Tensor { values: latents.values, shape: [batch, channels, frames * height, width] })
     });
-    let encoding = negotiate_encode(accept.as_deref()).encoding;
-    let answer = Form::Latents { encoding, frames: takes_clips.then_some(summary.frames[1]) };
+    let negotiated = negotiate_encode(&parameters, accept.as_deref());
+    let answer = Form::Latents { negotiated, frames: takes_clips.then_some(summary.frames[1]) };
     Ok(Prepared { place, work, answer, cost: cost(&summary), held, frames: shape[2], pixels: count, batch })
 }
 

@@ -238,7 +238,7 @@ pub(crate) async fn complete(
     let start = Instant::now();
     let building = move || match form {
         answer::Form::Picture(negotiated) => answer::picture(negotiated, tensor),
-        answer::Form::Latents { encoding, frames } => Ok(answer::latents(encoding, frames, tensor)),
+        answer::Form::Latents { negotiated, frames } => Ok(answer::latents(negotiated, frames, tensor)),
         answer::Form::Clip(_) => Err(Refusal::internal("A clip's answer was to be made twice.")),
     };
     let response = shared.blocking(building).await??;

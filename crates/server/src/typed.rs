@@ -176,6 +176,7 @@ async fn work(
         ("tile_overlap_factor" = Option<f64>, Query, description = "Share of a side that overlaps the tile before, 0 to 0.5"),
         ("output" = Option<String>, Query, description = "`preview` for one pixel per latent, at once; not for jobs"),
         ("precision" = Option<String>, Query, description = "`exact` or `fast`"),
+        ("output_dtype" = Option<String>, Query, description = "Of floats in the answer: `float16` or `float32`"),
     ),
     request_body(content_type = "application/x-safetensors", description = "A safetensors file with the tensor `latents`, or as `tensor/binary` the bare bytes of one whose shape and type are in the query"),
     responses(
@@ -207,6 +208,7 @@ pub(crate) async fn decode(State(shared): State<Arc<Shared>>, request: Request) 
         ("tile_latent_min_size" = Option<u64>, Query, description = "Side of a tile in latents"),
         ("tile_overlap_factor" = Option<f64>, Query, description = "Share of a side that overlaps the tile before, 0 to 0.5"),
         ("precision" = Option<String>, Query, description = "`exact` or `fast`"),
+        ("output_dtype" = Option<String>, Query, description = "Of floats in the answer: `float16` or `float32`"),
     ),
     request_body(content_type = "application/x-safetensors", description = "A picture file (PNG, JPEG, WebP), a safetensors file with the tensor `pixels`, or bare bytes"),
     responses(

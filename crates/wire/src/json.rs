@@ -88,6 +88,7 @@ fn merge(inner: Parameters, parameters: &mut Parameters) {
         windows: outer.windows.or(inner.windows),
         tiling: outer.tiling.or(inner.tiling),
         tile: outer.tile.or(inner.tile),
+        output_dtype: outer.output_dtype.or(inner.output_dtype),
         seed: outer.seed.or(inner.seed),
         sample: outer.sample.or(inner.sample),
         moments: outer.moments || inner.moments,

@@ -1,5 +1,6 @@
 //! What kind of answer a request asks for, from its parameters and its `Accept` header.
 
+use crate::dtype::Dtype;
 use crate::parameters::{ImageFormat, OutputType, Parameters};
 
 /// Media types of answers.
@@ -62,6 +63,8 @@ pub struct Negotiated {
     pub answer: Answer,
     /// Its form.
     pub encoding: Encoding,
+    /// Element type of [`Answer::Tensor`], of [`Answer::UnitTensor`] and of latents.
+    pub float: Dtype,
 }
 
 impl Negotiated {
@@ -129,16 +132,17 @@ pub fn negotiate(parameters: &Parameters, accept: Option<&str>) -> Negotiated {
         Preference::Json => (by_parameters(), Encoding::Base64),
         Preference::Anything => (by_parameters(), Encoding::Binary),
     };
-    Negotiated { answer, encoding }
+    Negotiated { answer, encoding, float: parameters.output_dtype.unwrap_or(Dtype::Float16) }
 }
 
 /// Decides the answer to an encode: latents, bare unless base64 or JSON is asked for by name.
-pub fn negotiate_encode(accept: Option<&str>) -> Negotiated {
+pub fn negotiate_encode(parameters: &Parameters, accept: Option<&str>) -> Negotiated {
     let encoding = match preferred(accept) {
         Preference::TensorBase64 | Preference::Json => Encoding::Base64,
         _ => Encoding::Binary,
     };
-    Negotiated { answer: Answer::Tensor, encoding }
+    let float = parameters.output_dtype.unwrap_or(Dtype::Float16);
+    Negotiated { answer: Answer::Tensor, encoding, float }
 }
 
 /// What an `Accept` header asks for.

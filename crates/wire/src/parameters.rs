@@ -160,6 +160,8 @@ pub struct Parameters {
     pub tiling: Option<bool>,
     /// Of what size the tiles are, where `tiling` is on; models of pictures only.
     pub tile: TileSizes,
+    /// Element type of an answer's floats: float16 where it is absent, or float32. Bytes and files are what they are.
+    pub output_dtype: Option<Dtype>,
     /// Encode: seed of the draw from the distribution.
     pub seed: Option<u64>,
     /// Encode: draw from the distribution (`true`) or take its mode. See [`Parameters::draws_sample`].

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::dtype::Dtype;
 use crate::error::{WireError, shortened};
 use crate::header::{parse_dimension, parse_dimension_list, push_dimension};
 use crate::parameters::{Parameters, Scaling, TileSizes};
@@ -83,6 +84,7 @@ impl Parameters {
             "tile_sample_min_size" => self.tile.sample_min_size = Some(parse_whole(name, value)?),
             "tile_latent_min_size" => self.tile.latent_min_size = Some(parse_whole(name, value)?),
             "tile_overlap_factor" => self.tile.overlap_factor = Some(parse_factor(name, value)?),
+            "output_dtype" => self.output_dtype = Some(parse_output_dtype(name, value)?),
             "seed" => self.seed = Some(parse_whole(name, value)?),
             "sample" => self.sample = Some(parse_bool(name, value)?),
             "moments" => self.moments = parse_bool(name, value)?,
@@ -129,6 +131,7 @@ impl Parameters {
         pairs.whole("tile_sample_min_size", sample_min_size);
         pairs.whole("tile_latent_min_size", latent_min_size);
         pairs.text("tile_overlap_factor", overlap_factor.map(python_float).as_deref());
+        pairs.text("output_dtype", self.output_dtype.map(|dtype| dtype.name()));
         pairs.whole("seed", self.seed);
         pairs.boolean("sample", self.sample);
         pairs.boolean("moments", self.moments.then_some(true));
@@ -155,7 +158,7 @@ impl Parameters {
 }
 
 /// Every key that is not a list.
-pub(crate) const SCALAR_KEYS: [&str; 21] = [
+pub(crate) const SCALAR_KEYS: [&str; 22] = [
     "image_format",
     "output_type",
     "partial_postprocess",
@@ -174,6 +177,7 @@ pub(crate) const SCALAR_KEYS: [&str; 21] = [
     "tile_sample_min_size",
     "tile_latent_min_size",
     "tile_overlap_factor",
+    "output_dtype",
     "seed",
     "sample",
     "moments",
@@ -228,6 +232,13 @@ fn parse_bool(name: &'static str, text: &str) -> Result<bool, WireError> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(WireError::invalid(name, text, BOOLEAN)),
+    }
+}
+
+fn parse_output_dtype(name: &'static str, value: &str) -> Result<Dtype, WireError> {
+    match value.parse() {
+        Ok(dtype @ (Dtype::Float16 | Dtype::Float32)) => Ok(dtype),
+        _ => Err(WireError::invalid(name, value, "`float16` or `float32`")),
     }
 }
 

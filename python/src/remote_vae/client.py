@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from . import transport
-from .tensors import answered_picture, answered_tensor, like, one_or_list, png, tensor_bytes
+from .tensors import answered_picture, answered_tensor, is_torch, like, named, one_or_list, png, tensor_bytes
 from .transport import ProgressCallback, Session
 
 Query = list[tuple[str, str]]
@@ -75,9 +76,10 @@ def remote_decode(
         raise ValueError(f"Expected `output_type` to be 'mp4', 'pil' or 'pt'. Got {output_type!r}.")
     if image_format not in ("png", "jpg"):
         raise ValueError(f"Expected `image_format` to be 'png' or 'jpg'. Got {image_format!r}.")
+    if isinstance(tensor, Image.Image):
+        raise TypeError("Expected latents as a torch tensor or a numpy array. Got a PIL picture: `remote_encode` takes those.")
     shape, dtype, body = tensor_bytes(tensor)
-    if len(shape) == 3 and (height is None or width is None):
-        raise ValueError("Packed latents (3 dimensions) need `height` and `width`, in pixels.")
+    check_latents(shape, height is not None and width is not None)
     wants_picture = output_type == "pil" and processor is None
     if wants_picture and (shape[0] > 1 or len(shape) == 5):
         # A picture file holds one sample.
@@ -174,7 +176,7 @@ def remote_encode(
     if is_pictures and len(pictures) == 1 and isinstance(pictures[0], Image.Image):
         body, content = png(pictures[0]), "image/png"
     else:
-        shape, dtype, body = tensor_bytes(_stacked(pictures) if is_pictures else image)
+        shape, dtype, body = tensor_bytes(_stacked(pictures) if is_pictures else _pixels(image))
         query += [*(("shape", str(side)) for side in shape), ("dtype", dtype)]
         content = "tensor/binary"
     if do_scaling is not None:
@@ -197,10 +199,47 @@ def remote_encode(
     return like(array, image)
 
 
+def check_latents(shape: list[int], has_size: bool) -> None:
+    """Whether `shape` can be that of latents; `has_size` says that the picture's height and width are given."""
+    if len(shape) in (4, 5) or (len(shape) == 3 and has_size):
+        return
+    if len(shape) == 3:
+        raise ValueError(
+            f"Expected latents [batch, channels, height, width]. Got shape {shape}: packed latents (Flux, [batch, tokens, "
+            "channels]) also need `height` and `width` of the picture in pixels, others a batch axis (`latents[None]`)."
+        )
+    raise ValueError(
+        f"Expected latents [batch, channels, height, width], or of a clip [batch, channels, frames, height, width]. Got "
+        f"shape {shape}."
+    )
+
+
+#: What an encode takes, for messages.
+_ENCODED = "a PIL picture, a list of PIL pictures, or a torch tensor or numpy array [batch, 3, height, width]"
+
+
+def _pixels(image: Any) -> Any:
+    """A tensor of pixels, checked: latents and arrays with channels last are easily taken for one."""
+    if not (is_torch(image) or isinstance(image, np.ndarray)):
+        advice = "; open it first: `PIL.Image.open(path)`" if isinstance(image, (str, os.PathLike)) else ""
+        raise TypeError(f"Expected {_ENCODED}. Got {named(image)}{advice}.")
+    shape = list(image.shape)
+    if len(shape) in (4, 5) and shape[1] == 3:
+        return image
+    advice = ""
+    if len(shape) >= 3 and shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3):
+        advice = ": an array with channels last becomes a picture with `PIL.Image.fromarray`"
+    elif len(shape) == 3 and shape[0] == 3:
+        advice = ": a batch axis is missing (`image[None]`)"
+    elif len(shape) in (4, 5) and shape[1] > 3:
+        advice = ": if these are latents, `remote_decode` makes a picture of them"
+    raise ValueError(f"Expected {_ENCODED}. Got shape {shape}{advice}.")
+
+
 def _stacked(pictures: Any) -> np.ndarray:
     """Pictures of one size as bytes `[batch, 3, height, width]`."""
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
-        raise TypeError("Expected a PIL picture, a list of them, a torch tensor or a numpy array.")
+        raise TypeError(f"Expected {_ENCODED}. Got {named(pictures)}.")
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:
         raise ValueError(f"Expected pictures of one size. Got {sorted(sizes)} (width, height).")

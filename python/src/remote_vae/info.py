@@ -36,6 +36,7 @@ def served_model(endpoint: str, info: dict[str, Any]) -> dict[str, Any]:
     name = urllib.parse.unquote(transport.split(endpoint).path.strip("/").split("/")[0])
     for model in info["models"]:
         if model["name"] == name or (name in _ACTIONS and model["default"]):
-            return model
+            found: dict[str, Any] = model
+            return found
     names = ", ".join(model["name"] for model in info["models"])
     raise ModelNotFound(f"{transport.shown(endpoint)}: no model is called {name!r}; the server has {names}.", 404)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
-from typing import Any, Mapping
+from email.message import Message
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -34,7 +35,7 @@ def tensor_bytes(tensor: Any) -> tuple[list[int], str, bytes]:
     elif isinstance(tensor, np.ndarray):
         elements, shape, dtype = np.ascontiguousarray(tensor), list(tensor.shape), tensor.dtype.name
     else:
-        raise TypeError(f"Expected a torch tensor or a numpy array. Got {type(tensor).__name__}.")
+        raise TypeError(f"Expected latents as a torch tensor or a numpy array. Got {named(tensor)}.")
     if dtype not in (*DTYPES, "bfloat16"):
         raise TypeError(f"Expected float16, float32, bfloat16 or uint8 elements. Got {dtype}.")
     if elements.size == 0:
@@ -42,7 +43,17 @@ def tensor_bytes(tensor: Any) -> tuple[list[int], str, bytes]:
     return shape, dtype, elements.astype(elements.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def answered_tensor(headers: Mapping[str, str], body: bytes) -> np.ndarray:
+def named(value: Any) -> str:
+    """What `value` is, for messages: of a list also what is in it."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return f"a {kind} of {type(value[0]).__name__}" if value else f"an empty {kind}"
+    return f"{kind} {value!r}" if isinstance(value, str) else kind
+
+
+def answered_tensor(headers: Message, body: bytes) -> np.ndarray:
     """The tensor of an answer that says its shape and dtype in headers."""
     try:
         shape, dtype = json.loads(headers["shape"]), DTYPES[headers["dtype"]]
@@ -52,7 +63,7 @@ def answered_tensor(headers: Mapping[str, str], body: bytes) -> np.ndarray:
         raise RemoteVAEError(_unexpected("a tensor", headers, body)) from error
 
 
-def answered_picture(headers: Mapping[str, str], body: bytes) -> Image.Image:
+def answered_picture(headers: Message, body: bytes) -> Image.Image:
     """The picture of an answer that is a PNG or JPEG file, as RGB."""
     try:
         return Image.open(io.BytesIO(body)).convert("RGB")
@@ -60,7 +71,7 @@ def answered_picture(headers: Mapping[str, str], body: bytes) -> Image.Image:
         raise RemoteVAEError(_unexpected("a picture", headers, body)) from error
 
 
-def _unexpected(expected: str, headers: Mapping[str, str], body: bytes) -> str:
+def _unexpected(expected: str, headers: Message, body: bytes) -> str:
     said = f"content type {headers.get('content-type')!r}, shape {headers.get('shape')!r}, {len(body)} bytes"
     return f"Expected {expected} in the answer. Got {said}; is it a Remote VAE endpoint?"
 
@@ -79,8 +90,14 @@ def one_or_list(pictures: list[Image.Image]) -> Image.Image | list[Image.Image]:
     return pictures[0] if len(pictures) == 1 else pictures
 
 
+#: Modes of Pillow that a PNG file has.
+_OF_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+
+
 def png(picture: Image.Image) -> bytes:
     """The picture as a PNG file."""
     file = io.BytesIO()
+    if picture.mode not in _OF_PNG:
+        picture = picture.convert("I;16" if picture.mode == "I" else "RGB")
     picture.save(file, format="PNG")
     return file.getvalue()

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -25,6 +26,8 @@ RETRIED = frozenset({408, 429, 502, 503, 504})
 LONGEST_WAIT = 60.0
 #: The longest time for a connection to be made, in seconds.
 CONNECT_TIMEOUT = 10.0
+#: The longest look at whether a server speaks the other one of HTTP and HTTPS, in seconds.
+_LOOK = 3.0
 #: Bytes between two calls of a progress callback.
 CHUNK = 1 << 18
 
@@ -146,6 +149,11 @@ class Session:
             try:
                 status, reason, received = self._attempt(address, exchange)
             except (OSError, http.client.HTTPException) as error:
+                if not self._aborted.is_set() and (instead := _other_scheme(address, error)):
+                    raise ServerUnreachable(
+                        f"No answer from {shown(endpoint)}: the server speaks {instead}, not {address.scheme}; use "
+                        f"{shown(urllib.parse.urlunsplit(address._replace(scheme=instead)))}."
+                    ) from error
                 if last or self._aborted.is_set() or isinstance(error, TimeoutError):
                     raise self._unreachable(endpoint, error) from error
                 self._sleep(_wait(attempt, None))
@@ -168,6 +176,11 @@ class Session:
             return ServerTimeout(f"No answer from {shown(endpoint)}: no connection within {CONNECT_TIMEOUT:g} s.")
         if isinstance(error, TimeoutError):
             return ServerTimeout(f"No answer from {shown(endpoint)}: it took too long (`timeout` is {self.timeout:g} s).")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ServerUnreachable(
+                f"No answer from {shown(endpoint)}: its certificate is not trusted ({error.verify_message}); set SSL_CERT_FILE "
+                "to a file with its authority's certificate, or use the name that it is made for."
+            )
         hint = "; is the server running there?" if isinstance(error, ConnectionRefusedError) else "."
         reason = " ".join((str(error) or repr(error)).split())
         return ServerUnreachable(f"No answer from {shown(endpoint)}: {reason}{hint}")
@@ -264,6 +277,35 @@ class _Exchange:
     def _tell(self, stage: Literal["sending", "computing", "receiving"], done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(Progress(stage, done, total, time.monotonic() - self.begun))
+
+
+def _other_scheme(address: urllib.parse.SplitResult, error: Exception) -> Literal["http", "https"] | None:
+    """What the server speaks, if `error` looks like the wrong one of HTTP and HTTPS and a short look confirms it. Neither the
+    key nor the body travels."""
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    if address.scheme == "https":
+        if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLCertVerificationError):
+            return None
+        plain = http.client.HTTPConnection(host, port, timeout=_LOOK)
+        try:
+            plain.request("HEAD", "/health")
+            plain.getresponse()
+            return "http"
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            plain.close()
+    # A server of HTTPS answers plain HTTP by an alert, or closes the connection at once.
+    if not isinstance(error, (http.client.BadStatusLine, ConnectionResetError, BrokenPipeError)):
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), _LOOK) as connection:
+            with context.wrap_socket(connection, server_hostname=host):
+                return "https"
+    except OSError:
+        return None
 
 
 def split(endpoint: str) -> urllib.parse.SplitResult:

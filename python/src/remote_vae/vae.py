@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, Mapping
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
@@ -17,7 +18,7 @@ from .tensors import answered_tensor, tensor_bytes
 from .transport import ProgressCallback, Session, shown
 
 
-class LatentsOutput(dict):
+class LatentsOutput(dict[str, torch.Tensor]):
     """What encoding gives for models without a distribution (the tiny ones): `latents`."""
 
     def __init__(self, latents: torch.Tensor) -> None:
@@ -56,7 +57,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):
         api_key: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if (url is None) != local:
             raise ValueError("Expected either the `url` of a server or `local=True`.")
         if threads is not None and not local:
@@ -74,7 +75,7 @@ class RemoteVAE(ModelMixin, ConfigMixin):
         self.register_buffer("_place", torch.zeros(1), persistent=False)
         found = dict(config) if config is not None else self._served_config()
         self._gives_latents = found.get("_class_name") == "AutoencoderTiny"
-        self.register_to_config(**found)
+        self.register_to_config(**found)  # type: ignore[no-untyped-call]
         # Pipelines may set these; the server bounds its memory by itself.
         self.use_tiling = False
         self.use_slicing = False
@@ -146,7 +147,8 @@ class RemoteVAE(ModelMixin, ConfigMixin):
         if self._gives_latents:
             return LatentsOutput(encoded) if return_dict else (encoded,)
         # A server without moments gives the mode.
-        has_moments = encoded.shape[1] == 2 * int(self.config.get("latent_channels") or self.config.get("z_dim"))
+        channels = self.config.get("latent_channels") or self.config.get("z_dim") or 0
+        has_moments = encoded.shape[1] == 2 * int(channels)
         moments = encoded if has_moments else torch.cat([encoded, torch.zeros_like(encoded)], dim=1)
         distribution = DiagonalGaussianDistribution(moments, deterministic=not has_moments)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
@@ -160,12 +162,12 @@ class RemoteVAE(ModelMixin, ConfigMixin):
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Encodes and decodes `sample`, `[batch, 3, height, width]` in -1 to 1."""
         encoded = self.encode(sample)
-        if self._gives_latents:
+        if isinstance(encoded, LatentsOutput):
             latents = encoded.latents
-        elif sample_posterior:
-            latents = encoded.latent_dist.sample(generator)
         else:
-            latents = encoded.latent_dist.mode()
+            assert isinstance(encoded, AutoencoderKLOutput)
+            distribution = encoded.latent_dist
+            latents = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(latents, return_dict=return_dict)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ use remote_vae_model::{Model, Normalisation, random};
 use remote_vae_wire::{Dtype, Scaling};
 use serde_json::{Value, json};
 
-use crate::support::{failure, run, stdout};
+use crate::support::{Serving, failure, run, stdout};
 
 #[test]
 fn a_machine_that_is_well() {
@@ -50,6 +50,25 @@ fn what_is_not_as_it_should_be_comes_with_advice() {
     let found: Value =
         serde_json::from_str(&stdout(folder.path(), &["doctor", "--json", "--port", &port])).unwrap();
     assert_eq!((&found["port"]["free"], &found["advice"]), (&json!(true), &json!([])));
+}
+
+#[test]
+fn who_uses_the_port_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = |server: &Serving| server.url.rsplit_once(':').unwrap().1.to_owned();
+    let told = |server: &Serving| stdout(folder.path(), &["doctor", "--port", &port(server)]);
+    let server = Serving::start(&[]);
+    let text = told(&server);
+    let running =
+        format!("{}: remote-vae {} is already running there", port(&server), env!("CARGO_PKG_VERSION"));
+    assert!(text.contains(&running) && text.contains("as it should be"), "{text}");
+    let found: Value =
+        serde_json::from_str(&stdout(folder.path(), &["doctor", "--json", "--port", &port(&server)]))
+            .unwrap();
+    assert_eq!(found["port"]["running"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&found["port"]["free"], &found["advice"]), (&json!(false), &json!([])));
+    let text = told(&Serving::start(&["--api-key", "sesame", "--private-info"]));
+    assert!(text.contains("wants a key, perhaps remote-vae") && text.contains("fix        port"), "{text}");
 }
 
 /// The embedded model's own factor.

@@ -15,3 +15,5 @@ mod serving;
 #[allow(dead_code, reason = "the hub's own tests use all of it")]
 mod stand_in;
 mod support;
+#[cfg(target_os = "linux")]
+mod terminal;

@@ -11,7 +11,12 @@ fn commands_let_a_server_do_the_work() {
     let two = format!("{}/two", server.url);
     stdout(folder.path(), &["encode", photograph(), "-o", "there.safetensors", "--url", &server.url]);
     stdout(folder.path(), &["encode", photograph(), "-o", "here.safetensors"]);
-    for (name, url) in [("there.png", Some(&two)), ("here.png", None)] {
+    for (name, url) in [
+        ("there.png", Some(&two)),
+        ("here.png", None),
+        ("there-pixels.safetensors", Some(&two)),
+        ("here-pixels.safetensors", None),
+    ] {
         let mut arguments = vec!["decode", "here.safetensors", "-o", name];
         if let Some(url) = url {
             arguments.extend(["--url", url]);
@@ -19,9 +24,13 @@ fn commands_let_a_server_do_the_work() {
         stdout(folder.path(), &arguments);
     }
     let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
-    // The answer travels as float16, from which pixels are made here as there.
-    assert_eq!(read("there.png"), read("here.png"));
-    assert!(!read("there.safetensors").is_empty());
+    for (there, here) in [
+        ("there.png", "here.png"),
+        ("there.safetensors", "here.safetensors"),
+        ("there-pixels.safetensors", "here-pixels.safetensors"),
+    ] {
+        assert_eq!(read(there), read(here), "{there}");
+    }
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! The client against the real server with the embedded model.
 
+use std::sync::Arc;
+
 use remote_vae_client::{
     Client, ClientError, DecodeOptions, EncodeOptions, Output, Source, Tensor, blocking,
 };
+use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
 use remote_vae_media as media;
 use remote_vae_model::Model;
-use remote_vae_server::ApiKey;
+use remote_vae_server::{ApiKey, ModelEntry, Server, ServerOptions, TlsFiles};
 use remote_vae_wire::{Dtype, elements_from_bytes};
 
 mod jobs;
@@ -95,6 +98,30 @@ async fn keys_open_the_server() {
         let outcome = builder.build().unwrap().decode(&latents, &DecodeOptions::default()).await;
         assert_eq!(outcome.err().and_then(|error| error.status()), status);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_https_is_told_by_name() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/tests/tls");
+    let tls = TlsFiles { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") };
+    let options = ServerOptions { port: 0, tls: Some(tls), ..ServerOptions::default() };
+    let engine = Arc::new(CpuEngine::new(EngineOptions::default()).unwrap());
+    let autoencoder = Arc::new(Autoencoder::new(Model::embedded().unwrap(), engine));
+    let models = vec![ModelEntry { name: "small".into(), autoencoder }];
+    let server = Server::bind(options, models).await.unwrap();
+    let address = server.address();
+    tokio::spawn(server.run());
+    let latents = Tensor::from_f32(vec![1, 4, 1, 1], Dtype::Float32, &[0.0; 4]).unwrap();
+    let ask = async |url: String| {
+        let client = Client::builder(url).retries(0).build().unwrap();
+        client.decode(&latents, &DecodeOptions::default()).await.unwrap_err().to_string()
+    };
+    assert_eq!(
+        ask(format!("http://{address}/small")).await,
+        format!("The server at http://{address}/small speaks https, not http: use https://{address}/small.")
+    );
+    let text = ask(format!("https://{address}")).await;
+    assert!(text.contains("is not trusted") && text.contains("SSL_CERT_FILE"), "{text}");
 }
 
 #[allow(dead_code)] // `main` is for those who run it as a program

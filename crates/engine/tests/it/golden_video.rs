@@ -303,6 +303,70 @@ fn clips_that_do_not_fit_are_refused_by_what_is_expected() {
     assert!(encode([1, 3, 0, 8, 8]).contains("1 frame more"));
 }
 
+/// The name of a tensor in ComfyUI's file, four levels deep.
+fn comfy_name(name: &str) -> String {
+    let mut name = name.to_owned();
+    for level in 0..4 {
+        name = name.replace(&format!("decoder.up_blocks.{level}."), &format!("decoder.up.{}.", 3 - level));
+    }
+    for (from, to) in [
+        ("mid_block.resnets.0.", "mid.block_1."),
+        ("mid_block.resnets.1.", "mid.block_2."),
+        ("mid_block.attentions.0.", "mid.attn_1."),
+        ("attn_1.group_norm.", "attn_1.norm."),
+        ("attn_1.to_out.0.", "attn_1.proj_out."),
+        ("attn_1.to_", "attn_1."),
+        ("down_blocks.", "down."),
+        ("resnets.", "block."),
+        ("conv_shortcut.", "nin_shortcut."),
+        ("downsamplers.0.", "downsample."),
+        ("upsamplers.0.", "upsample."),
+        ("conv_norm_out.", "norm_out."),
+    ] {
+        name = name.replace(from, to);
+    }
+    name
+}
+
+#[test]
+fn a_file_with_comfyuis_names_is_the_same_model() {
+    let file = std::fs::read(folder().join("hunyuan/diffusion_pytorch_model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let renamed = |prefix: &str, without: &[&str]| {
+        let kept = tensors.iter().filter(|(name, _)| !without.iter().any(|part| name.starts_with(part)));
+        let views = kept.map(|(name, view)| {
+            let mut shape = view.shape().to_vec();
+            // Linear layers of the attention are convolutions of one element there.
+            if name.contains("attentions") && shape.len() == 2 {
+                shape.extend([1, 1, 1]);
+            }
+            let view = safetensors::tensor::TensorView::new(view.dtype(), shape, view.data()).unwrap();
+            (format!("{prefix}{}", comfy_name(name)), view)
+        });
+        safetensors::serialize(views, None).unwrap()
+    };
+    let config = std::fs::read_to_string(folder().join("hunyuan/config.json")).unwrap();
+    let open = |bytes: Vec<u8>, config: Option<&str>| {
+        let checkpoint = Checkpoint::from_static("comfy", bytes.leak()).unwrap();
+        Model::from_checkpoint(checkpoint, config, "comfy").unwrap()
+    };
+    for prefix in ["", "vae."] {
+        let model = open(renamed(prefix, &[]), Some(&config));
+        assert_eq!(check_whole(&model, model.decoder().unwrap(), "decode", "latents", "pixels"), 6);
+        assert_eq!(check_whole(&model, model.encoder().unwrap(), "encode", "pixels", "moments"), 4);
+    }
+    let VaeConfig::HunyuanVideo(found) = open(renamed("", &[]), None).config else {
+        panic!("not a HunyuanVideo")
+    };
+    assert_eq!((found.block_out_channels, found.mid_block_add_attention), (vec![8, 8, 16, 16], true));
+    for (without, halves) in
+        [(["encoder", "quant_conv"], (true, false)), (["decoder", "post_quant_conv"], (false, true))]
+    {
+        let half = open(renamed("", &without), Some(&config));
+        assert_eq!((half.decoder().is_some(), half.encoder().is_some()), halves);
+    }
+}
+
 #[test]
 fn a_file_without_config_opens_as_what_it_is() {
     let with = Model::open(&folder().join("hunyuan")).unwrap();

@@ -207,7 +207,11 @@ fn refusals_say_what_to_do() {
     assert!(text.contains("refused the token"), "{text}");
     let nobody = Settings { endpoint: "http://127.0.0.1:9".into(), ..anonymous };
     let text = message("owner/name", &nobody);
-    assert!(text.starts_with("cannot reach 127.0.0.1:9:"), "{text}");
+    assert!(text.starts_with("cannot reach 127.0.0.1:9 (Connection refused"), "{text}");
+    for part in ["a folder or a .safetensors file on this machine", "HF_ENDPOINT", "HTTPS_PROXY"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!text.contains("error sending request") && text.matches(": ").count() == 0, "{text}");
 }
 
 #[test]

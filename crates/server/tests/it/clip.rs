@@ -130,6 +130,12 @@ async fn a_clip_comes_back_in_every_form() {
         let unit = bytes_from_elements(Dtype::Float16, &media::to_unit_interval(&frames));
         assert_eq!(response.bytes().await.unwrap(), unit);
 
+        for (output, values) in [("pt", &clip.values), ("pil", &media::to_unit_interval(&frames))] {
+            let response = ask(&format!("output_type={output}&output_dtype=float32"), "tensor/binary").await;
+            assert_eq!(header(&response, "dtype"), Some("float32"));
+            assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float32, values));
+        }
+
         let response = ask("output_type=pt&partial_postprocess=True", "tensor/binary").await;
         assert_eq!(header(&response, "shape"), Some(format!("[{count},{height},{width},3]").as_str()));
         assert!(sized(&response));

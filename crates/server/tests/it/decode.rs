@@ -61,6 +61,13 @@ async fn every_output_type_of_the_current_client() {
     let unit = bytes_from_elements(Dtype::Float16, &media::to_unit_interval(&pixels));
     assert_eq!(response.bytes().await.unwrap(), unit);
 
+    for (output, values) in [("pt", &pixels), ("pil", &media::to_unit_interval(&pixels))] {
+        let request = ask(&format!("output_type={output}&output_dtype=float32"), "tensor/binary");
+        let response = request.send().await.unwrap();
+        assert_eq!(header(&response, "dtype"), Some("float32"));
+        assert_eq!(response.bytes().await.unwrap(), bytes_from_elements(Dtype::Float32, values));
+    }
+
     let request = ask("output_type=pil&partial_postprocess=False&image_format=png", "image/png");
     let response = request.send().await.unwrap();
     assert_eq!(header(&response, "content-type"), Some("image/png"));

@@ -41,6 +41,26 @@ async fn a_picture_with_nothing_else_is_encoded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn latents_come_in_32_bits_where_that_is_asked_for() {
+    let server = TestServer::start().await;
+    let image = picture(48, 40);
+    let png = media::encode_png(&image.pixels, 48, 40).unwrap();
+    let pixels = media::to_model_range(&image);
+    let latents = kl()
+        .encode(&pixels, [1, 3, 40, 48], &Scaling::None, Draw::Mode, Precision::Exact, &Control::new())
+        .unwrap();
+    let response = server.post("/?output_dtype=float32", png.clone()).send().await.unwrap();
+    assert_eq!(response.headers()["dtype"], "float32");
+    let whole = response.bytes().await.unwrap();
+    assert_eq!(whole, bytes_from_elements(Dtype::Float32, &latents.values));
+    let half =
+        server.post("/?output_dtype=float16", png.clone()).send().await.unwrap().bytes().await.unwrap();
+    assert_eq!(half, bytes_from_elements(Dtype::Float16, &latents.values));
+    let (status, message) = refusal(server.post("/?output_dtype=uint8", png).send().await.unwrap()).await;
+    assert!(status == 400 && message.contains("output_dtype") && message.contains("float32"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn factors_apply_as_given() {
     let server = TestServer::start().await;
     let image = picture(16, 16);

@@ -61,7 +61,11 @@ fn negotiation_by_client() {
         ("output_type=pil&image_format=png", Some("image/*"), Png, Binary),
     ] {
         let parameters = Parameters::from_query(text).unwrap_or_default();
-        assert_eq!(negotiate(&parameters, accept), Negotiated { answer, encoding }, "{text} {accept:?}");
+        assert_eq!(
+            negotiate(&parameters, accept),
+            Negotiated { answer, encoding, float: Dtype::Float16 },
+            "{text} {accept:?}"
+        );
     }
 }
 
@@ -86,7 +90,7 @@ fn accept_lists() {
         (",;,;q=1,,", Jpeg, Encoding::Binary),
     ] {
         let negotiated = negotiate(&Parameters::default(), Some(accept));
-        assert_eq!(negotiated, Negotiated { answer, encoding }, "{accept}");
+        assert_eq!(negotiated, Negotiated { answer, encoding, float: Dtype::Float16 }, "{accept}");
     }
 }
 
@@ -100,7 +104,31 @@ fn encode_answers_are_latents() {
         (Some("tensor/base64"), Encoding::Base64),
         (Some("application/json"), Encoding::Base64),
     ] {
-        assert_eq!(negotiate_encode(accept), Negotiated { answer: Answer::Tensor, encoding }, "{accept:?}");
+        assert_eq!(
+            negotiate_encode(&Parameters::default(), accept),
+            Negotiated { answer: Answer::Tensor, encoding, float: Dtype::Float16 },
+            "{accept:?}"
+        );
+    }
+}
+
+#[test]
+fn floats_of_answers_are_of_the_dtype_that_was_asked_for() {
+    for (query, float) in [
+        ("", Some(Dtype::Float16)),
+        ("output_dtype=float16", Some(Dtype::Float16)),
+        ("output_dtype=float32", Some(Dtype::Float32)),
+        ("output_dtype=bfloat16", None),
+        ("output_dtype=uint8", None),
+        ("output_dtype=", None),
+    ] {
+        let parameters = Parameters::from_query(query);
+        let found = parameters.as_ref().ok().map(|parameters| {
+            let encoded = negotiate_encode(parameters, None);
+            assert_eq!(negotiate(parameters, Some("tensor/binary")).float, encoded.float);
+            encoded.float
+        });
+        assert_eq!(found, float, "{query} {parameters:?}");
     }
 }
 
@@ -115,8 +143,14 @@ fn content_types_of_answers() {
         (Answer::UnitTensor, "tensor/binary", "tensor/base64"),
         (Answer::Mp4, "text/plain; charset=utf-8", "application/json"),
     ] {
-        assert_eq!(Negotiated { answer, encoding: Encoding::Binary }.content_type(), binary);
-        assert_eq!(Negotiated { answer, encoding: Encoding::Base64 }.content_type(), base64);
+        assert_eq!(
+            Negotiated { answer, encoding: Encoding::Binary, float: Dtype::Float16 }.content_type(),
+            binary
+        );
+        assert_eq!(
+            Negotiated { answer, encoding: Encoding::Base64, float: Dtype::Float16 }.content_type(),
+            base64
+        );
     }
 }
 
@@ -145,7 +179,7 @@ proptest! {
     #[test]
     fn any_accept_is_read(accept in ".{0,100}", list in "[a-z*/,;=q0-9. ]{0,60}") {
         let _ = negotiate(&Parameters::default(), Some(&accept));
-        let _ = negotiate_encode(Some(&list));
+        let _ = negotiate_encode(&Parameters::default(), Some(&list));
     }
 
     #[test]

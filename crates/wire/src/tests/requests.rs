@@ -37,7 +37,8 @@ fn captured_query_reads_and_writes() {
 fn every_key_is_written_in_the_clients_order() {
     let all = "image_format=png&output_type=pt&partial_postprocess=True&shape=1&shape=4096&shape=64&dtype=bfloat16\
         &scaling_factor=0.3611&shift_factor=0.1159&height=1024&width=1024&output=preview&precision=fast&fps=24.0&crf=30\
-        &windows=off&tiling=on&tile_sample_min_size=256&tile_latent_min_size=32&tile_overlap_factor=0.25&seed=13&sample=True&moments=True";
+        &windows=off&tiling=on&tile_sample_min_size=256&tile_latent_min_size=32&tile_overlap_factor=0.25\
+        &output_dtype=float32&seed=13&sample=True&moments=True";
     assert_eq!(query(all).to_query(), all);
     let deprecated = "image_format=jpg&output_type=pil&partial_postprocess=False&shape=1&dtype=uint8\
         &shift_factor=0.5&do_scaling=True";
@@ -505,7 +506,8 @@ fn parameters() -> impl Strategy<Value = Parameters> {
         prop::option::of(any::<bool>()),
         (side(), side(), factor()),
     );
-    let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>());
+    let float = prop::option::of(prop::sample::select(vec![Dtype::Float16, Dtype::Float32]));
+    let draw = (prop::option::of(any::<u64>()), prop::option::of(any::<bool>()), any::<bool>(), float);
     let encode = (prop::option::of("[ -~]{1,20}"), draw);
     (tensor, output, scaling, side(), side(), encode, clip).prop_map(
         |(
@@ -540,6 +542,7 @@ fn parameters() -> impl Strategy<Value = Parameters> {
                     latent_min_size: clip.4.1,
                     overlap_factor: clip.4.2,
                 },
+                output_dtype: draw.3,
                 seed: draw.0,
                 sample: draw.1,
                 moments: draw.2,
@@ -561,11 +564,12 @@ proptest! {
 
     #[test]
     fn known_keys_with_any_value_are_read_or_refused(
-        pairs in prop::collection::vec((0..22usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
+        pairs in prop::collection::vec((0..23usize, "[-+%.,0-9a-fA-FxeINn\\[\\]()]{0,12}"), 0..12)
     ) {
-        const KEYS: [&str; 22] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
+        const KEYS: [&str; 23] = ["shape", "shape", "image_format", "output_type", "partial_postprocess", "dtype",
             "scaling_factor", "shift_factor", "do_scaling", "height", "width", "output", "precision", "seed", "sample",
-            "fps", "crf", "windows", "tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor"];
+            "fps", "crf", "windows", "tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor",
+            "output_dtype"];
         let text: Vec<String> = pairs.iter().map(|(key, value)| format!("{}={value}", KEYS[*key])).collect();
         if let Ok(parameters) = Parameters::from_query(&text.join("&")) {
             prop_assert!(parameters.scaling_factor.is_none_or(|scale| scale.is_finite() && scale != 0.0));
