@@ -463,8 +463,8 @@ pub(crate) struct BenchOptions {
     /// Frames of a clip: 1 more than a multiple of 4.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub frames: u32,
-    /// Timed runs, after one that is not counted.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Timed runs, after one that is not counted; 0 times that one, in which weights are read.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub runs: u32,
     /// Also print the time of each kind of layer, from the runs themselves.
     #[arg(long)]

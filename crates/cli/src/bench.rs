@@ -198,7 +198,7 @@ impl Task {
 }
 
 fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> {
-    let process = memory::resident_bytes().unwrap_or(0);
+    let process = autoencoder.engine().process_bytes();
     let task = Task::new(autoencoder, options)?;
     if options.steps && task.parts > 1 {
         bail!(
@@ -206,21 +206,26 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
             task.parts
         );
     }
-    let need = task.summary.peak_bytes;
-    // A clip has more in memory than the plans of its parts.
-    if let Some(budget) = autoencoder.engine().memory_budget()
-        && need as u64 > budget
-    {
-        bail!("--size {} needs {} MiB; the memory budget is {} MiB", options.size, need >> 20, budget >> 20);
+    if options.steps && options.runs == 0 {
+        bail!("--steps times layers in the runs after the first: expected --runs of at least 1");
     }
+    let need = task.summary.peak_bytes;
+    local::check_budget(autoencoder, &task.summary)?;
     let input = input(task.shape, 1);
     let once = |control: &Control| -> Result<f64> {
         let start = Instant::now();
         task.run(autoencoder, &input, control)?;
         Ok(start.elapsed().as_secs_f64())
     };
-    let result_sha256 = sha256(&task.run(autoencoder, &input, &local::control("first run, not counted"))?);
-    let (mut seconds, mut steps) = (Vec::new(), Vec::new());
+    let what = if options.runs > 0 { "first run, not counted" } else { "the only run" };
+    let start = Instant::now();
+    let result = task.run(autoencoder, &input, &local::control(what))?;
+    let (mut seconds, mut steps) = (vec![start.elapsed().as_secs_f64()], Vec::new());
+    let result_sha256 = sha256(&result);
+    drop(result);
+    if options.runs > 0 {
+        seconds.clear();
+    }
     for run in 1..=options.runs {
         if options.steps {
             let watch = StepWatch::default();

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use remote_vae_engine::EngineError;
+use remote_vae_engine::{EngineError, memory};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{BenchOptions, EngineArguments};
@@ -76,17 +76,28 @@ fn row(straight: &Run, budget: Option<u64>, run: &Run) -> Row {
 
 /// Budgets from what is needed without one down to the smallest, evenly.
 fn chosen(options: &BenchOptions) -> Result<Vec<u64>> {
-    if options.frames > 1 {
-        bail!(
-            "--budgets: name them for a clip of --frames {}, whose parts are planned one by one",
-            options.frames
-        );
+    let resident = || memory::resident_bytes().unwrap_or(0);
+    let begin = resident();
+    // What a process holds at its peak if it has `budget`. This one holds more each time, which another does not.
+    let planned = |budget: u64| -> Result<u64> {
+        let more = resident().saturating_sub(begin);
+        let memory_budget = Some(budget.saturating_add(more));
+        let engine = EngineArguments { memory_budget, ..options.engine.clone() };
+        let autoencoder = local::autoencoder(&options.model, &engine)?;
+        let need = Task::new(&autoencoder, options)?.summary.peak_bytes as u64;
+        Ok((need + autoencoder.engine().process_bytes()).saturating_sub(more))
+    };
+    let error = planned(1).err().ok_or_else(|| anyhow!("--size {}: nothing to save", options.size))?;
+    let Some(EngineError::Budget { smallest, .. }) = error.downcast_ref() else { return Err(error) };
+    let (need, mut smallest) = (planned(u64::MAX)?, *smallest as u64 + PROCESS_MARGIN);
+    // Work in parts has more in memory than the plan of each.
+    loop {
+        let needed = planned(smallest)?;
+        if needed <= smallest {
+            break;
+        }
+        smallest = needed + PROCESS_MARGIN;
     }
-    let engine = EngineArguments { memory_budget: Some(1), ..options.engine.clone() };
-    let planned = Task::new(&local::autoencoder(&options.model, &engine)?, options);
-    let error = planned.err().ok_or_else(|| anyhow!("--size {}: nothing to save", options.size))?;
-    let Some(EngineError::Budget { need, smallest, .. }) = error.downcast_ref() else { return Err(error) };
-    let (need, smallest) = (*need as u64, *smallest as u64 + PROCESS_MARGIN);
     let budgets = (0..BUDGETS).rev().map(|index| smallest + need.saturating_sub(smallest) * index / BUDGETS);
     let mut budgets: Vec<u64> = budgets.map(|bytes| bytes.next_multiple_of(MIB)).collect();
     budgets.dedup();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
 use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image};
 use remote_vae_model::{LatentSpace, Layout};
-use remote_vae_wire::{Dtype, Scaling};
+use remote_vae_wire::{Dtype, Operation, Scaling};
 
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::clips::{self, Writer};
@@ -107,11 +107,13 @@ fn decode_clips_here(
     let (scaling, precision, control) =
         (scaling(place), place.engine.precision(), local::control("decoding"));
     let Format::Frames(format) = format else {
+        local::check_budget(autoencoder, &autoencoder.plan_decode_clip(shape, windows, precision)?)?;
         let clip =
             autoencoder.decode_clip(latents.values(), shape, &scaling, windows, precision, &control)?;
         warn_of_bad_values(&clip.values);
         return write_tensor(&options.output, &clip.shape, &clip.values);
     };
+    local::check_budget(autoencoder, &autoencoder.plan_decode_frames(shape, windows, precision)?)?;
     let mut writer = Writer::new(&options.output, format, &options.video, autoencoder.clip_pixels(shape)?)?;
     let mut failure = None;
     let mut emit = |frames: Frames| {
@@ -178,7 +180,11 @@ fn decode_here(autoencoder: &Autoencoder, options: &DecodeOptions, latents: &Ten
     let (precision, control) = (options.place.engine.precision(), local::control("decoding"));
     Ok(match windows.tiles {
         None => autoencoder.decode(values, shape, &scaling, precision, &control)?,
-        Some(tiles) => autoencoder.decode_in_tiles(values, shape, &scaling, tiles, precision, &control)?,
+        Some(tiles) => {
+            let plan = autoencoder.plan_in_tiles(Operation::Decode, shape, tiles, precision)?;
+            local::check_budget(autoencoder, &plan)?;
+            autoencoder.decode_in_tiles(values, shape, &scaling, tiles, precision, &control)?
+        }
     })
 }
 
@@ -302,6 +308,7 @@ fn encode_here(
     let control = local::control("encoding");
     if takes_clips {
         let shape = [1, 3, frames.len(), height, width];
+        local::check_budget(autoencoder, &autoencoder.plan_encode_clip(shape, windows, precision)?)?;
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, &control)?;
         return Ok((latents.values, latents.shape.to_vec()));
     }
@@ -309,6 +316,8 @@ fn encode_here(
     let latents = match windows.tiles {
         None => autoencoder.encode(&pixels, shape, &scaling, draw, precision, &control)?,
         Some(tiles) => {
+            let plan = autoencoder.plan_in_tiles(Operation::Encode, shape, tiles, precision)?;
+            local::check_budget(autoencoder, &plan)?;
             autoencoder.encode_in_tiles(pixels, shape, &scaling, draw, tiles, precision, &control)?
         }
     };

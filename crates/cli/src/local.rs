@@ -36,6 +36,20 @@ pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<A
     Ok(Autoencoder::new(model(source)?, engine))
 }
 
+/// Refuses work that would hold more than the memory budget: what is cut into parts has more in memory than the plan of
+/// each.
+pub(crate) fn check_budget(autoencoder: &Autoencoder, plan: &remote_vae_engine::PlanSummary) -> Result<()> {
+    let engine = autoencoder.engine();
+    let need = (plan.peak_bytes as u64).saturating_add(engine.process_bytes());
+    match engine.memory_budget() {
+        Some(budget) if need > budget => {
+            let [need, budget] = [need, budget].map(|bytes| bytes >> 20);
+            anyhow::bail!("this needs {need} MiB in these parts; the memory budget is {budget} MiB")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// All bars of this process, one below the other on a terminal's standard error.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 

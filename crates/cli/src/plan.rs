@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows, memory};
+use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows};
 use remote_vae_wire::Operation;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ struct Report {
     activation_bytes: usize,
     plan_peak_bytes: usize,
     memory_budget_bytes: Option<u64>,
-    /// What this process holds before any work; `None` where the system does not tell.
+    /// What this process holds beside any work; `None` where the system does not tell.
     process_bytes: Option<u64>,
     expected_peak_bytes: Option<u64>,
 }
@@ -205,7 +205,7 @@ fn report(
         true => vec![batch, channels, frames, height, width],
         false => vec![batch, channels, height, width],
     };
-    let process_bytes = memory::resident_bytes();
+    let process_bytes = Some(autoencoder.engine().process_bytes()).filter(|bytes| *bytes > 0);
     Report {
         model: autoencoder.model().label().to_owned(),
         engine: autoencoder.engine().name(precision),
@@ -283,7 +283,7 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(
             output,
-            "expected peak of the process {:.1} MiB: {:.1} MiB for the program before any work, and the plan",
+            "expected peak of the process {:.1} MiB: {:.1} MiB for the program itself, and the plan",
             mib(peak),
             mib(process)
         )?;

@@ -68,7 +68,28 @@ impl Still {
     }
 }
 
-type Half = Mutex<Option<Loaded>>;
+type Half = Mutex<Programs>;
+
+/// What runs a half.
+#[derive(Default)]
+struct Programs {
+    loaded: Option<Loaded>,
+    /// What `fast` was found to be like in a program that is gone. It holds for each that follows.
+    calibration: Option<Arc<Calibration>>,
+}
+
+impl Programs {
+    fn calibration(&self) -> Option<Arc<Calibration>> {
+        let loaded = self.loaded.as_ref().and_then(|loaded| loaded.program.calibration());
+        loaded.or_else(|| self.calibration.clone())
+    }
+
+    /// Takes the program out.
+    fn take(&mut self) -> Option<Loaded> {
+        self.calibration = self.calibration();
+        self.loaded.take()
+    }
+}
 
 struct Loaded {
     program: Arc<dyn Program>,
@@ -131,8 +152,7 @@ impl Autoencoder {
 
     /// How `fast` compares with `exact` in one half, once that half was prepared for it or ran in it.
     pub fn calibration(&self, operation: Operation) -> Option<Arc<Calibration>> {
-        let half = self.half(operation).lock().unwrap_or_else(PoisonError::into_inner);
-        half.as_ref()?.program.calibration()
+        self.half(operation).lock().unwrap_or_else(PoisonError::into_inner).calibration()
     }
 
     /// What decoding latents `[batch, channels, height, width]` in `precision` costs.
@@ -168,7 +188,7 @@ impl Autoencoder {
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
         let mut pixels =
             self.program(Operation::Decode, 1, plan.reads_weights)?.run(&plan, &latents, control)?;
-        self.limit_pixels(Operation::Decode, &mut pixels);
+        self.limit_pixels(Operation::Decode, false, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
     }
 
@@ -306,8 +326,8 @@ impl Autoencoder {
     }
 
     /// Clamps decoded pixels where the model says so; what is not a number stays so.
-    pub(crate) fn limit_pixels(&self, operation: Operation, values: &mut [f32]) {
-        if let (Operation::Decode, Some(limit)) = (operation, self.model.pixel_limit()) {
+    pub(crate) fn limit_pixels(&self, operation: Operation, in_tiles: bool, values: &mut [f32]) {
+        if let (Operation::Decode, Some(limit)) = (operation, self.model.pixel_limit(in_tiles)) {
             values.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
         }
     }
@@ -357,7 +377,8 @@ impl Autoencoder {
     /// Bytes of weights in memory, but for those that work of `except` (operations, each with its frames) needs. Weights
     /// that are being read do not count yet.
     pub fn weight_bytes_in_memory(&self, except: &[(Operation, usize)]) -> usize {
-        let bytes = |half: &Half| half.try_lock().ok()?.as_ref().map(|loaded| loaded.program.weight_bytes());
+        let bytes =
+            |half: &Half| half.try_lock().ok()?.loaded.as_ref().map(|loaded| loaded.program.weight_bytes());
         self.halves(except).filter_map(bytes).sum()
     }
 
@@ -379,12 +400,13 @@ impl Autoencoder {
         reads_weights: bool,
     ) -> Result<Arc<dyn Program>, EngineError> {
         let mut half = self.running_half(operation, frames).lock().unwrap_or_else(PoisonError::into_inner);
-        let calibration = match half.take() {
-            Some(loaded) if loaded.reads_weights == reads_weights || loaded.is_read_by_steps_now() => {
-                return Ok(Arc::clone(&half.insert(loaded).program));
-            }
-            other => other.and_then(|loaded| loaded.program.calibration()),
-        };
+        if let Some(loaded) = &half.loaded
+            && (loaded.reads_weights == reads_weights || loaded.is_read_by_steps_now())
+        {
+            return Ok(Arc::clone(&loaded.program));
+        }
+        // Before others are read: there may be no room for both.
+        drop(half.take());
         let graph = self.graph(operation, frames)?;
         let weights: Arc<dyn WeightSource> = match self.still(operation, frames) {
             None => Arc::<Checkpoint>::clone(self.model.checkpoint()),
@@ -397,10 +419,10 @@ impl Autoencoder {
             true => self.engine.load_by_steps(graph, weights).into(),
             false => self.engine.load(graph, &*weights)?.into(),
         };
-        if let Some(calibration) = calibration {
+        if let Some(calibration) = half.calibration() {
             program.adopt(calibration);
         }
-        *half = Some(Loaded { program: Arc::clone(&program), reads_weights });
+        half.loaded = Some(Loaded { program: Arc::clone(&program), reads_weights });
         Ok(program)
     }
 }
@@ -443,5 +465,12 @@ mod tests {
         drop((by_steps, beside));
         autoencoder.program(Operation::Decode, 1, false).unwrap();
         assert_eq!(held(), all);
+        // What comes back is not compared again, held or not.
+        for reads_weights in [true, false] {
+            drop(autoencoder.release_weights(&[]));
+            assert!(held() == 0 && autoencoder.calibration(Operation::Decode).is_some());
+            let again = autoencoder.program(Operation::Decode, 1, reads_weights).unwrap();
+            assert!(Arc::ptr_eq(&again.calibration().unwrap(), &found));
+        }
     }
 }

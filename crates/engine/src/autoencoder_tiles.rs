@@ -123,3 +123,111 @@ fn in_tiles(tiles: TileSizes) -> Windows {
 fn as_clip([batch, channels, height, width]: [usize; 4]) -> [usize; 5] {
     [batch, channels, 1, height, width]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use remote_vae_model::{Graph, Model, Start, WeightSource, random};
+
+    use super::*;
+    use crate::{CpuEngine, Engine, EngineOptions, Plan, Program};
+
+    /// An engine whose plans leave no room for weights.
+    struct ByStep(CpuEngine);
+
+    impl Engine for ByStep {
+        fn name(&self, precision: Precision) -> String {
+            self.0.name(precision)
+        }
+
+        fn isa(&self) -> &str {
+            self.0.isa()
+        }
+
+        fn threads(&self) -> usize {
+            self.0.threads()
+        }
+
+        fn peak_flops_per_second(&self) -> f64 {
+            self.0.peak_flops_per_second()
+        }
+
+        fn plan_part(
+            &self,
+            graph: &Graph,
+            input: [usize; 5],
+            start: Start,
+            precision: Precision,
+        ) -> Result<Plan, EngineError> {
+            let mut plan = self.0.plan_part(graph, input, start, precision)?;
+            plan.reads_weights = true;
+            Ok(plan)
+        }
+
+        fn load(&self, _: &Graph, _: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+            panic!("the plans leave no room for weights")
+        }
+
+        fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+            self.0.load_by_steps(graph, weights)
+        }
+    }
+
+    fn engine() -> CpuEngine {
+        CpuEngine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap()
+    }
+
+    /// The model with its weights held, and read for each step.
+    fn both(source: &str) -> [Autoencoder; 2] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
+        let engines: [Arc<dyn Engine>; 2] = [Arc::new(engine()), Arc::new(ByStep(engine()))];
+        engines.map(|engine| Autoencoder::new(Model::open(&path).unwrap(), engine))
+    }
+
+    #[test]
+    fn tiles_have_the_same_bytes_with_weights_that_are_read_by_steps() {
+        let (none, control) = (&Scaling::None, Control::new());
+        let few = TileSizes { latent_min_size: Some(8), overlap_factor: Some(0.25), ..TileSizes::default() };
+        for (source, sizes) in [("golden/sd15", TileSizes::default()), ("golden/tiny", few)] {
+            for precision in Precision::ALL {
+                let made = both(source).map(|own| {
+                    let (latents, pixels) = ([2, 4, 11, 13], [1, 3, 88, 72]);
+                    let values = |shape: [usize; 4]| random::normal(5, shape.iter().product());
+                    let image =
+                        own.decode_in_tiles(values(latents), latents, none, sizes, precision, &control);
+                    let draw = Draw::Mode;
+                    let code =
+                        own.encode_in_tiles(values(pixels), pixels, none, draw, sizes, precision, &control);
+                    let plan = own.plan_in_tiles(Operation::Decode, latents, sizes, precision).unwrap();
+                    let found = own.calibration(Operation::Decode);
+                    (image.unwrap(), code.unwrap(), found, own.weight_bytes_in_memory(&[]), plan)
+                });
+                let [(image, code, found, held, plan), by_step] = made;
+                let (image_by_step, code_by_step, found_by_step, none_held, plan_by_step) = by_step;
+                // Compared twice, with the same outcome.
+                assert!(found == found_by_step && found.is_some() == (precision == Precision::Fast));
+                assert!(image == image_by_step && code == code_by_step, "{source} {precision:?}");
+                assert!(held > 0 && none_held == 0 && plan_by_step.reads_weights, "{source} {precision:?}");
+                let saved = plan.peak_bytes - plan_by_step.peak_bytes;
+                assert_eq!(saved, plan.weight_bytes - plan_by_step.weight_bytes, "{source} {precision:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn clips_in_tiles_have_the_same_bytes_with_weights_that_are_read_by_steps() {
+        let windows = Windows { frames: true, tiles: Some(TileSizes::default()) };
+        for (source, shape) in
+            [("golden_video/wan", [1, 16, 2, 33, 2]), ("golden_video/hunyuan", [1, 4, 1, 34, 2])]
+        {
+            let [clip, by_step] = both(source).map(|own| {
+                let (values, control) = (random::normal(6, shape.iter().product()), Control::new());
+                let clip = own.decode_clip(values, shape, &Scaling::None, windows, Precision::Fast, &control);
+                clip.unwrap()
+            });
+            assert!(clip == by_step, "{source}");
+        }
+    }
+}

@@ -207,6 +207,7 @@ impl Autoencoder {
     ) -> Result<(), EngineError> {
         let scale = self.scale(operation, windows)?;
         let shape = [1, channels, frames, height, width];
+        let in_tiles = scale.cut_pictures(shape).is_some();
         let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
@@ -251,7 +252,7 @@ impl Autoencoder {
                     Ok(Part { values, shape: [batch, channels, plan.frames[1], height, width] })
                 },
                 &mut |Part { mut values, shape: [_, channels, frames, height, width] }| {
-                    self.limit_pixels(operation, &mut values);
+                    self.limit_pixels(operation, in_tiles, &mut values);
                     let shape = [channels, frames, height, width];
                     emit(Frames { sample, first, values, shape })?;
                     first += frames;
@@ -308,6 +309,7 @@ impl Autoencoder {
             // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
             let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
             whole.history_bytes = whole.history_bytes.max(plan.history_bytes);
+            whole.probe_bytes = plan.probe_bytes;
             whole.activation_bytes = whole.activation_bytes.max(plan.activation_bytes + input + left);
             largest_output = largest_output.max(output);
         }
@@ -372,8 +374,10 @@ pub(crate) struct Parts {
 impl Parts {
     /// The summary if `tensors` bytes of inputs and outputs are held beside the run.
     pub(crate) fn summary(&self, tensors: usize) -> PlanSummary {
-        let PlanSummary { weight_bytes, load_bytes, activation_bytes, .. } = self.whole;
-        let peak_bytes = (weight_bytes + load_bytes).saturating_add(activation_bytes).saturating_add(tensors);
+        let PlanSummary { weight_bytes, load_bytes, activation_bytes, probe_bytes, .. } = self.whole;
+        let running = activation_bytes.saturating_add(tensors);
+        let peak_bytes = (weight_bytes + load_bytes)
+            .saturating_add(running.max(probe_bytes.saturating_add(self.input_bytes)));
         PlanSummary { peak_bytes, ..self.whole }
     }
 }

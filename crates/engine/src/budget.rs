@@ -19,6 +19,8 @@ pub(crate) const STRIP_PIXELS: [usize; 3] = [1 << 15, 1 << 13, 1];
 const MOST_WORK: u64 = 3;
 /// Floating-point operations that take as long as reading a byte of weights anew, about.
 const READ_FLOPS: u64 = 2000;
+/// Floating-point operations that take as long as transforming weights into one `f32` anew, about.
+const TRANSFORM_FLOPS: u64 = 100;
 /// Tensors that are streamed in the hope that it helps later.
 const PATIENCE: usize = 8;
 
@@ -33,7 +35,7 @@ struct Found {
 struct Cost {
     peak: usize,
     flops: u64,
-    /// `flops`, and what it takes to read weights anew in as many.
+    /// `flops`, and what it takes to read and to transform weights anew in as many.
     work: u64,
     /// As [`Plan::stored`].
     stored: Vec<usize>,
@@ -130,24 +132,37 @@ impl<'a> Search<'a> {
     fn within(&self, straight: &Found, budget: usize) -> Result<Found, Found> {
         let mut smallest = straight.clone();
         let mut best: Option<Found> = None;
-        for reads_weights in [false, true] {
-            for strip_pixels in STRIP_PIXELS {
-                let means = Means { strip_pixels, reads_weights, ..straight.means.clone() };
-                match self.from(straight, means, budget) {
-                    Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
-                        best = Some(found);
-                    }
-                    Ok(_) => {}
-                    Err(found) if found.cost.peak < smallest.cost.peak => smallest = found,
-                    Err(_) => {}
+        for means in variants(straight) {
+            if means.shares_scratch && best.is_some() {
+                break;
+            }
+            match self.from(straight, means, budget) {
+                Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
+                    best = Some(found);
                 }
+                Ok(_) => {}
+                Err(found) if found.cost.peak < smallest.cost.peak => smallest = found,
+                Err(_) => {}
             }
         }
         best.ok_or(smallest)
     }
 
+    /// Whether there is a plan within `budget`; found sooner than the one with the least work.
+    fn fits(&self, budget: usize) -> bool {
+        let straight = self.straight();
+        let mut variants: Vec<Means> = variants(&straight).collect();
+        variants.reverse();
+        straight.cost.peak <= budget
+            || variants.into_iter().any(|means| self.unpruned(&straight, means, budget).is_ok())
+    }
+
     /// As [`Search::within`], with what `means` say and more streamed and overwritten.
     fn from(&self, straight: &Found, means: Means, budget: usize) -> Result<Found, Found> {
+        Ok(self.pruned(self.unpruned(straight, means, budget)?, budget))
+    }
+
+    fn unpruned(&self, straight: &Found, means: Means, budget: usize) -> Result<Found, Found> {
         let start = self.found(means);
         let most = straight.cost.flops.saturating_mul(MOST_WORK);
         let mut found = self.overwritten(start, |_| true);
@@ -163,7 +178,7 @@ impl<'a> Search<'a> {
                 waited += 1;
             }
         }
-        Ok(self.pruned(found, budget))
+        Ok(found)
     }
 
     /// With one more tensor streamed, the one that helps most.
@@ -209,11 +224,23 @@ impl<'a> Search<'a> {
     }
 }
 
+/// The ways to begin a search, beside what `straight` does; the smallest plans come from the last ones.
+fn variants(straight: &Found) -> impl Iterator<Item = Means> {
+    let usual =
+        [false, true].into_iter().flat_map(|reads| STRIP_PIXELS.map(move |pixels| (false, reads, pixels)));
+    // Transforming weights for each strip is a last resort.
+    usual.chain([(true, false, 1), (true, true, 1)]).map(|(shares_scratch, reads_weights, strip_pixels)| {
+        Means { strip_pixels, reads_weights, shares_scratch, ..straight.means.clone() }
+    })
+}
+
 /// What `plan` takes, in floating-point operations.
 fn work(plan: &Plan) -> u64 {
     let read = if plan.reads_weights { plan.used_weight_bytes } else { 0 };
-    let reading = (read as u64).saturating_mul(READ_FLOPS).saturating_mul(plan.input[0] as u64);
-    plan.summary().flops.saturating_add(reading)
+    let reading = (read as u64).saturating_mul(READ_FLOPS);
+    let transforming = plan.transformed_anew().saturating_mul(TRANSFORM_FLOPS);
+    let more = reading.saturating_add(transforming).saturating_mul(plan.input[0] as u64);
+    plan.summary().flops.saturating_add(more)
 }
 
 /// Height and width in pixels of the largest picture with the proportions of `input` for which a plan needs at most
@@ -241,7 +268,7 @@ pub(crate) fn largest<'a>(
     }
     for _ in 0..CHECKS {
         let task = at(share)?;
-        if plan(&task, Some(budget)).is_ok() {
+        if Search::new(&task).fits(budget) {
             return Some(task.pixels());
         }
         share *= 0.95;

@@ -1,5 +1,6 @@
 //! Whatever memory is saved by, the bytes stay.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +90,7 @@ fn any_means_give_the_same_bytes() {
         half in 0usize..6, sides in (2usize..9, 1usize..9), fast in any::<bool>(), threads in 0usize..3,
         streamed in any::<u64>(), rarely in any::<u64>(), overwritten in any::<u64>(),
         strip_pixels in prop_oneof![Just(1usize), 1usize..2000], reads_weights in any::<bool>(),
+        shares_scratch in any::<bool>(),
     )| {
         let (half, factor) = &halves[half];
         let precision = if fast { Precision::Fast } else { Precision::Exact };
@@ -100,6 +102,7 @@ fn any_means_give_the_same_bytes() {
             overwritten: chosen(0..half.graph.nodes.len(), overwritten).collect(),
             strip_pixels,
             reads_weights,
+            shares_scratch,
         };
         let saving = Plan::new(&task, &means);
         prop_assert!(half.run(&saving, threads) == half.run(&plain, threads), "{means:?}");
@@ -134,13 +137,29 @@ fn any_budget_is_kept_and_gives_the_same_bytes() {
     }
 }
 
+/// What the cases of a property test were, so that none of the kinds is left out by chance.
+#[derive(Default)]
+struct Seen {
+    by_steps: usize,
+    in_strips: usize,
+    smallest: usize,
+    panoramas: usize,
+    batches: usize,
+}
+
 #[test]
-fn a_batch_of_odd_sides_has_the_same_bytes_within_any_budget() {
+fn a_batch_of_odd_sides_or_a_panorama_has_the_same_bytes_within_any_budget() {
     let halves = halves();
-    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+    let seen = RefCell::new(Seen::default());
+    let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+    let sides = prop_oneof![
+        2 => (1usize..24, 1usize..24),
+        1 => (1usize..3, 48usize..96),
+        1 => (48usize..96, 1usize..3),
+    ];
     proptest!(config, |(
-        half in 0usize..6, sides in (1usize..24, 1usize..24), batch in 1usize..3, fast in any::<bool>(),
-        threads in 0usize..3, share in 0usize..=100,
+        half in 0usize..6, sides in sides, batch in 1usize..4, fast in any::<bool>(),
+        threads in 0usize..3, share in prop_oneof![1 => Just(0usize), 3 => 0usize..=100],
     )| {
         let (half, factor) = &halves[half];
         let precision = if fast { Precision::Fast } else { Precision::Exact };
@@ -149,7 +168,18 @@ fn a_batch_of_odd_sides_has_the_same_bytes_within_any_budget() {
         let smallest = plan(&task, Some(0)).map_or_else(|shortage| shortage.smallest, |_| 0);
         let need = straight.summary().peak_bytes;
         prop_assert!(0 < smallest && smallest <= need);
-        let found = plan(&task, Some(smallest + (need - smallest) * share / 100)).ok().unwrap();
+        let budget = smallest + (need - smallest) * share / 100;
+        let found = plan(&task, Some(budget)).ok().unwrap();
+        let summary = found.summary();
+        prop_assert!(summary.peak_bytes <= budget && summary.flops <= 3 * straight.summary().flops);
         prop_assert!(half.run(&found, threads) == half.run(&straight, threads));
+        let mut seen = seen.borrow_mut();
+        seen.by_steps += usize::from(found.reads_weights);
+        seen.in_strips += usize::from(summary.flops > straight.summary().flops);
+        seen.smallest += usize::from(share == 0);
+        seen.panoramas += usize::from(sides.0.max(sides.1) >= 48);
+        seen.batches += usize::from(batch > 1);
     });
+    let Seen { by_steps, in_strips, smallest, panoramas, batches } = seen.into_inner();
+    assert!([by_steps, in_strips, smallest, panoramas, batches].iter().all(|cases| *cases > 0));
 }

@@ -1,16 +1,17 @@
 //! Where `fast` may use integers: each convolution and attention is compared with itself in `f32` on a small made-up input, and then
 //! the whole graph with `exact`. What comes out depends on the weights and the instruction tier alone.
 
-use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue};
+use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry};
 use remote_vae_kernels::layout::blocked_len;
-use remote_vae_kernels::{Buffer, Storage};
-use remote_vae_model::{Start, random};
+use remote_vae_kernels::{Buffer, Isa, Storage};
+use remote_vae_model::{Graph, Start, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
 use crate::cpu::{CpuProgram, Layers, Run, place, zeroed};
 use crate::fusion::Fused;
 use crate::groups::Means;
+use crate::layout::most;
 use crate::plan::{PlacedOperation, Plan, Task};
 use crate::shapes::geometry;
 use crate::{Control, EngineError, Precision, Progress, frames};
@@ -26,6 +27,81 @@ const SIDES: [usize; 3] = [8, 64, 256];
 /// Frames of the probe of a graph that knows time: as latents, and as a clip where the graph makes it smaller. They
 /// differ, so that what a convolution reads of the frames before does too.
 const FRAMES: [usize; 3] = [3, 9, 9];
+
+/// The comparison's small input as either precision runs it. Always by the straight plan: what is found depends on no budget.
+pub(crate) struct Probe {
+    exact: Plan,
+    fast: Plan,
+}
+
+impl Probe {
+    /// Of `graph`, on the first of the inputs that it takes.
+    ///
+    /// # Errors
+    /// It takes none of them.
+    pub(crate) fn new(graph: &Graph, isa: Isa, threads: usize) -> Result<Probe, EngineError> {
+        let plan = |precision| {
+            let plan = |size: usize| {
+                let frames = if graph.has_time() { FRAMES[size] } else { 1 };
+                let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
+                let task = Task::new(graph, shape, Start::Clip, precision, isa, threads)?;
+                Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
+            };
+            match plan(0) {
+                Ok(small) if small.output[2] >= small.input[2] => Ok(small),
+                _ => plan(1).or_else(|_| plan(2)),
+            }
+        };
+        Ok(Probe { exact: plan(Precision::Exact)?, fast: plan(Precision::Fast)? })
+    }
+
+    /// Bytes that the comparison takes beside the weights, at most.
+    pub(crate) fn bytes(&self, graph: &Graph, isa: Isa) -> usize {
+        let Probe { exact, fast } = self;
+        let (runs, compared) = (exact.summary(), self.compared_len(graph, isa) * size_of::<f32>());
+        let layers = exact.arena_len * size_of::<f32>() + compared;
+        let workers = exact.worker_len().max(fast.worker_len()) * exact.threads * size_of::<f32>();
+        let activations = layers.max(fast.arena_len * size_of::<f32>()) + workers;
+        // The result of either, beside the other.
+        let values = |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames;
+        let [input, output] = [values(runs.input, runs.frames[0]), values(runs.output, runs.frames[1])];
+        activations + (input + 2 * output) * size_of::<f32>()
+    }
+
+    /// `f32` that comparing one layer with itself takes beside the arena, at most.
+    fn compared_len(&self, graph: &Graph, isa: Isa) -> usize {
+        let of = |operation: &PlacedOperation| match &operation.fused {
+            Fused::Convolution { node, source, .. } => {
+                let Some(geometry) = geometry(graph, &graph.nodes[*node]) else { return 0 };
+                let scratch = most(Precision::Fast, &[geometry], |geometry, arithmetic| {
+                    Convolution::scratch_len(isa, geometry, source.upsample, arithmetic)
+                });
+                2 * sums_len(&self.exact, *node, &geometry) + beyond(operation, scratch)
+            }
+            Fused::Attention { reach, inputs, .. } => {
+                let (channels, size) = (self.exact.channels[inputs[0]], self.exact.sizes[inputs[0]]);
+                let scratch = |arithmetic: &Arithmetic| {
+                    Attend::new(*reach, channels, size, *arithmetic).shape.scratch_len(isa)
+                };
+                let scratch = Precision::Fast.arithmetics().iter().map(scratch).max().unwrap_or(0);
+                2 * Storage::Float32.len(operation.places.reads[0].0.groups) + beyond(operation, scratch)
+            }
+            _ => 0,
+        };
+        self.exact.steps.iter().flat_map(|step| &step.operations).map(of).max().unwrap_or(0)
+    }
+}
+
+/// `f32` of a convolution's sums.
+fn sums_len(plan: &Plan, node: usize, geometry: &Geometry) -> usize {
+    let [frames, height, width] = plan.sizes[node];
+    frames * blocked_len(geometry.output_channels, height * width)
+}
+
+/// `f32` of a scratch of `len` that has no room in the step's own.
+fn beyond(operation: &PlacedOperation, len: usize) -> usize {
+    if len > operation.places.scratch.len() { len } else { 0 }
+}
 
 /// How `fast` compares with `exact` on the probe.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,20 +122,7 @@ impl Calibration {
     /// Runs the probe.
     pub(crate) fn new(program: &CpuProgram) -> Result<Calibration, EngineError> {
         let graph = &program.graph;
-        let plan = |precision| {
-            let plan = |size: usize| {
-                let frames = if graph.has_time() { FRAMES[size] } else { 1 };
-                let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
-                let (isa, threads) = (program.isa, program.pool.threads());
-                let task = Task::new(graph, shape, Start::Clip, precision, isa, threads)?;
-                Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
-            };
-            match plan(0) {
-                Ok(small) if small.output[2] >= small.input[2] => Ok(small),
-                _ => plan(1).or_else(|_| plan(2)),
-            }
-        };
-        let (exact, fast) = (plan(Precision::Exact)?, plan(Precision::Fast)?);
+        let Probe { exact, fast } = Probe::new(graph, program.isa, program.pool.threads())?;
         let input = random::normal(0, exact.input.iter().product::<usize>() * exact.frames[0]);
         let expected = program.run_calibrated(&exact, None, &input, None, &Control::new())?;
         program.reserve(&fast)?;
@@ -179,16 +242,15 @@ fn convolution_error(
     let Some(geometry) = geometry(&program.graph, &program.graph.nodes[*node]) else {
         unreachable!("convolution nodes have a geometry")
     };
-    let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
-    let views = Views::new(arena, &reads);
+    let (views, own) = lent(operation, arena);
     let operands = program.operands(plan, layers, operation, &views, &[]);
-    let [frames, height, width] = plan.sizes[*node];
-    let sums = |arithmetic| -> Result<Buffer, EngineError> {
-        let mut sums = buffer(frames * blocked_len(geometry.output_channels, height * width))?;
-        let mut scratch =
-            buffer(Convolution::scratch_len(program.isa, &geometry, source.upsample, arithmetic))?;
+    let mut sums = |arithmetic| -> Result<Buffer, EngineError> {
+        let mut sums = buffer(sums_len(plan, *node, &geometry))?;
+        let len = Convolution::scratch_len(program.isa, &geometry, source.upsample, arithmetic);
+        let mut more = buffer(beyond(operation, len))?;
+        let scratch = if more.is_empty() { &mut *own } else { &mut more[..] };
         let output = (&mut sums[..]).into();
-        operands.run(&program.pool, arithmetic, Epilogue::default(), &mut scratch, output);
+        operands.run(&program.pool, arithmetic, Epilogue::default(), scratch, output);
         Ok(sums)
     };
     let (expected, found) = (sums(Arithmetic::Float32)?, sums(Arithmetic::Integer16)?);
@@ -204,20 +266,29 @@ fn attention_error(
     let Fused::Attention { reach, inputs, .. } = &operation.fused else {
         unreachable!("called for attention alone")
     };
-    let reads: Vec<_> = operation.places.reads.iter().map(|(region, _)| *region).collect();
-    let views = Views::new(arena, &reads);
-    let operands = [0, 1, 2].map(|index| views.tensor(reads[index]));
+    let (views, own) = lent(operation, arena);
+    let operands = [0, 1, 2].map(|index| views.tensor(operation.places.reads[index].0));
     let (channels, size) = (plan.channels[inputs[0]], plan.sizes[inputs[0]]);
-    let result = |arithmetic| -> Result<Buffer, EngineError> {
+    let mut result = |arithmetic| -> Result<Buffer, EngineError> {
         let attend = Attend::new(*reach, channels, size, arithmetic);
         let mut result = buffer(Storage::Float32.len(operands[0].groups()))?;
-        let mut scratch = buffer(attend.shape.scratch_len(program.isa))?;
+        let mut more = buffer(beyond(operation, attend.shape.scratch_len(program.isa)))?;
+        let scratch = if more.is_empty() { &mut *own } else { &mut more[..] };
         let output = (&mut result[..]).into();
-        attend.run(program.isa, &program.pool, operands, &mut scratch, output, &Control::new());
+        attend.run(program.isa, &program.pool, operands, scratch, output, &Control::new());
         Ok(result)
     };
     let (expected, found) = (result(Arithmetic::Float32)?, result(Arithmetic::Integer16)?);
     Ok(relative_error(&found, &expected))
+}
+
+/// What the operation reads, and its scratch: nothing lies there until it runs.
+fn lent<'a>(operation: &PlacedOperation, arena: &'a mut [f32]) -> (Views<'a>, &'a mut [f32]) {
+    let places = &operation.places;
+    let reads = places.reads.iter().map(|(region, _)| *region);
+    let mut views = Views::new(arena, &reads.chain([places.scratch]).collect::<Vec<_>>());
+    let scratch = views.take(places.scratch);
+    (views, scratch)
 }
 
 /// Root mean square of the difference, over that of `expected`.

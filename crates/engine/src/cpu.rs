@@ -10,7 +10,7 @@ use remote_vae_model::{Graph, Start, WeightSource};
 
 use crate::arena::Region;
 use crate::budget::Shortage;
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Probe};
 use crate::plan::{Plan, Step, Task, weight_bytes};
 use crate::{Control, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory};
 pub(crate) use layers::Layers;
@@ -33,9 +33,12 @@ pub struct CpuEngine {
     pool: Arc<Pool>,
     isa: Isa,
     memory_budget: Option<u64>,
-    /// What the process held before this engine did anything.
     process_bytes: u64,
 }
+
+/// What a process takes once it works, beside what is planned: code and tables that are read from the program's file when
+/// they are first used, the model's graph and the index of its file, the threads' stacks, and the allocator's own.
+const WORKING_BYTES: u64 = 6 << 20;
 
 impl CpuEngine {
     /// An engine with threads of its own.
@@ -45,7 +48,7 @@ impl CpuEngine {
     pub fn new(options: EngineOptions) -> Result<CpuEngine, EngineError> {
         let isa = options.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::by_name)?;
         let pool = Arc::new(Pool::new(options.threads).map_err(EngineError::Threads)?);
-        let process_bytes = memory::resident_bytes().unwrap_or(0);
+        let process_bytes = memory::resident_bytes().map_or(0, |held| held + WORKING_BYTES);
         Ok(CpuEngine { pool, isa, memory_budget: options.memory_budget, process_bytes })
     }
 }
@@ -74,7 +77,13 @@ impl Engine for CpuEngine {
         start: Start,
         precision: Precision,
     ) -> Result<Plan, EngineError> {
-        let task = |input| Task::new(graph, input, start, precision, self.isa, self.pool.threads());
+        let (isa, threads) = (self.isa, self.pool.threads());
+        let probe_bytes = match precision {
+            Precision::Exact => 0,
+            Precision::Fast => Probe::new(graph, isa, threads)?.bytes(graph, isa),
+        };
+        let task =
+            |input| Ok(Task::new(graph, input, start, precision, isa, threads)?.after_probe(probe_bytes));
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let available = self.work_budget().map(bytes);
         let process = self.process_bytes as usize;
@@ -89,8 +98,8 @@ impl Engine for CpuEngine {
         self.memory_budget
     }
 
-    fn work_budget(&self) -> Option<u64> {
-        self.memory_budget.map(|budget| budget.saturating_sub(self.process_bytes))
+    fn process_bytes(&self) -> u64 {
+        self.process_bytes
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {

@@ -26,6 +26,9 @@ pub(crate) struct Means {
     pub strip_pixels: usize,
     /// Whether each step reads its weights anew.
     pub reads_weights: bool,
+    /// Whether layers that run together in strips share the memory of their transformed weights, and transform them for each
+    /// strip.
+    pub shares_scratch: bool,
 }
 
 /// The least rows of a strip that is asked for: those of a row of the smallest tiles. Larger tiles make it larger.
@@ -38,6 +41,7 @@ impl Default for Means {
             overwritten: BTreeSet::new(),
             strip_pixels: crate::budget::STRIP_PIXELS[0],
             reads_weights: false,
+            shares_scratch: false,
         }
     }
 }

@@ -85,7 +85,7 @@ impl Builder<'_> {
 }
 
 impl Layout {
-    pub(crate) fn new(shapes: Shapes<'_>, groups: &[Group], isa: Isa) -> Layout {
+    pub(crate) fn new(shapes: Shapes<'_>, groups: &[Group], shares_scratch: bool, isa: Isa) -> Layout {
         let last_reads = last_reads(&shapes, groups);
         let mut builder = Builder { shapes, blocks: Vec::new(), stored: HashMap::new() };
         let input = Value::Node(0);
@@ -95,7 +95,7 @@ impl Layout {
         let mut rings: Vec<Vec<Option<(Held, usize)>>> = Vec::new();
         let mut scratches: Vec<Vec<(Option<Held>, bool)>> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
-            scratches.push(scratch(&mut builder, group, index, isa));
+            scratches.push(scratch(&mut builder, group, shares_scratch, index, isa));
             let mut own = Vec::new();
             for (at, member) in group.members.iter().enumerate() {
                 let value = member.output;
@@ -208,10 +208,17 @@ fn overwritten(
 }
 
 /// Scratch of each member, and whether it has it for itself while the group runs.
-fn scratch(builder: &mut Builder<'_>, group: &Group, index: usize, isa: Isa) -> Vec<(Option<Held>, bool)> {
+fn scratch(
+    builder: &mut Builder<'_>,
+    group: &Group,
+    is_shared: bool,
+    index: usize,
+    isa: Isa,
+) -> Vec<(Option<Held>, bool)> {
     let lens: Vec<usize> =
         group.members.iter().map(|member| scratch_len(&builder.shapes, &member.operation, isa)).collect();
-    if lens.iter().sum::<usize>() <= KEPT_WEIGHTS || group.members.len() == 1 {
+    let is_kept = !is_shared && lens.iter().sum::<usize>() <= KEPT_WEIGHTS;
+    if is_kept || group.members.len() == 1 {
         return lens.iter().map(|len| ((*len > 0).then(|| builder.plain(*len, index)), true)).collect();
     }
     let shared = builder.plain(lens.iter().copied().max().unwrap_or(0), index);

@@ -60,9 +60,14 @@ pub trait Engine: Send + Sync {
         None
     }
 
-    /// Bytes that work may hold: the budget less what the process held before there was any.
+    /// Bytes that the process holds beside any work: what it held before there was any, and what it takes once it works.
+    fn process_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Bytes that work may hold: the budget less [`Engine::process_bytes`].
     fn work_budget(&self) -> Option<u64> {
-        self.memory_budget()
+        self.memory_budget().map(|budget| budget.saturating_sub(self.process_bytes()))
     }
 
     /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a

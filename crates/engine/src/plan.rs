@@ -115,8 +115,9 @@ pub struct Plan {
     load_bytes: usize,
     /// Of all workers.
     worker_bytes: usize,
-    threads: usize,
+    pub(crate) threads: usize,
     history_bytes: usize,
+    probe_bytes: usize,
 }
 
 /// What a plan costs.
@@ -143,8 +144,10 @@ pub struct PlanSummary {
     pub load_bytes: usize,
     /// Bytes of the frames that a part of a clip leaves for the next; 0 where the graph's clips cannot come in parts.
     pub history_bytes: usize,
-    /// Bytes at the peak: weights and what reading them took, activations, input and output. What the process holds
-    /// beside that (program, threads, the caller's own copies) is not in it.
+    /// Bytes that comparing `fast` with `exact` takes beside the weights and the input before the first run; 0 in `exact`.
+    pub probe_bytes: usize,
+    /// Bytes at the peak: weights and what reading them took, activations, input and output, or what is compared before
+    /// the first run, if that is more. What the process holds beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -157,12 +160,22 @@ impl Plan {
     /// As [`Plan::new`], among many plans of one task.
     pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
         let groups = groups(&task.shapes(), &task.fused, means, schedules);
-        task.plan(groups, means.reads_weights)
+        task.plan(groups, means)
     }
 
     /// `f32` of scratch that each worker takes at most.
     pub(crate) fn worker_len(&self) -> usize {
         self.worker_bytes / self.threads.max(1) / size_of::<f32>()
+    }
+
+    /// `f32` of weights that are transformed once more than once a step, strip by strip, in one sample.
+    pub(crate) fn transformed_anew(&self) -> u64 {
+        let of = |step: &Step| {
+            let slices = step.slices.iter().flat_map(|slices| slices.iter());
+            let shared = slices.map(|slice| &step.operations[slice.member].places);
+            shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
+        };
+        self.steps.iter().map(of).sum()
     }
 
     /// What it costs.
@@ -186,11 +199,11 @@ impl Plan {
             activation_bytes,
             load_bytes: self.load_bytes,
             history_bytes: self.history_bytes,
+            probe_bytes: self.probe_bytes,
             peak_bytes: weight_bytes
                 + self.load_bytes
-                + activation_bytes
                 + bytes(self.input, self.frames[0])
-                + bytes(self.output, self.frames[1]),
+                + self.probe_bytes.max(activation_bytes + bytes(self.output, self.frames[1])),
         }
     }
 }
@@ -205,6 +218,7 @@ pub(crate) struct Task<'a> {
     precision: Precision,
     isa: Isa,
     threads: usize,
+    probe_bytes: usize,
     /// `[frames, height, width]` of each node's value.
     sizes: Vec<[usize; 3]>,
     pub fused: Vec<FusedStep>,
@@ -223,7 +237,13 @@ impl<'a> Task<'a> {
         check_addressable(&shapes)?;
         let sizes: Vec<[usize; 3]> = shapes.iter().map(|shape| [shape[2], shape[3], shape[4]]).collect();
         let output = shapes[graph.output.0];
-        Ok(Task { graph, input, output, start, precision, isa, threads, sizes, fused: fuse(graph) })
+        let fused = fuse(graph);
+        Ok(Task { graph, input, output, start, precision, isa, threads, probe_bytes: 0, sizes, fused })
+    }
+
+    /// Beside weights and input there must be room for so much before the first run.
+    pub(crate) fn after_probe(self, probe_bytes: usize) -> Task<'a> {
+        Task { probe_bytes, ..self }
     }
 
     /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.
@@ -241,10 +261,10 @@ impl<'a> Task<'a> {
         Shapes { graph, sizes, start, precision, isa: self.isa }
     }
 
-    fn plan(&self, groups: Vec<Group>, reads_weights: bool) -> Plan {
+    fn plan(&self, groups: Vec<Group>, means: &Means) -> Plan {
         let shapes = self.shapes();
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
-        let layout = Layout::new(shapes, &groups, self.isa);
+        let layout = Layout::new(shapes, &groups, means.shares_scratch, self.isa);
         let worker_bytes = worker_bytes(&shapes, &groups, self.isa);
         let used = groups.iter().map(|group| group_weight_bytes(self.graph, group, self.isa));
         let (step_weight_bytes, used_weight_bytes) =
@@ -267,7 +287,7 @@ impl<'a> Task<'a> {
             stored: layout.stored,
             channels: self.graph.nodes.iter().map(|node| node.channels).collect(),
             sizes: self.sizes.clone(),
-            reads_weights,
+            reads_weights: means.reads_weights,
             weight_bytes: weight_bytes(self.graph, self.isa),
             step_weight_bytes,
             used_weight_bytes,
@@ -275,6 +295,7 @@ impl<'a> Task<'a> {
             worker_bytes: worker_bytes * self.threads,
             threads: self.threads,
             history_bytes: shapes.history_bytes(),
+            probe_bytes: self.probe_bytes,
         }
     }
 }

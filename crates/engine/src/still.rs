@@ -29,8 +29,8 @@ pub(crate) fn graph(clip: &Graph) -> Option<Graph> {
 
 /// Which side of `[out, in, taps, rows, columns]` the taps are.
 const TAPS: usize = 2;
-/// Parts in which a weight is read, at most.
-const MOST_PARTS: usize = 16;
+/// Values that are read at once, about: few enough that plans need not count them.
+const PART_VALUES: usize = 1 << 14;
 
 /// The weights of a still graph, from those of the graph of clips.
 pub(crate) struct SummedTaps {
@@ -45,7 +45,9 @@ impl WeightSource for SummedTaps {
         let (taps, area) = (whole.shape[TAPS], whole.shape[TAPS + 1..].iter().product::<usize>());
         let mut sums = Vec::with_capacity(whole.shape.iter().product::<usize>() / taps);
         // Some outputs at a time: the terms of all would take three times the memory of the sums.
-        let parts = (1..=MOST_PARTS).rev().find(|parts| whole.shape[0].is_multiple_of(*parts)).unwrap_or(1);
+        let outputs = whole.shape[0];
+        let fewest = (whole.shape.iter().product::<usize>() / PART_VALUES).clamp(1, outputs);
+        let parts = (fewest..=outputs).find(|parts| outputs.is_multiple_of(*parts)).unwrap_or(outputs);
         for index in 0..parts {
             let mut some = whole.clone();
             some.shape[0] /= parts;

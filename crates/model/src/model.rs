@@ -173,9 +173,11 @@ impl Model {
         }
     }
 
-    /// The largest magnitude that decoded pixels may have, where larger ones are clamped; tiles are put together before.
-    pub fn pixel_limit(&self) -> Option<f32> {
-        matches!(&self.config, VaeConfig::Wan(_)).then_some(1.0)
+    /// The largest magnitude that decoded pixels may have, where larger ones are clamped. Tiles are put together before, and
+    /// those of Qwen-Image are not clamped: diffusers' `tiled_decode` does not.
+    pub fn pixel_limit(&self, in_tiles: bool) -> Option<f32> {
+        let unclamped = in_tiles && self.family == Family::AutoencoderKlQwenImage;
+        (matches!(&self.config, VaeConfig::Wan(_)) && !unclamped).then_some(1.0)
     }
 
     /// Side of the patches of pixels that the outermost convolutions work on; 1 for single pixels.

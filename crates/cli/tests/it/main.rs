@@ -1,6 +1,7 @@
 //! The program as a person or a script uses it.
 
 mod batch;
+mod budget;
 mod clips;
 mod commands;
 mod doctor;

