@@ -226,7 +226,7 @@ impl Autoencoder {
         self.model.latent_space.to_model(&mut latents, shape, scaling)?;
         let program = self.program(Operation::Decode, 1, plan.reads_weights)?;
         program.run_rows(&plan, &latents, control, &mut |rows| {
-            self.limit_pixels(Operation::Decode, rows.values);
+            self.limit_pixels(Operation::Decode, false, rows.values);
             sink(rows)
         })
     }
