@@ -132,7 +132,7 @@ mod tests {
     use remote_vae_model::{Graph, Model, Start, WeightSource, random};
 
     use super::*;
-    use crate::{CpuEngine, Engine, EngineOptions, Plan, Program};
+    use crate::{CpuEngine, Delivery, Engine, EngineOptions, Plan, Program};
 
     /// An engine whose plans leave no room for weights.
     struct ByStep(CpuEngine);
@@ -160,8 +160,9 @@ mod tests {
             input: [usize; 5],
             start: Start,
             precision: Precision,
+            delivery: Delivery,
         ) -> Result<Plan, EngineError> {
-            let mut plan = self.0.plan_part(graph, input, start, precision)?;
+            let mut plan = self.0.plan_part(graph, input, start, precision, delivery)?;
             plan.reads_weights = true;
             Ok(plan)
         }
