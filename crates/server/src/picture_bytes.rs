@@ -96,7 +96,8 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread that makes the answer's bytes; it takes one of `permits` while it has something to do.
+    /// Starts the thread that makes the answer's bytes; it takes one of `permits` for a file that is made when all rows are
+    /// there.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -163,11 +164,8 @@ fn make(
 ) -> Result<Option<Duration>, MediaError> {
     let [_, _, height, width] = recipe.output;
     let start = Instant::now();
-    let Ok(first) = given.recv() else { return Ok(None) };
-    let (permits, runtime) = permits;
-    let _permit = runtime.block_on(permits.acquire_owned());
-    let waited = start.elapsed();
-    let mut parts = Parts { first: Some(first), given, left: recipe.given_bytes(), waited };
+    let mut parts =
+        Parts { given, chunks, left: recipe.given_bytes(), has_ended: false, waited: Duration::ZERO };
     let mut file = Leaving { chunks, held: Vec::new(), streams: recipe.streams };
     let made = match recipe.answer {
         Answer::Png => {
@@ -181,6 +179,18 @@ fn make(
         Answer::Webp => {
             let mut rgb = Vec::with_capacity(parts.left);
             parts.by_ref().for_each(|part| rgb.extend(part));
+            let (permits, runtime) = permits;
+            let before = Instant::now();
+            let permit = runtime.block_on(async {
+                tokio::select! {
+                    permit = permits.acquire_owned() => permit.ok(),
+                    () = chunks.closed() => None,
+                }
+            });
+            parts.waited += before.elapsed();
+            if permit.is_none() || parts.has_ended {
+                return Ok(None);
+            }
             media::encode_webp(&rgb, width, height).map(|bytes| file.held = bytes)
         }
         Answer::Tensor | Answer::UnitTensor | Answer::PartialTensor | Answer::Mp4 => {
@@ -188,7 +198,8 @@ fn make(
             parts.by_ref().try_for_each(|part| file.give(part, whole)).map_err(unsent)
         }
     };
-    if parts.left > 0 || chunks.is_closed() {
+    // A writer that had all it asked for fails by its own fault; one that had not says no more than that.
+    if parts.has_ended || chunks.is_closed() {
         return Ok(None);
     }
     made?;
@@ -200,16 +211,18 @@ fn unsent(error: io::Error) -> MediaError {
     MediaError::Unwritable { format: "answer's", reason: error.to_string() }
 }
 
-/// Rows as they come; no more when all have come, or the engine has given up.
-struct Parts {
-    first: Option<Vec<u8>>,
+/// Rows as they come; no more when all have come, or the engine or the client has given up.
+struct Parts<'a> {
     given: Receiver<Vec<u8>>,
+    chunks: &'a UnboundedSender<Chunk>,
     /// Bytes that are still to come.
     left: usize,
+    /// Whether rows were wanted that never came.
+    has_ended: bool,
     waited: Duration,
 }
 
-impl Iterator for Parts {
+impl Iterator for Parts<'_> {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
@@ -217,8 +230,10 @@ impl Iterator for Parts {
             return None;
         }
         let start = Instant::now();
-        let part = self.first.take().or_else(|| self.given.recv().ok())?;
+        let part = self.given.recv().ok().filter(|_| !self.chunks.is_closed());
         self.waited += start.elapsed();
+        self.has_ended = part.is_none();
+        let part = part?;
         self.left = self.left.saturating_sub(part.len());
         Some(part)
     }
@@ -249,7 +264,9 @@ impl Leaving<'_> {
     }
 
     fn leave(&mut self) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.held);
+        let mut bytes = std::mem::take(&mut self.held);
+        // What leaves counts by its length, and a slow client keeps it long.
+        bytes.shrink_to_fit();
         if bytes.is_empty() || self.chunks.send(Chunk::Bytes(bytes.into())).is_ok() {
             return Ok(());
         }

@@ -30,11 +30,11 @@ impl Asked {
         Ok(Planned { summary: self.cost(autoencoder)?, plans })
     }
 
-    /// Decoded pictures leave the engine in rows.
+    /// Decoded pictures leave the engine in rows, but those that may be cut into tiles.
     fn delivery(self) -> Delivery {
         match self.operation {
-            Operation::Decode => Delivery::Rows,
-            Operation::Encode => Delivery::Whole,
+            Operation::Decode if self.windows.tiles.is_none() => Delivery::Rows,
+            Operation::Decode | Operation::Encode => Delivery::Whole,
         }
     }
 
