@@ -53,6 +53,6 @@ def __getattr__(name: str) -> Any:
         try:
             from .vae import RemoteVAE
         except ImportError as error:
-            raise ImportError(f"RemoteVAE needs torch and diffusers ({error}).") from error
+            raise ImportError(f"RemoteVAE needs torch and diffusers ({error}): pip install torch diffusers") from error
         return RemoteVAE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
