@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use arguments::Command;
 
 fn main() -> ExitCode {
+    remote_vae_engine::memory::keep_one_heap();
     let result = config::parse().and_then(|parsed| run(&parsed));
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-pub use remote_vae_kernels::allocator::give_back_freed;
+pub use remote_vae_kernels::allocator::{give_back_freed, keep_one_heap};
 
 /// The memory that this process may use, in bytes: the machine's, or the least limit of its control groups. None where
 /// the system does not say.
