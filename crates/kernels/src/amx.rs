@@ -87,6 +87,7 @@ mod x86 {
     use crate::layout::BLOCK;
     use std::arch::asm;
     use std::arch::x86_64::*;
+    use std::cell::Cell;
     use std::marker::PhantomData;
 
     /// Whether the CPU has the instructions and the system keeps the registers for this process.
@@ -138,15 +139,19 @@ mod x86 {
         layout
     };
 
-    /// This thread's tile registers while it lives; there is one at a time.
+    thread_local! {
+        static IN_USE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// This thread's tile registers while it lives; there is one at a time. The compiler uses none of its own accord.
     pub(crate) struct Tiles(PhantomData<*const ()>);
 
     impl Tiles {
         /// # Panics
-        /// The tier has no tile registers.
+        /// The tier has no tile registers, or there is another on this thread.
         #[inline(always)]
         pub(crate) fn new(isa: Isa) -> Tiles {
-            assert!(isa.has_tiles());
+            assert!(isa.has_tiles() && !IN_USE.replace(true));
             // SAFETY: an `Isa` with tile registers exists only where they may be used; `LAYOUT` is 64 bytes long.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &LAYOUT, options(nostack, readonly, preserves_flags)) };
             Tiles(PhantomData)
@@ -204,6 +209,7 @@ mod x86 {
         fn drop(&mut self) {
             // SAFETY: `self` says that the CPU has the instruction.
             unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+            IN_USE.set(false);
         }
     }
 
