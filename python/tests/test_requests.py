@@ -6,6 +6,7 @@ import http.server
 import io
 import re
 import signal
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from remote_vae import (
     remote_decode,
     remote_encode,
 )
+from remote_vae.tensors import png
+from remote_vae.transport import _other_scheme, split
 
 LATENTS = np.zeros((1, 4, 2, 2), np.float16)
 
@@ -179,7 +182,7 @@ def test_shapes_that_are_none_of_latents_are_named(scripted, shape, expected):
         (np.zeros((1, 16, 5, 8, 8)), ValueError, r"Got shape \[1, 16, 5, 8, 8\]: if these are latents"),
         (np.zeros((64, 48, 3), np.uint8), ValueError, r"Got shape \[64, 48, 3\]: .*`PIL.Image.fromarray`"),
         (np.zeros((1, 64, 48, 3)), ValueError, r"`PIL.Image.fromarray`"),
-        (np.zeros((3, 64, 48)), ValueError, r"Got shape \[3, 64, 48\]: a batch axis is missing"),
+        (np.zeros((4, 64, 48)), ValueError, r"Got shape \[4, 64, 48\]\.$"),
         (np.zeros((64, 48)), ValueError, r"Got shape \[64, 48\]\.$"),
         ("photo.png", TypeError, r"Got str 'photo.png'; open it first: `PIL.Image.open\(path\)`"),
         (Path("photo.png"), TypeError, "Got PosixPath; open it first"),
@@ -197,11 +200,22 @@ def test_what_an_encode_takes_is_said(scripted, image, error, expected):
 
 
 def test_pictures_of_every_mode_are_sent(scripted):
-    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"]
+    modes = ["1", "L", "LA", "La", "P", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "F", "I", "I;16", "I;16B"]
     scripted.answers = [(200, {"shape": "[1,4,2,2]", "dtype": "float16"}, bytes(32))] * len(modes)
     for mode in modes:
         remote_encode(scripted.url, Image.new(mode, (16, 16)))
     assert all(body.startswith(b"\x89PNG") for _, _, body, _ in scripted.asked)
+    # Values beyond 16 bits are the nearest that they hold.
+    for value, sent in [(70000, 65535), (-5, 0), (300, 300)]:
+        assert Image.open(io.BytesIO(png(Image.new("I", (1, 1), value)))).getpixel((0, 0)) == sent
+
+
+def test_a_picture_without_batch_axis_is_encoded(scripted):
+    scripted.answers = [(200, {"shape": "[1,4,2,2]", "dtype": "float16"}, bytes(32))]
+    pixels = np.arange(3 * 16 * 24, dtype=np.float32).reshape(3, 16, 24) / 1152
+    assert remote_encode(scripted.url, pixels).shape == (1, 4, 2, 2)
+    path, _, body, _ = scripted.asked[0]
+    assert path.endswith("&shape=3&shape=16&shape=24&dtype=float32") and body == pixels.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -249,6 +263,44 @@ def test_http_asked_of_a_server_of_https(encrypted):
         remote_decode(f"http://{encrypted}/x", LATENTS)
     with pytest.raises(ServerUnreachable, match=r"certificate is not trusted \(.*\); set SSL_CERT_FILE"):
         remote_decode(f"https://{encrypted}/x", LATENTS, retries=0)
+
+
+@pytest.fixture
+def behind_a_proxy():
+    """A port that answers plain HTTP by 400, as nginx and Go do where they speak HTTPS, and breaks TLS off in the handshake."""
+    seen = {"tls": 0, "plain": 0}
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            begin = self.request.recv(1 << 16)
+            if begin.startswith(b"\x16"):
+                seen["tls"] += 1
+            elif begin:
+                seen["plain"] += 1
+                self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.handle_error, server.seen = True, lambda *_: None, seen
+    server.host = f"127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_broken_connection_of_https_is_tried_again(behind_a_proxy):
+    with pytest.raises(ServerUnreachable) as caught:
+        remote_decode(f"https://{behind_a_proxy.host}/", LATENTS, retries=1)
+    assert "speaks" not in str(caught.value) and behind_a_proxy.seen == {"tls": 2, "plain": 0}
+
+
+def test_an_answer_of_400_to_plain_http_says_nothing(behind_a_proxy, scripted):
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]")
+    error.reason = "WRONG_VERSION_NUMBER"
+    assert _other_scheme(split(f"https://{behind_a_proxy.host}/"), error, 1.0) is None
+    assert behind_a_proxy.seen == {"tls": 0, "plain": 1}
+    found = _other_scheme(split(scripted.url.replace("http:", "https:")), error, 1.0)
+    assert found is not None and found.geturl() == scripted.url
 
 
 def test_an_endpoint_without_scheme():

@@ -27,6 +27,8 @@ pub(crate) struct Remote {
 
 struct Shown {
     bar: Arc<Bar>,
+    /// Hands jobs in, once: whoever has no room for a job may have room for the work itself.
+    once: blocking::Client,
     /// The job that Ctrl-C ends.
     job: Arc<Mutex<Option<Job>>>,
 }
@@ -40,25 +42,36 @@ impl Remote {
         let bar = Arc::new(Bar::new());
         let travelling = Arc::clone(&bar);
         let builder = builder.on_progress(move |progress| travelling.travel(progress));
-        let shown = Shown { bar, job: Arc::default() };
+        let once = blocking::Client::from_builder(builder.clone().retries(0))?;
+        let shown = Shown { bar, once, job: Arc::default() };
         Ok(Remote { client: blocking::Client::from_builder(builder)?, shown: Some(shown) })
     }
 
     pub(crate) fn decode(&self, latents: &Tensor, options: &DecodeOptions) -> Result<Reply, ClientError> {
         // A preview is there before a job would be.
         let shown = self.shown.as_ref().filter(|_| !options.preview && self.has_jobs());
-        match shown.and_then(|shown| shown.follow(self.client.submit_decode(latents, options))) {
+        let submit = |shown: &Shown| shown.once.submit_decode(latents, options);
+        match shown.and_then(|shown| shown.follow(&self.client, submit(shown))) {
             Some(outcome) => outcome,
-            None => self.client.decode(latents, options),
+            None => self.ended(self.client.decode(latents, options)),
         }
     }
 
     pub(crate) fn encode(&self, source: Source, options: &EncodeOptions) -> Result<Reply, ClientError> {
         let shown = self.shown.as_ref().filter(|_| self.has_jobs());
-        match shown.and_then(|shown| shown.follow(self.client.submit_encode(source.clone(), options))) {
+        let submit = |shown: &Shown| shown.once.submit_encode(source.clone(), options);
+        match shown.and_then(|shown| shown.follow(&self.client, submit(shown))) {
             Some(outcome) => outcome,
-            None => self.client.encode(source, options),
+            None => self.ended(self.client.encode(source, options)),
         }
+    }
+
+    /// Takes the bar away: where the length of an answer is not known, it does not end by itself.
+    fn ended(&self, outcome: Result<Reply, ClientError>) -> Result<Reply, ClientError> {
+        if let Some(shown) = &self.shown {
+            shown.bar.end();
+        }
+        outcome
     }
 
     /// Whether it is a server of ours. What is wrong with it otherwise, the work itself will tell.
@@ -68,14 +81,20 @@ impl Remote {
 }
 
 impl Shown {
-    /// Waits for a job that was handed in; `None` where the server has taken none, and may be asked directly.
-    fn follow(&self, submitted: Result<Job, ClientError>) -> Option<Result<Reply, ClientError>> {
+    /// Waits for a job that was handed in, by `client` with its retries; `None` where the server says that it has taken none,
+    /// and may be asked directly. After a broken connection it may have one: the work is not handed in a second time.
+    fn follow(
+        &self,
+        client: &blocking::Client,
+        submitted: Result<Job, ClientError>,
+    ) -> Option<Result<Reply, ClientError>> {
         let job = match submitted {
-            Ok(job) => job,
-            Err(ClientError::Refused { status: 404 | 405, .. } | ClientError::Connection { .. }) => {
-                return None;
+            Ok(job) => client.job(job.id()),
+            Err(ClientError::Refused { status: 404 | 405 | 408 | 429 | 503, .. }) => return None,
+            Err(error) => {
+                self.bar.end();
+                return Some(Err(error));
             }
-            Err(error) => return Some(Err(error)),
         };
         let slot = || self.job.lock().unwrap_or_else(PoisonError::into_inner);
         *slot() = Some(job.clone());
@@ -84,10 +103,20 @@ impl Shown {
         self.bar.end();
         // Where it cannot be told, the server forgets the result after a while.
         if let Some(job) = slot().take() {
-            let _ = job.cancel();
+            give_up(job);
         }
         Some(outcome)
     }
+}
+
+/// Tells the server to stop or forget `job`, and waits for that no longer than [`FAREWELL`].
+fn give_up(job: Job) {
+    let (told, farewell) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = job.cancel();
+        drop(told);
+    });
+    let _ = farewell.recv_timeout(FAREWELL);
 }
 
 /// From now on Ctrl-C and its like tell the server to stop, and end the process.
@@ -95,37 +124,35 @@ fn cancel_on_signals(job: &Arc<Mutex<Option<Job>>>) {
     let job = Arc::clone(job);
     let wait = move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(signal());
-        let (told, farewell) = mpsc::channel::<()>();
-        std::thread::spawn(move || {
-            if let Some(job) = job.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                let _ = job.cancel();
-            }
-            drop(told);
-        });
-        let _ = farewell.recv_timeout(FAREWELL);
-        std::process::exit(130);
+        let code = runtime.block_on(signal());
+        // Held to the end, so that nobody tells of the job's end as of a failure.
+        let mut held = job.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = held.take() {
+            give_up(job);
+        }
+        std::process::exit(code);
     };
     // Without the thread the signal ends the process as ever, and the server finishes its job.
     let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
 }
 
-async fn signal() {
+/// The exit code of the signal that comes, as shells have it: 128 and its number.
+async fn signal() -> i32 {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         if let (Ok(mut terminate), Ok(mut hang_up)) =
             (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
         {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-                _ = hang_up.recv() => {}
-            }
-            return;
+            return tokio::select! {
+                _ = tokio::signal::ctrl_c() => 130,
+                _ = terminate.recv() => 143,
+                _ = hang_up.recv() => 129,
+            };
         }
     }
     let _ = tokio::signal::ctrl_c().await;
+    130
 }
 
 /// Draws how much of a request and of its answer has travelled, and what the server does between.
@@ -142,6 +169,8 @@ enum View {
     Waiting,
     Computing,
     Receiving,
+    /// An answer of unknown length.
+    Streamed,
 }
 
 /// Steps of the bar while the server computes.
@@ -161,6 +190,7 @@ impl Bar {
         let (prefix, template) = match view {
             View::Sending => ("sending", travelling),
             View::Receiving => ("receiving", travelling),
+            View::Streamed => ("receiving", "{spinner} {prefix} {bytes}, {binary_bytes_per_sec}"),
             View::Silent => ("", "{spinner} the server computes, {elapsed} gone"),
             View::Waiting => ("", "{spinner} waiting for the server's engine, {elapsed} gone{msg}"),
             View::Computing => {
@@ -179,8 +209,12 @@ impl Bar {
     }
 
     fn travel(&self, progress: Progress) {
-        let is_over = progress.done >= progress.total;
-        self.look(if progress.stage == Stage::Sending { View::Sending } else { View::Receiving });
+        let is_over = progress.total > 0 && progress.done >= progress.total;
+        self.look(match progress.stage {
+            Stage::Sending => View::Sending,
+            Stage::Receiving if progress.total == 0 => View::Streamed,
+            Stage::Receiving => View::Receiving,
+        });
         self.bar.set_length(progress.total.max(progress.done));
         self.bar.set_position(progress.done);
         match progress.stage {

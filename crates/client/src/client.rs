@@ -346,8 +346,7 @@ impl Client {
 
     /// `failure`, or that the server of an address with `http` speaks HTTPS, where a handshake shows it.
     async fn other_scheme(&self, failure: ClientError) -> ClientError {
-        let mut url = self.url.clone();
-        let is_plain = url.scheme() == "http" && url.set_scheme("https").is_ok();
+        let is_plain = self.url.scheme() == "http";
         // What a server of HTTPS answers to plain HTTP begins with no line of HTTP.
         let is_odd =
             matches!(&failure, ClientError::Connection { reason, .. } if reason.contains("invalid HTTP"));
@@ -355,7 +354,7 @@ impl Client {
             return failure;
         }
         // With the certificates of a client for plain HTTP, which are none, nothing is sent after the handshake.
-        match self.http.head(url).timeout(HANDSHAKE).send().await {
+        match self.http.head(self.with_scheme("https")).timeout(HANDSHAKE).send().await {
             Err(error) if matches!(tls_error(&error), Some(rustls::Error::InvalidCertificate(_))) => {
                 self.scheme("http", "https")
             }
@@ -364,9 +363,17 @@ impl Client {
     }
 
     fn scheme(&self, asked: &'static str, spoken: &'static str) -> ClientError {
-        let address = shown(&self.url);
-        let instead = address.replacen(asked, spoken, 1);
+        let (address, instead) = (shown(&self.url), shown(&self.with_scheme(spoken)));
         ClientError::Scheme { address, asked, spoken, instead }
+    }
+
+    /// The same port with another protocol.
+    fn with_scheme(&self, scheme: &str) -> Url {
+        let (mut url, port) = (self.url.clone(), self.url.port_or_known_default());
+        // Neither fails for an address that was checked.
+        let _ = url.set_scheme(scheme);
+        let _ = url.set_port(port);
+        url
     }
 
     pub(crate) fn failure(&self, error: &reqwest::Error) -> ClientError {
@@ -375,7 +382,10 @@ impl Client {
             return ClientError::Timeout { address, timeout: self.timeout.unwrap_or_default() };
         }
         match tls_error(error) {
-            Some(rustls::Error::InvalidMessage(_)) => return self.scheme("https", "http"),
+            // Later than that it is a connection that broke.
+            Some(rustls::Error::InvalidMessage(_)) if error.is_connect() => {
+                return self.scheme("https", "http");
+            }
             Some(rustls::Error::InvalidCertificate(reason)) => {
                 return ClientError::Certificate { address, reason: reason.to_string() };
             }

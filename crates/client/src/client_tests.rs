@@ -85,6 +85,9 @@ async fn the_wrong_one_of_http_and_https_is_told() {
     let error = client.decode(&latents(), &DecodeOptions::default()).await.unwrap_err();
     assert_eq!(error.to_string(), expected);
     assert_eq!(client.info().await.unwrap_err().to_string(), expected);
+    let client = Client::new("https://example.org/x").unwrap();
+    let error = client.scheme("https", "http").to_string();
+    assert!(error.ends_with("use http://example.org:443/x."), "the port that was asked: {error}");
 }
 
 #[tokio::test]

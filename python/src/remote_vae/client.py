@@ -161,8 +161,8 @@ def remote_encode(
 ) -> Any:
     """Encodes a picture into latents `[batch, channels, height, width]`, float16.
 
-    `image` is a PIL picture, a list of them of one size, or a torch tensor or numpy array `[batch, 3, height, width]`: in
-    -1 to 1 where it has negative values, otherwise in 0 to 1 (bytes: 0 to 255). `shift_factor` is taken off the latents,
+    `image` is a PIL picture, a list of them of one size, or a torch tensor or numpy array `[batch, 3, height, width]` (of one
+    picture also `[3, height, width]`): in -1 to 1 where it has negative values, otherwise in 0 to 1 (bytes: 0 to 255). `shift_factor` is taken off the latents,
     which are then multiplied by `scaling_factor`; with neither they stay as the model gives them, or with `do_scaling` get
     the model's own factors (False: those of a full autoencoder, also from a tiny one). They are the mode of the
     encoder's distribution, or with `seed` a sample. A picture gives a torch tensor where torch can be imported, otherwise a
@@ -224,13 +224,11 @@ def _pixels(image: Any) -> Any:
         advice = "; open it first: `PIL.Image.open(path)`" if isinstance(image, (str, os.PathLike)) else ""
         raise TypeError(f"Expected {_ENCODED}. Got {named(image)}{advice}.")
     shape = list(image.shape)
-    if len(shape) in (4, 5) and shape[1] == 3:
+    if (len(shape) in (4, 5) and shape[1] == 3) or (len(shape) == 3 and shape[0] == 3):
         return image
     advice = ""
     if len(shape) >= 3 and shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3):
         advice = ": an array with channels last becomes a picture with `PIL.Image.fromarray`"
-    elif len(shape) == 3 and shape[0] == 3:
-        advice = ": a batch axis is missing (`image[None]`)"
     elif len(shape) in (4, 5) and shape[1] > 3:
         advice = ": if these are latents, `remote_decode` makes a picture of them"
     raise ValueError(f"Expected {_ENCODED}. Got shape {shape}{advice}.")

@@ -97,7 +97,11 @@ _OF_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 def png(picture: Image.Image) -> bytes:
     """The picture as a PNG file."""
     file = io.BytesIO()
-    if picture.mode not in _OF_PNG:
-        picture = picture.convert("I;16" if picture.mode == "I" else "RGB")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # Pillow's own conversion refuses some of these, or wraps what 16 bits do not hold, by its version.
+        picture = Image.fromarray(np.asarray(picture).clip(0, 65535).astype(np.uint16))
+    elif picture.mode not in _OF_PNG:
+        # Nothing but their unmultiplied forms comes of the modes with premultiplied alpha.
+        picture = picture.convert({"RGBa": "RGBA", "La": "LA"}.get(picture.mode, "RGB"))
     picture.save(file, format="PNG")
     return file.getvalue()

@@ -31,6 +31,9 @@ _LOOK = 3.0
 #: Bytes between two calls of a progress callback.
 CHUNK = 1 << 18
 
+#: What OpenSSL calls an answer that is no record of TLS.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+
 _GONE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 
 
@@ -42,7 +45,7 @@ class Progress:
     stage: Literal["sending", "computing", "receiving"]
     #: Bytes of this stage that have travelled.
     done: int
-    #: Bytes of this stage in all; 0 where that is not known.
+    #: Bytes of this stage in all; 0 where that is not known, as of large pictures, which the server sends while it makes them.
     total: int
     #: Seconds since the request began.
     seconds: float
@@ -149,10 +152,11 @@ class Session:
             try:
                 status, reason, received = self._attempt(address, exchange)
             except (OSError, http.client.HTTPException) as error:
-                if not self._aborted.is_set() and (instead := _other_scheme(address, error)):
+                # Once is enough to know what the server speaks.
+                if attempt == 0 and not self._aborted.is_set() and (instead := _other_scheme(address, error, self.timeout)):
                     raise ServerUnreachable(
-                        f"No answer from {shown(endpoint)}: the server speaks {instead}, not {address.scheme}; use "
-                        f"{shown(urllib.parse.urlunsplit(address._replace(scheme=instead)))}."
+                        f"No answer from {shown(endpoint)}: the server speaks {instead.scheme}, not {address.scheme}; use "
+                        f"{shown(instead.geturl())}."
                     ) from error
                 if last or self._aborted.is_set() or isinstance(error, TimeoutError):
                     raise self._unreachable(endpoint, error) from error
@@ -279,18 +283,22 @@ class _Exchange:
             self.progress(Progress(stage, done, total, time.monotonic() - self.begun))
 
 
-def _other_scheme(address: urllib.parse.SplitResult, error: Exception) -> Literal["http", "https"] | None:
-    """What the server speaks, if `error` looks like the wrong one of HTTP and HTTPS and a short look confirms it. Neither the
-    key nor the body travels."""
-    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+def _other_scheme(
+    address: urllib.parse.SplitResult, error: Exception, timeout: float | None
+) -> urllib.parse.SplitResult | None:
+    """The address with the other one of HTTP and HTTPS, if `error` looks like the wrong one and a short look at the same port
+    confirms it. Neither the key nor the body travels."""
+    port = address.port or (443 if address.scheme == "https" else 80)
+    host, look = address.hostname or "", _LOOK if timeout is None else min(_LOOK, timeout)
+    netloc = address.netloc if address.port else f"{address.netloc.removesuffix(':')}:{port}"
     if address.scheme == "https":
-        if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLCertVerificationError):
+        if not isinstance(error, ssl.SSLError) or error.reason not in _NOT_TLS:
             return None
-        plain = http.client.HTTPConnection(host, port, timeout=_LOOK)
+        plain = http.client.HTTPConnection(host, port, timeout=look)
         try:
             plain.request("HEAD", "/health")
-            plain.getresponse()
-            return "http"
+            # Servers of HTTPS answer plain HTTP by 400.
+            return None if plain.getresponse().status == 400 else address._replace(scheme="http", netloc=netloc)
         except (OSError, http.client.HTTPException):
             return None
         finally:
@@ -301,9 +309,9 @@ def _other_scheme(address: urllib.parse.SplitResult, error: Exception) -> Litera
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection((host, port), _LOOK) as connection:
+        with socket.create_connection((host, port), look) as connection:
             with context.wrap_socket(connection, server_hostname=host):
-                return "https"
+                return address._replace(scheme="https", netloc=netloc)
     except OSError:
         return None
 

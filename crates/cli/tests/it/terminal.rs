@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,6 +16,8 @@ use crate::support::{Serving, http, program, until_ready};
 fn at_terminal(folder: &Path, arguments: &[&str]) -> Child {
     let plain = program();
     let words = [&[plain.get_program().to_str().unwrap()], arguments].concat();
+    // A shell takes them apart again.
+    let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
     let mut command = Command::new("script");
     command.current_dir(folder).args(["-q", "-e", "-c", &words.join(" "), "/dev/null"]);
     for (name, value) in plain.get_envs() {
@@ -100,10 +104,13 @@ fn ctrl_c_stops_the_servers_work() {
     assert!(!folder.path().join("out-0.png").exists());
 }
 
-/// Answers decodes as the protocol says, and anything else with 404, as servers of other programs do.
-fn foreign() -> String {
+/// Answers decodes as the protocol says, `/info` with `info`, and anything else with 404, as servers of other programs do; a
+/// job breaks its connection off. The number is that of the decodes and jobs.
+fn foreign(info: Option<&'static str>) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let posts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&posts);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -117,6 +124,19 @@ fn foreign() -> String {
                     break;
                 }
             }
+            counted.fetch_add(usize::from(request.starts_with(b"POST ")), Ordering::SeqCst);
+            if request.starts_with(b"POST /v1/jobs") && info.is_some() {
+                continue;
+            }
+            if let Some(info) = info.filter(|_| request.starts_with(b"GET /info")) {
+                let length = info.len();
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{info}"
+                )
+                .unwrap();
+                continue;
+            }
             let body = vec![0; 2 * 3 * 8 * 8];
             let head = if request.starts_with(b"POST /?") {
                 "HTTP/1.1 200 OK\r\nshape: [1,3,8,8]\r\ndtype: float16\r\ncontent-length: 384\r\nconnection: close\r\n\r\n"
@@ -129,15 +149,48 @@ fn foreign() -> String {
             }
         }
     });
-    url
+    (url, posts)
 }
 
 #[test]
 fn servers_without_jobs_are_asked_directly() {
     let folder = tempfile::tempdir().unwrap();
     latents(folder.path(), 1);
-    let url = foreign();
+    let (url, _) = foreign(None);
+    let arguments = ["decode", "a.safetensors", "-o", "of a.png", "--url", &url];
+    let (code, text) = seen(at_terminal(folder.path(), &arguments));
+    assert!(code == Some(0) && text.contains("wrote of a.png 8x8"), "{text:?}");
+}
+
+#[test]
+fn work_that_a_server_may_have_taken_is_not_handed_in_again() {
+    let folder = tempfile::tempdir().unwrap();
+    latents(folder.path(), 1);
+    let (url, posts) = foreign(Some(r#"{"models":[]}"#));
     let arguments = ["decode", "a.safetensors", "-o", "a.png", "--url", &url];
     let (code, text) = seen(at_terminal(folder.path(), &arguments));
-    assert!(code == Some(0) && text.contains("wrote a.png 8x8"), "{text:?}");
+    assert!(code != Some(0) && text.contains(&format!("The connection to {url}/ failed")), "{text:?}");
+    assert_eq!(posts.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_server_that_keeps_no_further_job_is_asked_directly() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Serving::start(&["--threads", "1", "--max-jobs", "1"]);
+    until_ready(&server.url);
+    latents(folder.path(), 1);
+    let job = http()
+        .post(format!(
+            "{}/v1/jobs?operation=decode&shape=1&shape=4&shape=8&shape=8&dtype=float16",
+            server.url
+        ))
+        .header("content-type", "tensor/binary")
+        .body(vec![0; 2 * 4 * 8 * 8])
+        .send()
+        .unwrap();
+    assert!(job.status().is_success(), "{}", job.text().unwrap());
+    let arguments = ["decode", "a.safetensors", "-o", "a.png", "--url", &server.url];
+    let (code, text) = seen(at_terminal(folder.path(), &arguments));
+    assert!(code == Some(0) && text.contains("wrote a.png 512x512"), "{text:?}");
+    assert_eq!(jobs(&server.url), 1, "the other's result is kept");
 }
