@@ -334,7 +334,6 @@ def test_ctrl_c_does_not_wait_for_a_slow_server(scripted):
         future.result()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("waits_in", ["queue.put(latents)", "list(queue)"])
 def test_a_signal_ends_a_program_that_waits_for_the_queue(scripted, waits_in):
     scripted.answers, scripted.delay = [picture()] * 9, 60.0

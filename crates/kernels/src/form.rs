@@ -1,4 +1,6 @@
 //! How the factors of products lie in memory: a function of the instruction tier and the arithmetic.
+//!
+//! For attention and `tile_direct`. The other convolutions keep to `f32` and integers in every tier, and do not ask.
 
 use crate::amx;
 use crate::convolution::Arithmetic;

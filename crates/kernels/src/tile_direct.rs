@@ -2,7 +2,8 @@
 //!
 //! A task gathers the input of one square of outputs, two channel blocks at a time, and splits it into parts (`amx`). For
 //! each tap of the kernel the rows of a register are then sixteen neighbouring pixels of that patch as it lies; nothing
-//! is copied for a tap. Every value is one chain of sums, over input channels first, then taps.
+//! is copied for a tap. Every value is one chain of sums: all taps of two channel blocks, then those of the
+//! next two.
 
 use crate::amx::{self, COLUMNS, PART, ROW};
 use crate::convolution::{Arithmetic, Geometry};
@@ -26,12 +27,16 @@ const PATCH_BUDGET: usize = 288 * 1024;
 /// Tasks for each thread, so that none waits long for the last.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Sizes that depend on shape and arithmetic alone.
+/// Sizes that depend on the convolution's shape and the arithmetic alone, not on the picture or the threads.
 #[derive(Clone, Copy)]
 struct Shape {
+    /// Of each number.
     parts: usize,
+    /// Of the kernel.
     taps: usize,
+    /// Pairs of input channel blocks.
     steps: usize,
+    /// Of output channels.
     groups: usize,
     /// Output rows of a square.
     height: usize,
