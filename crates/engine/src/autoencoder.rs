@@ -9,8 +9,8 @@ use crate::plans::{Key, Plans};
 use crate::still::{self, SummedTaps};
 use crate::windows::Cut;
 use crate::{
-    Calibration, Control, Delivery, Engine, EngineError, Plan, PlanSummary, Precision, Program, Rows,
-    Windows, memory,
+    Calibration, Control, Delivery, Engine, EngineError, Plan, PlanRequest, PlanSummary, Precision, Program,
+    Rows, Windows, memory,
 };
 
 /// Pixels as a decoder gives them.
@@ -324,7 +324,7 @@ impl Autoencoder {
         (precision, delivery): (Precision, Delivery),
     ) -> Result<Arc<Plan>, EngineError> {
         let graph = self.graph(operation, frames)?;
-        let make = || self.engine.plan_part(graph, input, start, precision, delivery);
+        let make = || self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery });
         let key = self.plan_key(operation, frames, (input, start), (precision, delivery));
         self.plans.get_or_make(key, make)
     }

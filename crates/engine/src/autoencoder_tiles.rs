@@ -129,10 +129,10 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use remote_vae_model::{Graph, Model, Start, WeightSource, random};
+    use remote_vae_model::{Graph, Model, WeightSource, random};
 
     use super::*;
-    use crate::{CpuEngine, Delivery, Engine, EngineOptions, Plan, Program};
+    use crate::{CpuEngine, Engine, EngineOptions, Plan, PlanRequest, Program};
 
     /// An engine whose plans leave no room for weights.
     struct ByStep(CpuEngine);
@@ -154,15 +154,8 @@ mod tests {
             self.0.peak_flops_per_second()
         }
 
-        fn plan_part(
-            &self,
-            graph: &Graph,
-            input: [usize; 5],
-            start: Start,
-            precision: Precision,
-            delivery: Delivery,
-        ) -> Result<Plan, EngineError> {
-            let mut plan = self.0.plan_part(graph, input, start, precision, delivery)?;
+        fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+            let mut plan = self.0.plan_part(request)?;
             plan.reads_weights = true;
             Ok(plan)
         }

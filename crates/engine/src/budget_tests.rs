@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use remote_vae_kernels::Isa;
-use remote_vae_model::{Graph, Model, Start, WeightSource, random};
+use remote_vae_model::{Graph, Model, WeightSource, random};
 
 use super::{Search, Shortage, plan, work};
 use crate::groups::Means;
 use crate::plan::{Plan, Task};
 use crate::still::{self, SummedTaps};
-use crate::{Control, CpuEngine, Delivery, Engine, EngineOptions, Precision, Program, Rows};
+use crate::{Control, CpuEngine, Delivery, Engine, EngineOptions, PlanRequest, Precision, Program, Rows};
 
 struct Half {
     graph: Graph,
@@ -60,12 +60,13 @@ impl Half {
 
     fn task_for(
         &self,
-        how: (Precision, Delivery),
+        (precision, delivery): (Precision, Delivery),
         [batch, height, width]: [usize; 3],
         threads: usize,
     ) -> Task<'_> {
         let input = [batch, self.graph.input_channels(), 1, height, width];
-        Task::new(&self.graph, input, Start::Clip, how, Isa::detect(), self.threads[threads]).unwrap()
+        let request = PlanRequest { delivery, ..PlanRequest::whole(&self.graph, input, precision) };
+        Task::new(request, Isa::detect(), self.threads[threads]).unwrap()
     }
 
     fn run(&self, plan: &Plan, threads: usize) -> Vec<u32> {

@@ -4,7 +4,7 @@
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry};
 use remote_vae_kernels::layout::blocked_len;
 use remote_vae_kernels::{Buffer, Isa, Storage};
-use remote_vae_model::{Graph, Start, random};
+use remote_vae_model::{Graph, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
@@ -14,7 +14,7 @@ use crate::groups::Means;
 use crate::layout::most;
 use crate::plan::{PlacedOperation, Plan, Task};
 use crate::shapes::geometry;
-use crate::{Control, Delivery, EngineError, Precision, Progress, frames};
+use crate::{Control, EngineError, PlanRequest, Precision, Progress, frames};
 
 /// A layer whose sums in integers differ more than this from those in `f32` (root mean square, relative) computes in
 /// `f32`. White noise through the largest tiles differs by half of it, as sums of numbers in bfloat16 would. Rounding to
@@ -44,7 +44,7 @@ impl Probe {
             let plan = |size: usize| {
                 let frames = if graph.has_time() { FRAMES[size] } else { 1 };
                 let shape = [1, graph.input_channels(), frames, SIDES[size], SIDES[size]];
-                let task = Task::new(graph, shape, Start::Clip, (precision, Delivery::Whole), isa, threads)?;
+                let task = Task::new(PlanRequest::whole(graph, shape, precision), isa, threads)?;
                 Ok::<_, EngineError>(Plan::new(&task, &Means::default()))
             };
             match plan(0) {

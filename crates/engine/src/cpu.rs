@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use remote_vae_kernels::{Buffer, Isa, Pool};
-use remote_vae_model::{Graph, Start, WeightSource};
+use remote_vae_model::{Graph, WeightSource};
 
 use crate::arena::Region;
 use crate::budget::Shortage;
 use crate::calibration::{Calibration, Probe};
 use crate::plan::{Plan, Step, Task, weight_bytes};
 use crate::{
-    Control, Delivery, Engine, EngineError, History, Precision, Program, Progress, budget, frames, memory,
+    Control, Engine, EngineError, History, PlanRequest, Precision, Program, Progress, budget, frames, memory,
 };
 pub(crate) use layers::Layers;
 use layers::{Layer, layer};
@@ -77,26 +77,19 @@ impl Engine for CpuEngine {
         remote_vae_kernels::peak::flops_per_second(self.isa, &self.pool, 5)
     }
 
-    fn plan_part(
-        &self,
-        graph: &Graph,
-        input: [usize; 5],
-        start: Start,
-        precision: Precision,
-        delivery: Delivery,
-    ) -> Result<Plan, EngineError> {
-        let (isa, threads) = (self.isa, self.pool.threads());
-        let probe_bytes = match precision {
+    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+        let (isa, threads, graph) = (self.isa, self.pool.threads(), request.graph);
+        let probe_bytes = match request.precision {
             Precision::Exact => 0,
             Precision::Fast => Probe::new(graph, isa, threads)?.bytes(graph, isa),
         };
-        let how = (precision, delivery);
-        let task = |input| Ok(Task::new(graph, input, start, how, isa, threads)?.after_probe(probe_bytes));
+        let task =
+            |input| Ok(Task::new(PlanRequest { input, ..request }, isa, threads)?.after_probe(probe_bytes));
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let available = self.work_budget().map(bytes);
         let process = self.process_bytes() as usize;
-        budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
-            let largest = budget::largest(&task, input, available.unwrap_or(usize::MAX), &means);
+        budget::plan(&task(request.input)?, available).map_err(|Shortage { need, smallest, means }| {
+            let largest = budget::largest(&task, request.input, available.unwrap_or(usize::MAX), &means);
             let budget = self.memory_budget.map_or(usize::MAX, bytes);
             EngineError::Budget { need: need + process, budget, smallest: smallest + process, largest }
         })

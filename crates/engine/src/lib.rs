@@ -36,13 +36,13 @@ pub use control::{Control, Progress};
 pub use cpu::{CpuEngine, EngineOptions, Rows};
 pub use error::EngineError;
 pub use history::History;
-pub use plan::{Delivery, Plan, PlanSummary, Step};
+pub use plan::{Delivery, Plan, PlanRequest, PlanSummary, Step};
 pub use precision::Precision;
 pub use windows::Windows;
 
 use std::sync::Arc;
 
-use remote_vae_model::{Graph, Start, WeightSource};
+use remote_vae_model::{Graph, WeightSource};
 
 /// Something that runs graphs. The same suite of tests runs against every implementation.
 pub trait Engine: Send + Sync {
@@ -96,22 +96,14 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// The shape does not fit the graph, or no plan fits the memory budget.
     fn plan_clip(&self, graph: &Graph, input: [usize; 5], precision: Precision) -> Result<Plan, EngineError> {
-        self.plan_part(graph, input, Start::Clip, precision, Delivery::Whole)
+        self.plan_part(PlanRequest::whole(graph, input, precision))
     }
 
-    /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on, whose result is given as `delivery`
-    /// says; that of clips is given as a whole.
+    /// As [`Engine::plan_clip`] for a part of a clip, the first or one that goes on, or for pictures that are given in rows.
     ///
     /// # Errors
     /// The shape does not fit the graph, or no plan fits the memory budget.
-    fn plan_part(
-        &self,
-        graph: &Graph,
-        input: [usize; 5],
-        start: Start,
-        precision: Precision,
-        delivery: Delivery,
-    ) -> Result<Plan, EngineError>;
+    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError>;
 
     /// Reads and lays out the weights of `graph`.
     ///

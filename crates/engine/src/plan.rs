@@ -95,6 +95,28 @@ pub enum Delivery {
     },
 }
 
+/// What is to be planned.
+#[derive(Clone, Copy)]
+pub struct PlanRequest<'a> {
+    /// What runs.
+    pub graph: &'a Graph,
+    /// `[batch, channels, frames, height, width]`; of pictures one frame.
+    pub input: [usize; 5],
+    /// Whether the input begins a clip or goes on with one.
+    pub start: Start,
+    /// How numbers are kept and multiplied.
+    pub precision: Precision,
+    /// How the result is given; that of clips is given as a whole.
+    pub delivery: Delivery,
+}
+
+impl<'a> PlanRequest<'a> {
+    /// Whole clips, `[batch, channels, frames, height, width]`, whose result is one tensor.
+    pub fn whole(graph: &'a Graph, input: [usize; 5], precision: Precision) -> PlanRequest<'a> {
+        PlanRequest { graph, input, start: Start::Clip, precision, delivery: Delivery::Whole }
+    }
+}
+
 /// How a graph runs on an input of one shape.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -263,10 +285,7 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     pub(crate) fn new(
-        graph: &'a Graph,
-        input: [usize; 5],
-        start: Start,
-        (precision, delivery): (Precision, Delivery),
+        PlanRequest { graph, input, start, precision, delivery }: PlanRequest<'a>,
         isa: Isa,
         threads: usize,
     ) -> Result<Task<'a>, EngineError> {

@@ -17,7 +17,7 @@ use crate::decode::check_scaling;
 use crate::error::Refusal;
 use crate::growing::{self, Growing};
 use crate::planning::{self, Asked, Planned};
-use crate::queue::{Cost, Tensor, Work};
+use crate::queue::{Cost, Output, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
 use crate::state::Shared;
 
@@ -65,7 +65,7 @@ pub(crate) async fn prepare(
         growing::make(chunks, move |chunks| make(&recipe, &frames, chunks)).map_err(EngineError::Threads)?;
         let mut emit = |frames| give.send(frames).map_err(|_| EngineError::Cancelled);
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
-        Ok(Tensor { values: Vec::new(), shape: [0; 4] })
+        Ok(Output::Given)
     });
     let answer = Form::Growing(Box::new(answer));
     Ok(Prepared { place, work, answer, cost, held, frames: latents[2], pixels, batch })

@@ -20,7 +20,7 @@ use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
 use crate::planning::{self, Asked, Planned};
-use crate::queue::{Place, Tensor, Work};
+use crate::queue::{Output, Place, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, max_pixels, random_bits};
 use crate::state::Shared;
 
@@ -91,11 +91,12 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
                     autoencoder.encode_in_tiles(pixels, picture, &scaling, draw, tiles, precision, control)?
                 }
             };
-            return Ok(Tensor { values: latents.values, shape: latents.shape });
+            return Ok(Output::Latents(Tensor { values: latents.values, shape: latents.shape }));
         }
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, control)?;
         let [batch, channels, frames, height, width] = latents.shape;
-        Ok(Tensor { values: latents.values, shape: [batch, channels, frames * height, width] })
+        let shape = [batch, channels, frames * height, width];
+        Ok(Output::Latents(Tensor { values: latents.values, shape }))
     });
     let negotiated = negotiate_encode(&parameters, accept.as_deref());
     let answer = Form::Latents { negotiated, frames: takes_clips.then_some(summary.frames[1]) };

@@ -18,7 +18,7 @@ use crate::fair::Line;
 use crate::memory::{Memory, Share};
 use crate::metrics::Metrics;
 
-pub(crate) use job::{Client, Cost, Done, Ended, Job, JobError, Meter, Tensor, Work};
+pub(crate) use job::{Client, Cost, Done, Ended, Job, JobError, Meter, Output, Tensor, Work};
 pub(crate) use ticket::{Charge, Place, Ticket};
 
 use answers::Answers;

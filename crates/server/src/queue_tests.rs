@@ -11,8 +11,8 @@ use crate::body::ByteBudget;
 use crate::memory::Need;
 use crate::worker;
 
-fn tensor(value: f32) -> Tensor {
-    Tensor { values: vec![value], shape: [1, 1, 1, 1] }
+fn tensor(value: f32) -> Output {
+    Output::Latents(Tensor { values: vec![value], shape: [1, 1, 1, 1] })
 }
 
 fn client(name: &str) -> Client {

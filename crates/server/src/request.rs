@@ -21,7 +21,7 @@ use crate::growing::{self, Account};
 use crate::memory::{Need, Share};
 use crate::metrics::Rejection;
 use crate::observe::SharedTrace;
-use crate::queue::{Charge, Client, Cost, Done, JobError, Place, Ticket, Work};
+use crate::queue::{Charge, Client, Cost, Done, JobError, Output, Place, Ticket, Work};
 use crate::routes::{Target, with_leftover};
 use crate::state::Shared;
 use crate::watched::Holding;
@@ -231,7 +231,9 @@ pub(crate) async fn complete(
     };
     let Done { result, queued, engine: engine_time } = done;
     trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine_time)));
-    let tensor = result.map_err(|error| job_refusal(error, limit))?;
+    let Output::Latents(tensor) = result.map_err(|error| job_refusal(error, limit))? else {
+        return Err(Refusal::internal("The work gave no latents."));
+    };
     shared.metrics.work(operation.name(), &model, queued, engine_time);
     shared.metrics.pixels(pixels, batch);
 

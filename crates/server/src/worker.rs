@@ -63,7 +63,7 @@ pub(crate) fn run(queue: &Queue, job: Job) {
     let done = if whole { cost.flops } else { meter.done_flops() };
     let engine = queue.finished(id, start.elapsed(), whole, done);
     let result = match outcome {
-        Ok(Ok(tensor)) => Ok(tensor),
+        Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) => Err(JobError::Engine(error)),
         Err(_) => {
             tracing::error!(

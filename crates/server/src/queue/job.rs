@@ -10,7 +10,16 @@ use tokio::sync::oneshot;
 
 use crate::memory::Share;
 
-/// Values and shape `[batch, channels, height, width]` that come out of the engine.
+/// What the work on a job gives when it is done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Output {
+    /// Of an encode.
+    Latents(Tensor),
+    /// Of a decode, whose values went to the answer as they were made.
+    Given,
+}
+
+/// Values and their shape `[batch, channels, height, width]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tensor {
     pub(crate) values: Vec<f32>,
@@ -18,7 +27,7 @@ pub(crate) struct Tensor {
 }
 
 /// What the engine's thread runs for one request.
-pub(crate) type Work = Box<dyn FnOnce(&Control) -> Result<Tensor, EngineError> + Send>;
+pub(crate) type Work = Box<dyn FnOnce(&Control) -> Result<Output, EngineError> + Send>;
 
 /// Among whom the engine is shared: those who send one key, or come from one address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,7 +61,7 @@ pub(crate) struct Cost {
     pub(crate) kept: bool,
 }
 
-/// Why a job gave no tensor.
+/// Why a job came to nothing.
 #[derive(Debug)]
 pub(crate) enum JobError {
     /// The engine refused or gave up.
@@ -68,7 +77,7 @@ pub(crate) enum JobError {
 /// What became of a job, and how long it took.
 #[derive(Debug)]
 pub(crate) struct Done {
-    pub(crate) result: Result<Tensor, JobError>,
+    pub(crate) result: Result<Output, JobError>,
     pub(crate) queued: Duration,
     /// Without the time of jobs that ran between its steps.
     pub(crate) engine: Duration,
@@ -127,7 +136,7 @@ pub(crate) struct Job {
 
 /// What the engine's thread tells of a job.
 pub(crate) struct Ended {
-    pub(crate) result: Result<Tensor, JobError>,
+    pub(crate) result: Result<Output, JobError>,
     pub(crate) queued: Duration,
     pub(crate) engine: Duration,
 }

@@ -1,7 +1,7 @@
 //! The API below `/v1`: models, safetensors bodies, and jobs that are fetched later.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -16,6 +16,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json as object};
 
+use crate::hooked::{Hooked, Hooks};
 use crate::support::*;
 
 const SHAPE: [usize; 4] = [1, 4, 4, 6];
@@ -291,6 +292,49 @@ async fn a_preview_is_there_while_the_job_waits() {
     assert!(code == 404 && message.contains("no preview"), "{message}");
     for job in [running, waiting, packed, unknown] {
         server.ask(Method::DELETE, &job).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_is_there_while_the_engine_stands_between_two_strips() {
+    // Of 512x512 pixels, in several strips.
+    const LATENTS: [usize; 4] = [1, 4, 64, 64];
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (held, released) = (Mutex::new(held), Mutex::new(released));
+    let at_rows = Box::new(move |first: usize| {
+        // Once; what comes later finds nobody who holds it.
+        if first > 0 && held.lock().unwrap().send(first).is_ok() {
+            let _ = released.lock().unwrap().recv();
+        }
+    });
+    let model = kl_with(object!({"scaling_factor": 0.18215}));
+    let engine = Hooked::new(Hooks { at_rows, ..Hooks::default() });
+    let stands = Arc::new(Autoencoder::new(model.model().clone(), engine));
+    let server = TestServer::with(options(), vec![("stands", stands)]).await;
+    let free = TestServer::with(options(), vec![("free", model)]).await;
+    let body = latents(&LATENTS, 78).0;
+    let post = |server: &TestServer, base: &str| server.post(&path(base, &LATENTS), body.clone()).send();
+    let expected = post(&free, "/").await.unwrap().bytes().await.unwrap();
+
+    let job = location(&post(&server, "/v1/jobs").await.unwrap());
+    let first = tokio::task::spawn_blocking(move || (is_held.recv_timeout(PATIENCE), is_held));
+    let (first, is_held) = first.await.unwrap();
+    assert!((1..512).contains(&first.unwrap()));
+    drop(is_held);
+    let colours = server.direct_preview(&path("/v1/decode", &LATENTS), body.clone()).await;
+    assert!(pixels(&server.early(&job).await) == (colours.clone(), 64, 64));
+    // Of one that waits behind it, too.
+    let waiting = location(&post(&server, "/v1/jobs").await.unwrap());
+    assert!(pixels(&server.early(&waiting).await) == (colours, 64, 64));
+    let state = async |job: &str| json(server.ask(Method::GET, job).await).await["state"].clone();
+    assert_eq!((state(&job).await, state(&waiting).await), ("running".into(), "queued".into()));
+
+    drop(release);
+    for job in [job, waiting] {
+        assert_eq!(server.ended(&job).await["state"], "done");
+        let result = server.ask(Method::GET, &format!("{job}/result")).await;
+        assert!(result.bytes().await.unwrap() == expected);
     }
 }
 

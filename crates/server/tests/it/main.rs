@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod errors;
 mod families;
+mod hooked;
 mod hostile;
 mod http;
 mod jobs;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use remote_vae_engine::{
-    Autoencoder, CpuEngine, Delivery, Engine, EngineError, EngineOptions, Plan, Precision, Program,
+    Autoencoder, CpuEngine, Engine, EngineError, EngineOptions, Plan, PlanRequest, Precision, Program,
 };
-use remote_vae_model::{Graph, Start, WeightSource};
+use remote_vae_model::{Graph, WeightSource};
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use serde_json::json;
@@ -72,15 +72,8 @@ impl Engine for Counted {
         self.engine.peak_flops_per_second()
     }
 
-    fn plan_part(
-        &self,
-        graph: &Graph,
-        input: [usize; 5],
-        start: Start,
-        precision: Precision,
-        delivery: Delivery,
-    ) -> Result<Plan, EngineError> {
-        self.engine.plan_part(graph, input, start, precision, delivery)
+    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+        self.engine.plan_part(request)
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use remote_vae_engine::{
-    Autoencoder, Calibration, Control, Delivery, Engine, EngineError, History, Plan, Precision, Program, Rows,
-};
-use remote_vae_model::{Graph, Start, WeightSource};
+use remote_vae_engine::Autoencoder;
 use remote_vae_server::{ApiKey, Server, ServerOptions, TlsFiles};
 use remote_vae_wire::Dtype;
 use reqwest::{Certificate, Method, Response};
 
+use crate::hooked::{Hooked, Hooks};
 use crate::support::*;
 
 const SHAPE: [usize; 4] = [1, 4, 4, 4];
@@ -123,106 +121,22 @@ async fn pages_of_other_origins_need_leave() {
     assert_eq!(refusal(post(&server, "https://other.example").await.unwrap()).await.0, 403);
 }
 
-/// Panics once, at the first run after it was told to.
-struct Faulty {
-    inner: Arc<dyn Engine>,
-    armed: Arc<AtomicBool>,
-}
-
-struct FaultyProgram {
-    inner: Box<dyn Program>,
-    armed: Arc<AtomicBool>,
-}
-
-impl Engine for Faulty {
-    fn name(&self, precision: Precision) -> String {
-        self.inner.name(precision)
-    }
-
-    fn isa(&self) -> &str {
-        self.inner.isa()
-    }
-
-    fn threads(&self) -> usize {
-        self.inner.threads()
-    }
-
-    fn peak_flops_per_second(&self) -> f64 {
-        self.inner.peak_flops_per_second()
-    }
-
-    fn plan_part(
-        &self,
-        graph: &Graph,
-        input: [usize; 5],
-        start: Start,
-        precision: Precision,
-        delivery: Delivery,
-    ) -> Result<Plan, EngineError> {
-        self.inner.plan_part(graph, input, start, precision, delivery)
-    }
-
-    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
-        let inner = self.inner.load(graph, weights)?;
-        Ok(Box::new(FaultyProgram { inner, armed: Arc::clone(&self.armed) }))
-    }
-
-    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
-        let inner = self.inner.load_by_steps(graph, weights);
-        Box::new(FaultyProgram { inner, armed: Arc::clone(&self.armed) })
-    }
-}
-
-impl Program for FaultyProgram {
-    fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
-        self.inner.prepare(precision)
-    }
-
-    fn weight_bytes(&self) -> usize {
-        self.inner.weight_bytes()
-    }
-
-    fn calibration(&self) -> Option<Arc<Calibration>> {
-        self.inner.calibration()
-    }
-
-    fn adopt(&self, calibration: Arc<Calibration>) {
-        self.inner.adopt(calibration);
-    }
-
-    fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
-        self.inner.run(plan, input, control)
-    }
-
-    fn run_rows(
-        &self,
-        plan: &Plan,
-        input: &[f32],
-        control: &Control,
-        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
-    ) -> Result<(), EngineError> {
-        assert!(!self.armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
-        self.inner.run_rows(plan, input, control, sink)
-    }
-
-    fn run_part(
-        &self,
-        plan: &Plan,
-        input: &[f32],
-        history: &mut History,
-        control: &Control,
-    ) -> Result<Vec<f32>, EngineError> {
-        self.inner.run_part(plan, input, history, control)
-    }
+/// A model whose engine panics once, at the first run after it was armed.
+fn faulty(armed: &Arc<AtomicBool>) -> Arc<Autoencoder> {
+    let armed = Arc::clone(armed);
+    let engine = Hooked::new(Hooks {
+        before_run: Box::new(move || {
+            assert!(!armed.swap(false, Ordering::SeqCst), "a fault of the engine, on purpose");
+        }),
+        ..Hooks::default()
+    });
+    Arc::new(Autoencoder::new(kl().model().clone(), engine))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_of_the_engine_is_one_500_and_the_next_request_is_served() {
     let armed = Arc::new(AtomicBool::new(false));
-    let engine = Faulty { inner: engine(), armed: Arc::clone(&armed) };
-    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
-    let server = TestServer::with(options(), vec![("default", model)]).await;
+    let server = TestServer::with(options(), vec![("default", faulty(&armed))]).await;
     let decode = || server.post(&path(&SHAPE), latents(&SHAPE, 83).0).send();
     let before = decode().await.unwrap().bytes().await.unwrap();
     armed.store(true, Ordering::SeqCst);
@@ -236,8 +150,7 @@ async fn a_panic_of_the_engine_is_one_500_and_the_next_request_is_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_server_that_fails_to_start() {
-    let engine = Faulty { inner: engine(), armed: Arc::new(AtomicBool::new(true)) };
-    let model = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(engine)));
+    let model = faulty(&Arc::new(AtomicBool::new(true)));
     let mut server = TestServer::starting(options(), vec![("default", model)]).await;
     assert_eq!(tokio::time::timeout(PATIENCE, server.handle.ready()).await, Ok(false));
     assert!((&mut server.task).await.unwrap().is_err());

@@ -1,0 +1,121 @@
+//! An engine that tells when it runs, and can be held there.
+
+use std::sync::Arc;
+
+use remote_vae_engine::{
+    Calibration, Control, CpuEngine, Engine, EngineError, History, Plan, PlanRequest, Precision, Program,
+    Rows,
+};
+use remote_vae_model::{Graph, WeightSource};
+
+use crate::support::engine;
+
+/// What is called, on the engine's thread.
+pub(crate) struct Hooks {
+    pub(crate) before_run: Box<dyn Fn() + Send + Sync>,
+    /// With the first row of each strip, before the strip is handed on.
+    pub(crate) at_rows: Box<dyn Fn(usize) + Send + Sync>,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { before_run: Box::new(|| ()), at_rows: Box::new(|_| ()) }
+    }
+}
+
+/// The engine of all tests, with hooks.
+pub(crate) struct Hooked {
+    inner: Arc<CpuEngine>,
+    hooks: Arc<Hooks>,
+}
+
+impl Hooked {
+    pub(crate) fn new(hooks: Hooks) -> Arc<Self> {
+        Arc::new(Self { inner: engine(), hooks: Arc::new(hooks) })
+    }
+}
+
+impl Engine for Hooked {
+    fn name(&self, precision: Precision) -> String {
+        self.inner.name(precision)
+    }
+
+    fn isa(&self) -> &str {
+        self.inner.isa()
+    }
+
+    fn threads(&self) -> usize {
+        self.inner.threads()
+    }
+
+    fn peak_flops_per_second(&self) -> f64 {
+        self.inner.peak_flops_per_second()
+    }
+
+    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+        self.inner.plan_part(request)
+    }
+
+    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+        let (inner, hooks) = (self.inner.load(graph, weights)?, Arc::clone(&self.hooks));
+        Ok(Box::new(HookedProgram { inner, hooks }))
+    }
+
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+        let (inner, hooks) = (self.inner.load_by_steps(graph, weights), Arc::clone(&self.hooks));
+        Box::new(HookedProgram { inner, hooks })
+    }
+}
+
+struct HookedProgram {
+    inner: Box<dyn Program>,
+    hooks: Arc<Hooks>,
+}
+
+impl Program for HookedProgram {
+    fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
+        self.inner.prepare(precision)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.inner.weight_bytes()
+    }
+
+    fn calibration(&self) -> Option<Arc<Calibration>> {
+        self.inner.calibration()
+    }
+
+    fn adopt(&self, calibration: Arc<Calibration>) {
+        self.inner.adopt(calibration);
+    }
+
+    fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
+        (self.hooks.before_run)();
+        self.inner.run(plan, input, control)
+    }
+
+    fn run_rows(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        control: &Control,
+        sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        (self.hooks.before_run)();
+        self.inner.run_rows(plan, input, control, &mut |rows| {
+            (self.hooks.at_rows)(rows.first);
+            sink(rows)
+        })
+    }
+
+    fn run_part(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: &mut History,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
+        (self.hooks.before_run)();
+        self.inner.run_part(plan, input, history, control)
+    }
+}
