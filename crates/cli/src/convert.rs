@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client as client;
-use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image, Windows};
+use remote_vae_engine::{Autoencoder, Draw, EngineError, Frames, Image, PlanSummary, Windows};
 use remote_vae_model::{LatentSpace, Layout};
 use remote_vae_wire::{Dtype, Operation, Scaling};
 
 use crate::arguments::{DecodeOptions, EncodeOptions, EngineArguments, PlaceArguments};
 use crate::clips::{self, Writer};
 use crate::local;
+use crate::pictures::{self, Pictures};
 use crate::place::{self, Place};
 use crate::remote::Remote;
 use crate::tensors::{self, Tensor};
@@ -63,9 +64,9 @@ pub(crate) fn decode(options: &DecodeOptions, format: Format, place: &Place) -> 
     }
     let windows = clips::windows(autoencoder, &options.place.clips)?;
     if let (Format::Frames(format), None, false) = (format, windows.tiles, options.preview) {
-        return decode_rows_here(autoencoder, options, format, &latents);
+        return decode_rows_here(autoencoder, options, format, latents);
     }
-    let image = decode_here(autoencoder, options, windows, &latents)?;
+    let image = decode_here(autoencoder, options, format, windows, &latents)?;
     warn_of_bad_values(&image.pixels);
     write_image(&image, format, &options.output)
 }
@@ -179,27 +180,31 @@ fn decode_rows_here(
     autoencoder: &Autoencoder,
     options: &DecodeOptions,
     format: clips::Format,
-    latents: &Tensor,
+    latents: Tensor,
 ) -> Result<Vec<Written>> {
-    let (values, shape) = four_dimensional(autoencoder, options, latents)?;
+    let (values, shape) = four_dimensional(autoencoder, options, &latents)?;
+    drop(latents);
     let precision = options.place.engine.precision();
-    let output = autoencoder.plan_decode_rows(shape, precision)?.output;
-    check_colours(output)?;
+    let plan = autoencoder.plan_decode_rows(shape, precision, pictures::kept_per_pixel(format))?;
+    let mut pictures = Pictures::new(&options.output, format, plan.output)?;
     let (scaling, control) = (scaling(&options.place), local::control("decoding"));
-    let (mut rgb, mut bad) = (Vec::with_capacity(output.iter().product()), 0);
-    autoencoder.decode_rows(values, shape, &scaling, precision, &control, &mut |rows| {
+    let (mut bad, mut failure) = (0, None);
+    let done = autoencoder.decode_rows(&plan, values, &scaling, &control, &mut |rows| {
         bad += bad_values(rows.values);
-        let [channels, height, width] = rows.shape;
-        rgb.extend(remote_vae_media::to_uint8_channel_last(rows.values, [1, channels, height, width]));
-        Ok(())
-    })?;
-    warn_of(bad, rgb.len());
-    write_pictures(&rgb, output, format, &options.output)
+        pictures.add(&rows).map_err(|error| {
+            failure = Some(error);
+            EngineError::Cancelled
+        })
+    });
+    failure.map_or(done.map_err(Into::into), Err)?;
+    warn_of(bad, plan.output.iter().product());
+    Ok(std::mem::take(&mut pictures.files))
 }
 
 fn decode_here(
     autoencoder: &Autoencoder,
     options: &DecodeOptions,
+    format: Format,
     windows: Windows,
     latents: &Tensor,
 ) -> Result<Image> {
@@ -216,7 +221,7 @@ fn decode_here(
         None => autoencoder.decode(values, shape, &scaling, precision, &control)?,
         Some(tiles) => {
             let plan = autoencoder.plan_in_tiles(Operation::Decode, shape, tiles, precision)?;
-            local::check_budget(autoencoder, &plan)?;
+            local::check_budget(autoencoder, &with_files(plan, format))?;
             autoencoder.decode_in_tiles(values, shape, &scaling, tiles, precision, &control)?
         }
     })
@@ -279,41 +284,18 @@ fn remote_precision(engine: &EngineArguments) -> Option<String> {
 
 fn write_image(image: &Image, format: Format, output: &Path) -> Result<Vec<Written>> {
     let Format::Frames(format) = format else { return write_tensor(output, &image.shape, &image.pixels) };
-    check_colours(image.shape)?;
-    let bytes = remote_vae_media::to_uint8_channel_last(&image.pixels, image.shape);
-    write_pictures(&bytes, image.shape, format, output)
+    let mut pictures = Pictures::new(output, format, image.shape)?;
+    pictures.add_whole(image)?;
+    Ok(std::mem::take(&mut pictures.files))
 }
 
-fn check_colours([_, channels, ..]: [usize; 4]) -> Result<()> {
-    if channels != 3 {
-        bail!("the model gives {channels} channels, which are no picture; write a .safetensors file instead");
-    }
-    Ok(())
-}
-
-/// Files of pictures `[batch, height, width, 3]`; `shape` is that of the values that they are made of.
-fn write_pictures(
-    pictures: &[u8],
-    [batch, _, height, width]: [usize; 4],
-    format: clips::Format,
-    output: &Path,
-) -> Result<Vec<Written>> {
-    place::one_result(output, batch)?;
-    let mut written = Vec::with_capacity(batch);
-    for (index, rgb) in pictures.chunks_exact(3 * height * width).enumerate() {
-        let path = if batch == 1 { output.to_owned() } else { numbered(output, index) };
-        let file = match format {
-            clips::Format::Jpeg => remote_vae_media::encode_jpeg(rgb, width, height)?,
-            clips::Format::Png => remote_vae_media::encode_png(rgb, width, height)?,
-            clips::Format::Webp => remote_vae_media::encode_webp(rgb, width, height)?,
-            clips::Format::Mp4 | clips::Format::Folder => {
-                bail!("{} is for clips; these are pictures: write .png, .jpg or .webp", output.display())
-            }
-        };
-        place::write(&path, &file)?;
-        written.push(Written { path, shape: vec![height, width] });
-    }
-    Ok(written)
+/// What a decode costs whose pictures are written when all are there: activations have gone by then.
+fn with_files(plan: PlanSummary, format: Format) -> PlanSummary {
+    let Format::Frames(format) = format else { return plan };
+    let [.., height, width] = plan.output;
+    let values = plan.output.iter().product::<usize>() * size_of::<f32>();
+    let writing = plan.weight_bytes + values + pictures::kept_per_pixel(format) * height * width;
+    PlanSummary { peak_bytes: plan.peak_bytes.max(writing), ..plan }
 }
 
 /// `out.png` → `out-0.png`, `out-1.png`, …

@@ -16,6 +16,7 @@ mod load;
 mod local;
 mod manual;
 mod models;
+mod pictures;
 mod place;
 mod plan;
 mod remote;

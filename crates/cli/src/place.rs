@@ -1,7 +1,8 @@
 //! Where the work is done and where bytes come from and go to: a model here or a server, files or pipes.
 
-use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
+use std::fs::{File, Metadata};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client::ClientError;
@@ -67,12 +68,109 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Writes a file, or to standard output.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if !is_pipe(path) {
-        return std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()));
+    write_with(path, |output| Ok(output.write_all(bytes)?))
+}
+
+/// As [`write`], as `make` makes the bytes. A file is there when it is whole: a failure leaves what was there before.
+pub(crate) fn write_with(path: &Path, make: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if is_pipe(path) {
+        let (made, refused) = make_into(std::io::stdout().lock(), make);
+        return refused.map_or(made, |error| Err(error.into()));
     }
-    let mut output = std::io::stdout().lock();
-    output.write_all(bytes)?;
-    Ok(output.flush()?)
+    let cannot_write = || format!("cannot write {}", path.display());
+    let mut draft = Draft::new(path).with_context(cannot_write)?;
+    let (made, refused) = make_into(&mut draft.file, make);
+    refused.map_or(Ok(()), Err).with_context(cannot_write)?;
+    made?;
+    draft.keep().with_context(cannot_write)
+}
+
+/// What `make` said, and why `output` took no more of it.
+fn make_into<W: Write>(
+    output: W,
+    make: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> (Result<()>, Option<std::io::Error>) {
+    let mut output = BufWriter::with_capacity(BUFFER, Noting { inner: output, refused: None });
+    let made = make(&mut output).and_then(|()| Ok(output.flush()?));
+    (made, output.into_parts().0.refused)
+}
+
+/// Bytes that are written together.
+const BUFFER: usize = 64 << 10;
+
+/// Keeps the error of what it writes to: makers of files make texts of them.
+struct Noting<W> {
+    inner: W,
+    refused: Option<std::io::Error>,
+}
+
+impl<W> Noting<W> {
+    fn note<T>(&mut self, outcome: std::io::Result<T>) -> std::io::Result<T> {
+        outcome.map_err(|error| {
+            let kind = error.kind();
+            // The writer above tries again.
+            if kind != ErrorKind::Interrupted {
+                self.refused.get_or_insert(error);
+            }
+            kind.into()
+        })
+    }
+}
+
+impl<W: Write> Write for Noting<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes);
+        self.note(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let flushed = self.inner.flush();
+        self.note(flushed)
+    }
+}
+
+/// A file under another name, until it is whole.
+struct Draft {
+    file: File,
+    /// That name and the file's own; none where the file is a device, or its folder takes no other file.
+    names: Option<[PathBuf; 2]>,
+}
+
+impl Draft {
+    fn new(path: &Path) -> std::io::Result<Draft> {
+        let own = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let found = own.metadata().ok();
+        if found.as_ref().is_none_or(Metadata::is_file) {
+            let mut name = own.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".{}.part", std::process::id()));
+            let draft = own.with_file_name(name);
+            if let Ok(file) = File::create(&draft) {
+                let draft = Draft { file, names: Some([draft, own]) };
+                if let Some(found) = found {
+                    draft.file.set_permissions(found.permissions())?;
+                }
+                return Ok(draft);
+            }
+        }
+        Ok(Draft { file: File::create(path)?, names: None })
+    }
+
+    fn keep(mut self) -> std::io::Result<()> {
+        if let Some([draft, own]) = &self.names {
+            std::fs::rename(draft, own)?;
+        }
+        self.names = None;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some([draft, _]) = &self.names {
+            // What cannot be removed is no worse than what was told already.
+            let _ = std::fs::remove_file(draft);
+        }
+    }
 }
 
 /// A terminal cannot show pictures or tensors.
@@ -91,4 +189,57 @@ pub(crate) fn one_result(output: &Path, results: usize) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_there_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let path = folder.path().join("a.png");
+        let half = |path: &Path| {
+            write_with(path, |output| {
+                output.write_all(&[1; 2 * BUFFER])?;
+                assert_eq!(names().len(), 1 + usize::from(path.exists()));
+                bail!("the rest never comes")
+            })
+        };
+        assert_eq!(half(&path).unwrap_err().to_string(), "the rest never comes");
+        assert!(names().is_empty());
+        write(&path, b"before").unwrap();
+        half(&path).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"before");
+        write_with(&path, |output| Ok(output.write_all(b"after")?)).unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), names()), (b"after".to_vec(), vec!["a.png".into()]));
+        let message = format!("{:#}", write(&folder.path().join("no/b.png"), b"").unwrap_err());
+        assert!(message.contains("cannot write") && message.contains("b.png"), "{message}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_devices_and_permissions_stay() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        write(&file, b"before").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        symlink(&file, &link).unwrap();
+        write(&link, b"after").unwrap();
+        assert!(link.is_symlink() && std::fs::read(&file).unwrap() == b"after");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        write(Path::new("/dev/null"), b"nothing").unwrap();
+        assert!(!Path::new("/dev/null").is_file());
+        if Path::new("/dev/full").exists() {
+            let error = write(Path::new("/dev/full"), b"too much").unwrap_err();
+            assert!(error.downcast_ref::<std::io::Error>().is_some(), "{error:#}");
+        }
+    }
 }

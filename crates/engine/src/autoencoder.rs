@@ -166,7 +166,8 @@ impl Autoencoder {
         Ok(self.plan(Operation::Decode, latents, precision)?.summary())
     }
 
-    /// As [`Autoencoder::plan_decode`] for [`Autoencoder::decode_rows`].
+    /// The plan of [`Autoencoder::decode_rows`] for latents `[batch, channels, height, width]`, which counts `kept_per_pixel`
+    /// bytes that whoever takes the rows keeps for each pixel of one picture.
     ///
     /// # Errors
     /// The shape does not fit the model, or there is no decoder.
@@ -174,8 +175,9 @@ impl Autoencoder {
         &self,
         latents: [usize; 4],
         precision: Precision,
-    ) -> Result<PlanSummary, EngineError> {
-        Ok(self.plan_picture(Operation::Decode, latents, (precision, Delivery::Rows))?.summary())
+        kept_per_pixel: usize,
+    ) -> Result<Arc<Plan>, EngineError> {
+        self.plan_picture(Operation::Decode, latents, (precision, Delivery::Rows { kept_per_pixel }))
     }
 
     /// What encoding pixels `[batch, channels, height, width]` in `precision` costs.
@@ -199,36 +201,42 @@ impl Autoencoder {
         control: &Control,
     ) -> Result<Image, EngineError> {
         let plan = self.plan(Operation::Decode, shape, precision)?;
-        check_length(&latents, shape)?;
-        self.model.latent_space.to_model(&mut latents, shape, scaling)?;
-        let mut pixels =
-            self.program(Operation::Decode, 1, plan.reads_weights)?.run(&plan, &latents, control)?;
+        let program = self.decoder_for(&plan, &mut latents, scaling)?;
+        let mut pixels = program.run(&plan, &latents, control)?;
         self.limit_pixels(Operation::Decode, false, &mut pixels);
         Ok(Image { pixels, shape: plan.output })
     }
 
-    /// As [`Autoencoder::decode`], but the rows of the pictures go to `sink` as they are finished: all of each sample, from the
-    /// top, each once. An error of `sink` ends the work.
+    /// As [`Autoencoder::decode`] by a plan of [`Autoencoder::plan_decode_rows`], but the rows of the pictures go to `sink` as
+    /// they are finished: all of each sample, from the top, each once. An error of `sink` ends the work.
     ///
     /// # Errors
     /// As [`Autoencoder::decode`], and those of `sink`.
     pub fn decode_rows(
         &self,
+        plan: &Plan,
         mut latents: Vec<f32>,
-        shape: [usize; 4],
         scaling: &Scaling,
-        precision: Precision,
         control: &Control,
         sink: &mut dyn FnMut(Rows<'_>) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let plan = self.plan_picture(Operation::Decode, shape, (precision, Delivery::Rows))?;
-        check_length(&latents, shape)?;
-        self.model.latent_space.to_model(&mut latents, shape, scaling)?;
-        let program = self.program(Operation::Decode, 1, plan.reads_weights)?;
-        program.run_rows(&plan, &latents, control, &mut |rows| {
+        let program = self.decoder_for(plan, &mut latents, scaling)?;
+        program.run_rows(plan, &latents, control, &mut |rows| {
             self.limit_pixels(Operation::Decode, false, rows.values);
             sink(rows)
         })
+    }
+
+    /// Brings the latents of `plan` into the model's space, and gives what runs it.
+    fn decoder_for(
+        &self,
+        plan: &Plan,
+        latents: &mut [f32],
+        scaling: &Scaling,
+    ) -> Result<Arc<dyn Program>, EngineError> {
+        check_length(latents, plan.input)?;
+        self.model.latent_space.to_model(latents, plan.input, scaling)?;
+        self.program(Operation::Decode, 1, plan.reads_weights)
     }
 
     /// Encodes `pixels` (`[batch, channels, height, width]` in -1 to 1) into the space that `scaling` names.

@@ -186,12 +186,15 @@ fn rows_that_are_handed_on_are_not_counted_and_have_the_same_bytes() {
     for (half, factor) in halves() {
         for precision in Precision::ALL {
             let of = |delivery| half.task_for((precision, delivery), [2, 24 * factor, 13 * factor], 1);
-            let (whole, rows) = (of(Delivery::Whole), of(Delivery::Rows));
+            let (whole, rows) = (of(Delivery::Whole), of(Delivery::Rows { kept_per_pixel: 0 }));
             let [straight, by_rows] = [&whole, &rows].map(|task| plan(task, None).ok().unwrap());
             let bytes = |rows: usize| straight.output[1] * rows * straight.output[3] * size_of::<f32>();
             let saved = bytes(2 * straight.output[2]) - bytes(by_rows.strip_rows());
             let need = by_rows.summary().peak_bytes;
             assert_eq!(straight.summary().peak_bytes - need, saved);
+            let keeping = plan(&of(Delivery::Rows { kept_per_pixel: 12 }), None).ok().unwrap();
+            let [.., height, width] = straight.output;
+            assert_eq!(keeping.summary().peak_bytes - need, 12 * height * width);
             let expected = half.run(&straight, 1);
             assert!(half.run_rows(&by_rows, 1) == expected);
             let Err(Shortage { smallest, .. }) = plan(&rows, Some(0)) else {

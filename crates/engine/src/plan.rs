@@ -89,7 +89,10 @@ pub enum Delivery {
     #[default]
     Whole,
     /// In rows as they are finished, of which the plan counts those of one strip.
-    Rows,
+    Rows {
+        /// Bytes that whoever takes the rows keeps until a picture's last one, for each of its pixels. The plan counts them.
+        kept_per_pixel: usize,
+    },
 }
 
 /// How a graph runs on an input of one shape.
@@ -160,7 +163,7 @@ pub struct PlanSummary {
     /// Bytes that comparing `fast` with `exact` takes beside the weights and the input before the first run; 0 in `exact`.
     pub probe_bytes: usize,
     /// Bytes at the peak: weights and what reading them took, activations, input and output (or the rows of it that are handed
-    /// on together), or what is compared before the first run, if that is more. What the process holds beside that (program, threads, the caller's own copies) is not in it.
+    /// on together, and what is kept of them), or what is compared before the first run, if that is more. What the process holds beside that (program, threads, the caller's own copies) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -210,10 +213,12 @@ impl Plan {
             |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
         let weight_bytes = if self.reads_weights { self.step_weight_bytes } else { self.weight_bytes };
         let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
-        let [_, channels, _, width] = self.output;
+        let [_, channels, height, width] = self.output;
         let output_bytes = match self.delivery {
             Delivery::Whole => bytes(self.output, self.frames[1]),
-            Delivery::Rows => bytes([1, channels, self.strip_rows(), width], 1),
+            Delivery::Rows { kept_per_pixel } => {
+                bytes([1, channels, self.strip_rows(), width], 1) + kept_per_pixel * height * width
+            }
         };
         PlanSummary {
             input: self.input,

@@ -57,8 +57,10 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let (latents, shape) = autoencoder.model().latent_space.arrange(values, layout)?;
         let mut writer = Writer::start(recipe, permits, chunks)?;
         match windows.tiles {
-            None => autoencoder
-                .decode_rows(latents, shape, &scaling, precision, control, &mut |rows| writer.add(rows))?,
+            None => {
+                let plan = autoencoder.plan_decode_rows(shape, precision, 0)?;
+                autoencoder.decode_rows(&plan, latents, &scaling, control, &mut |rows| writer.add(rows))?;
+            }
             Some(tiles) => {
                 let image =
                     autoencoder.decode_in_tiles(latents, shape, &scaling, tiles, precision, control)?;

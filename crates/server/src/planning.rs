@@ -33,7 +33,7 @@ impl Asked {
     /// Decoded pictures leave the engine in rows, but those that may be cut into tiles.
     fn delivery(self) -> Delivery {
         match self.operation {
-            Operation::Decode if self.windows.tiles.is_none() => Delivery::Rows,
+            Operation::Decode if self.windows.tiles.is_none() => Delivery::Rows { kept_per_pixel: 0 },
             Operation::Decode | Operation::Encode => Delivery::Whole,
         }
     }
@@ -48,7 +48,7 @@ impl Asked {
             return autoencoder.plan_in_tiles(operation, picture, tiles, precision);
         }
         match (operation, takes_clips) {
-            (Operation::Decode, false) => autoencoder.plan_decode_rows(picture, precision),
+            (Operation::Decode, false) => Ok(autoencoder.plan_decode_rows(picture, precision, 0)?.summary()),
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
             (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),
             (Operation::Decode, true) => autoencoder.plan_decode_clip(shape, windows, precision),

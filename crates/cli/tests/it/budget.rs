@@ -1,8 +1,9 @@
 //! What a process within a memory budget holds at its peak: never more than the budget.
 #![cfg(target_os = "linux")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -113,4 +114,68 @@ fn the_comparison_of_fast_with_exact_is_within_the_budget_whatever_is_held() {
         let measured = report["peak_rss_mib"].as_f64().unwrap();
         assert!(measured <= budget as f64, "{measured:.1} MiB in a budget of {budget}");
     }
+}
+
+/// Random latents `[1, 4, side, side]` as a file.
+fn latents(path: &Path, side: usize) {
+    let values = remote_vae_model::random::normal(3, 4 * side * side);
+    let bytes: Vec<u8> = values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect();
+    let header =
+        json!({"latents": {"dtype": "F16", "shape": [1, 4, side, side], "data_offsets": [0, bytes.len()]}});
+    let header = header.to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
+    std::fs::write(path, file).unwrap();
+}
+
+/// What a command that must succeed writes to standard output, and the most bytes that it held until it had written all but
+/// the end.
+fn output_and_peak(folder: &Path, arguments: &[&str]) -> (Vec<u8>, u64) {
+    let mut command = program();
+    let mut process = command
+        .current_dir(folder)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut pipe, status) = (process.stdout.take().unwrap(), format!("/proc/{}/status", process.id()));
+    let (mut output, mut part, mut peak, mut length) = (Vec::new(), vec![0; 4096], 0, 1);
+    while length > 0 {
+        length = pipe.read(&mut part).unwrap();
+        output.extend(&part[..length]);
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak = line.map_or(peak, |kib| kib.parse::<u64>().unwrap() << 10);
+    }
+    assert!(process.wait().unwrap().success(), "{arguments:?}");
+    (output, peak)
+}
+
+/// 12 MiB of pixels: none of a PNG or JPEG file are kept, those of a WebP file count.
+#[test]
+fn pictures_are_written_within_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    latents(&folder.path().join("latents.safetensors"), 256);
+    let model = format!("{}/../engine/tests/golden/tiny", env!("CARGO_MANIFEST_DIR"));
+    let decode = ["decode", "latents.safetensors", "-o", "-", "--model", &model, "--threads", "2"];
+    let mut budgets = Vec::new();
+    for format in ["png", "jpg", "webp", "safetensors"] {
+        let arguments = [&decode[..], &["--format", format]].concat();
+        // What two processes hold before any work is not the same to the page.
+        let budget = smallest(folder.path(), &arguments) + 1;
+        let within = format!("{budget}MiB");
+        let (file, measured) =
+            output_and_peak(folder.path(), &[&arguments[..], &["--memory-budget", &within]].concat());
+        assert!(file.len() > 500_000);
+        eprintln!("{format}: {:.1} MiB of {budget}", measured as f64 / MIB as f64);
+        assert!(measured <= budget * MIB, "{format}: {measured} bytes in a budget of {budget} MiB");
+        if format != "safetensors" {
+            let limits = remote_vae_media::DecodeLimits { max_pixels: 1 << 22, max_bytes: 1 << 26 };
+            let picture = remote_vae_media::decode_image(&file, &limits).unwrap();
+            assert_eq!((picture.width, picture.height), (2048, 2048));
+        }
+        budgets.push(budget);
+    }
+    let [png, jpeg, webp, _] = budgets[..] else { unreachable!("four formats") };
+    assert!(png.abs_diff(jpeg) <= 1 && (51..=53).contains(&(webp - png)), "{budgets:?}");
 }

@@ -195,14 +195,12 @@ fn a_sample_is_drawn_around_the_mode_and_repeats_with_its_seed() {
 #[test]
 fn a_plan_that_is_held_stays_known_whatever_else_is_planned() {
     let autoencoder = embedded(1);
-    let windows = Windows { frames: false, tiles: None };
+    let (windows, rows) = (Windows { frames: false, tiles: None }, Delivery::Rows { kept_per_pixel: 0 });
     let shape = |side| [1, 4, 1, side, 1];
-    let known = |side| {
-        autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact, Delivery::Rows)
-    };
-    let plans = |side| {
-        autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact, Delivery::Rows).unwrap()
-    };
+    let known =
+        |side| autoencoder.is_planned(Operation::Decode, shape(side), windows, Precision::Exact, rows);
+    let plans =
+        |side| autoencoder.plans(Operation::Decode, shape(side), windows, Precision::Exact, rows).unwrap();
     let held = plans(1);
     (2..200).for_each(|side| drop(plans(side)));
     assert!(known(1) && !known(2) && known(199));

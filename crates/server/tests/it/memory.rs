@@ -166,7 +166,7 @@ async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires(
 async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
     const LATENTS: [usize; 4] = [1, 4, 32, 32];
     const VALUES: u64 = 3 * 256 * 256;
-    let plan = kl().plan_decode_rows(LATENTS, Precision::Exact).unwrap();
+    let plan = kl().plan_decode_rows(LATENTS, Precision::Exact, 0).unwrap().summary();
     // Of the values only a strip is there at one time, half of so small a picture.
     let whole = kl().plan_decode(LATENTS, Precision::Exact).unwrap();
     assert!((whole.peak_bytes - plan.peak_bytes) as u64 > VALUES);
