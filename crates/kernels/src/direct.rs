@@ -4,6 +4,7 @@
 //! finishes each value on the way out. With integers each tap is a matrix product of its own, whose inputs are rounded
 //! pixel by pixel.
 
+use crate::ahead::Ahead;
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
@@ -322,6 +323,7 @@ unsafe fn multiply_integers<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, g
             for pixel in (0..pixels).step_by(T::PIXELS) {
                 let start = (pixel * rounded.taps + tap * T::PIXELS) * rounded.blocks;
                 let rows = PairRows {
+                    ahead: Ahead::NONE,
                     words: &words(scratch.sources)[(start + split * SPLIT * T::PIXELS) * PAIRS..],
                     factors: &scratch.factors[(tap * rounded.splits() + split) * pixels + pixel..],
                 };
@@ -351,6 +353,7 @@ unsafe fn multiply<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, origin: [u
         for row in 0..rows {
             for column in (0..columns).step_by(T::PIXELS) {
                 let left = Rows {
+                    ahead: Ahead::NONE,
                     patch: scratch.patch,
                     start: pass * BLOCKS_PER_PASS * block_stride
                         + (row * stride * patch_columns + column * stride) * BLOCK,

@@ -5,6 +5,7 @@
 //! `[channel block][height][width][16]`, in either [`Storage`], one sample at a time. Every operation takes a [`Pool`] and writes the same
 //! bytes for any number of threads: what may round (tiles, chunks, the order of sums) depends on shapes alone.
 
+mod ahead;
 pub mod allocator;
 mod amx;
 pub mod attention;

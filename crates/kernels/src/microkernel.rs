@@ -3,6 +3,7 @@
 // Loops over registers run by index, the same for every operand.
 #![allow(clippy::needless_range_loop)]
 
+use crate::ahead::Ahead;
 use crate::layout::BLOCK;
 use crate::pairs::Integers;
 use crate::vector::Vector;
@@ -113,6 +114,8 @@ pub(crate) struct Rows<'a> {
     pub block_stride: usize,
     /// Offsets of the kernel's taps from a row's first element.
     pub taps: &'a [usize],
+    /// What is multiplied later and asked for meanwhile.
+    pub ahead: Ahead,
 }
 
 /// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, beginning with what `sums`
@@ -141,6 +144,7 @@ unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const A
             }
         }
         for (block, block_panels) in panels.chunks_exact(rows.taps.len() * BLOCK * lanes).enumerate() {
+            rows.ahead.ask(block);
             for (tap, panel) in rows.taps.iter().zip(block_panels.chunks_exact(BLOCK * lanes)) {
                 let base = rows.start + block * rows.block_stride + tap;
                 let mut pixels = [&[0.0; BLOCK]; PIXELS];
@@ -177,6 +181,8 @@ pub(crate) struct PairRows<'a> {
     pub words: &'a [i32],
     /// What each row is multiplied by, at least `PIXELS`.
     pub factors: &'a [f32],
+    /// What is multiplied later and asked for meanwhile.
+    pub ahead: Ahead,
 }
 
 /// `sums[p][n] = Σ over blocks and pairs of rows[p] · panels[n]`, exact as long as it fits 32 bits, times the factors of
@@ -201,7 +207,8 @@ unsafe fn multiply_pairs<I: Integers, const PIXELS: usize, const VECTORS: usize,
     unsafe {
         let mut local = [[I::splat(0); VECTORS]; PIXELS];
         let panels = panels.chunks_exact(PAIRS * lanes);
-        for (panel, block) in panels.zip(rows.words.chunks_exact(PIXELS * PAIRS)) {
+        for (index, (panel, block)) in panels.zip(rows.words.chunks_exact(PIXELS * PAIRS)).enumerate() {
+            rows.ahead.ask(index);
             for pair in 0..PAIRS {
                 let row = &panel[pair * lanes..][..lanes];
                 let mut weights = [I::load(&row[..width]); VECTORS];

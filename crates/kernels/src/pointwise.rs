@@ -3,6 +3,7 @@
 //! A task gathers a stretch of pixels, with integers rounds it pixel by pixel, and multiplies it with each group of output
 //! channels. Every value is one chain of sums over input channels, wherever a stretch ends.
 
+use crate::ahead::Ahead;
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
@@ -261,6 +262,7 @@ unsafe fn multiply<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, columns: u
     for (pass, panel) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
         for pixel in (0..columns).step_by(T::PIXELS) {
             let rows = Rows {
+                ahead: Ahead::NONE,
                 patch: scratch.patch,
                 start: pass * PASS * BLOCK_STRIDE + pixel * BLOCK,
                 row_stride: BLOCK,
@@ -282,6 +284,7 @@ unsafe fn multiply_integers<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, c
     for (split, panel) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
         for pixel in (0..columns).step_by(T::PIXELS) {
             let rows = PairRows {
+                ahead: Ahead::NONE,
                 words: &words(scratch.sources)[(pixel * input_blocks + split * SPLIT * T::PIXELS) * PAIRS..],
                 factors: &scratch.factors[split * STRETCH + pixel..],
             };

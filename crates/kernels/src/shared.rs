@@ -2,6 +2,9 @@
 
 use std::marker::PhantomData;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// A mutable slice whose disjoint parts are lent to several threads at once.
 pub(crate) struct SharedOutput<'a, E = f32> {
     start: *mut E,
@@ -44,13 +47,18 @@ pub(crate) fn prefetch<E>(values: &[E]) {
     prefetch_lines(values.as_ptr(), values.len());
 }
 
+/// As [`prefetch`], for `len` elements from `start` on, wherever that is.
 #[inline(always)]
-fn prefetch_lines<E>(start: *const E, len: usize) {
+pub(crate) fn prefetch_lines<E>(start: *const E, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for offset in (0..len * size_of::<E>()).step_by(64) {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every CPU of this architecture has the instruction, and it may be given any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.cast::<i8>().wrapping_add(offset)) };
+        let mut offset = 0;
+        while offset < len * size_of::<E>() {
+            // SAFETY: every CPU of this architecture has the instruction, and it may be given any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.cast::<i8>().wrapping_add(offset)) };
+            offset += LINE;
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (start, len);

@@ -8,6 +8,7 @@
 //! an output's taps are added in their order, so bands and their columns change no byte. The products are `f32` in
 //! either arithmetic: there are too few to repay the rounding of inputs.
 
+use crate::ahead::Ahead;
 use crate::convolution::Geometry;
 use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
@@ -240,6 +241,7 @@ unsafe fn multiply<T: Tile>(job: &Job<'_>, scratch: &mut Scratch<'_>, columns: u
         for (pass, panel) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
             for column in (0..columns).step_by(T::PIXELS) {
                 let left = Rows {
+                    ahead: Ahead::NONE,
                     patch: scratch.patch,
                     start: pass * PASS * shape.block_stride() + column * BLOCK,
                     row_stride: BLOCK,

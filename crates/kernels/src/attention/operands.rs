@@ -1,5 +1,6 @@
 //! The operands of the two products of attention, as `f32`, rounded to integers, or split into parts.
 
+use crate::ahead::Ahead;
 use crate::amx;
 use crate::form::Form;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
@@ -57,6 +58,13 @@ impl Panels {
         self.blocks.div_ceil(SPLIT)
     }
 
+    /// What is multiplied after the `done` first of the `len` words from `panels` on: the rest, or the same rows of the
+    /// next group.
+    #[inline(always)]
+    fn following(&self, panels: *const f32, len: usize, done: usize) -> *const f32 {
+        panels.wrapping_add(if done < len { done } else { self.group_words() })
+    }
+
     /// Fills `packed`.
     pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
         let room = match self.form {
@@ -87,9 +95,14 @@ impl Panels {
         match self.form {
             Form::Float32 => {
                 let panels = &packed[start * BLOCK * T::LANES..][..count * BLOCK * T::LANES];
-                for (pass, panels) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
+                for (pass, panel) in panels.chunks(PASS * BLOCK * T::LANES).enumerate() {
+                    let blocks = panel.len() / (BLOCK * T::LANES);
+                    let next =
+                        self.following(panels.as_ptr(), panels.len(), (pass + 1) * PASS * BLOCK * T::LANES);
+                    let ahead = Ahead::new(next, panel.len(), blocks * queries / T::PIXELS);
                     for query in (0..queries).step_by(T::PIXELS) {
                         let rows = Rows {
+                            ahead: ahead.skip(query / T::PIXELS * blocks),
                             patch: left.values,
                             start: (pass * PASS * queries + query) * BLOCK,
                             row_stride: BLOCK,
@@ -97,24 +110,29 @@ impl Panels {
                             taps: &[0],
                         };
                         // SAFETY: the caller vouches for the CPU.
-                        unsafe { T::accumulate(&rows, panels, &mut sums[query * T::LANES..]) };
+                        unsafe { T::accumulate(&rows, panel, &mut sums[query * T::LANES..]) };
                     }
                 }
             }
             Form::Integer16 => {
                 let panels = &words(packed)[start * PAIRS * T::LANES..][..count * PAIRS * T::LANES];
-                for (split, panels) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
+                for (split, panel) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
+                    let blocks = panel.len() / (PAIRS * T::LANES);
+                    let done = (split + 1) * SPLIT * PAIRS * T::LANES;
+                    let next = self.following(panels.as_ptr().cast(), panels.len(), done);
+                    let ahead = Ahead::new(next, panel.len(), blocks * queries / T::PIXELS);
                     let factors = (group * self.splits() + first / SPLIT + split) * T::LANES;
                     let factors = &packed[self.words() + factors..][..T::LANES];
                     for query in (0..queries).step_by(T::PIXELS) {
                         let place = left.place::<T>(query, split);
                         let rows = PairRows {
+                            ahead: ahead.skip(query / T::PIXELS * blocks),
                             words: &words(left.words)[place..],
                             factors: &left.factors[split * queries + query..],
                         };
                         // SAFETY: the caller vouches for the CPU.
                         unsafe {
-                            T::accumulate_pairs(&rows, panels, factors, &mut sums[query * T::LANES..]);
+                            T::accumulate_pairs(&rows, panel, factors, &mut sums[query * T::LANES..]);
                         }
                     }
                 }

@@ -2,6 +2,7 @@
 
 use super::grid::window_side;
 use super::{Batch, Job, Scratch, Transform};
+use crate::ahead::{Ahead, Sweep};
 use crate::convolution::Arithmetic;
 use crate::integers::{self, PAIRS, SPLIT};
 use crate::layout::BLOCK;
@@ -11,7 +12,8 @@ use crate::microkernel::{PairRows, Rows, Tile};
 /// the first-level cache while all tiles of a batch pass by.
 const PASS: usize = 16;
 
-/// All products of one batch and one group of output channels; meanwhile asks for what the batch `next` reads first.
+/// All products of one batch and one group of output channels; meanwhile asks for the output's rows, and for what the
+/// batch `next` reads first.
 ///
 /// # Safety
 /// The CPU has the tier.
@@ -23,21 +25,35 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
     group: usize,
     next: Option<Batch>,
 ) {
+    let tiles = batch.size[0] * batch.size[1];
+    let steps = W::PRODUCTS * W::PRODUCTS * tiles.div_ceil(T::PIXELS);
+    let [height, width] = batch.size.map(|tiles| tiles * W::OUTPUTS);
+    let corner = batch.origin.map(|tile| (tile * W::OUTPUTS).saturating_sub(W::SKIP));
+    let mut outputs = Sweep::new([T::LANES / BLOCK, height, width], steps);
+    let [rows, columns] = next.map_or([0; 2], |next| next.size.map(window_side::<W>));
+    let from = next.map_or([0; 2], |next| next.origin.map(|tile| tile * W::STEP));
+    let mut inputs = Sweep::new([1, rows, columns], steps);
+    let mut meanwhile = || {
+        outputs.step(|block, [row, column], columns| {
+            let block = group * (T::LANES / BLOCK) + block;
+            job.target.prefetch(block, [corner[0] + row, corner[1] + column], columns);
+        });
+        inputs.step(|_, [row, column], columns| {
+            job.source.prefetch_row(0, [from[0] + row, from[1] + column], columns);
+        });
+    };
     for y in 0..W::PRODUCTS {
         for x in 0..W::PRODUCTS {
             let point = y * W::PRODUCTS + x;
             let source = W::SOURCE_OF[y] * W::SOURCES + W::SOURCE_OF[x];
-            prefetch_outputs::<T, W>(job, batch, group, point);
-            if let Some(next) = next {
-                prefetch_inputs::<W>(job, next, point);
-            }
-            let tiles = batch.size[0] * batch.size[1];
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 match job.grid.arithmetic {
-                    Arithmetic::Float32 => multiply_floats::<T>(job, scratch, tiles, group, [point, source]),
+                    Arithmetic::Float32 => {
+                        multiply_floats::<T>(job, scratch, tiles, group, [point, source], &mut meanwhile)
+                    }
                     Arithmetic::Integer16 => {
-                        multiply_integers::<T>(job, scratch, tiles, group, [point, source])
+                        multiply_integers::<T>(job, scratch, tiles, group, [point, source], &mut meanwhile)
                     }
                 }
             }
@@ -52,13 +68,17 @@ unsafe fn multiply_floats<T: Tile>(
     tiles: usize,
     group: usize,
     [point, source]: [usize; 2],
+    meanwhile: &mut impl FnMut(),
 ) {
     let grid = &job.grid;
     let panel = &job.weights[job.panels.start(group, point)..][..job.panels.len()];
     let products = &mut scratch.products[point * grid.product_stride..];
     for (pass, panel) in panel.chunks(PASS * BLOCK * T::LANES).enumerate() {
-        for tile in (0..tiles).step_by(T::PIXELS) {
+        let blocks = panel.len() / (BLOCK * T::LANES);
+        let ahead = Ahead::new(panel.as_ptr_range().end, panel.len(), blocks * tiles.div_ceil(T::PIXELS));
+        for (pass_index, tile) in (0..tiles).step_by(T::PIXELS).enumerate() {
             let left = Rows {
+                ahead: ahead.skip(pass_index * blocks),
                 patch: scratch.sources,
                 start: source * grid.source_stride
                     + (tile * grid.input_blocks + pass * PASS * T::PIXELS) * BLOCK,
@@ -70,6 +90,7 @@ unsafe fn multiply_floats<T: Tile>(
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 if pass == 0 {
+                    meanwhile();
                     T::product(&left, panel, products);
                 } else {
                     T::accumulate(&left, panel, products);
@@ -86,6 +107,7 @@ unsafe fn multiply_integers<T: Tile>(
     tiles: usize,
     group: usize,
     [point, source]: [usize; 2],
+    meanwhile: &mut impl FnMut(),
 ) {
     let grid = &job.grid;
     let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
@@ -94,8 +116,12 @@ unsafe fn multiply_integers<T: Tile>(
     for (split, panel) in panel.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..T::LANES];
         let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
-        for tile in (0..tiles).step_by(T::PIXELS) {
+        let blocks = panel.len() / (PAIRS * T::LANES);
+        let ahead =
+            Ahead::new(panel.as_ptr_range().end.cast(), panel.len(), blocks * tiles.div_ceil(T::PIXELS));
+        for (pass_index, tile) in (0..tiles).step_by(T::PIXELS).enumerate() {
             let left = PairRows {
+                ahead: ahead.skip(pass_index * blocks),
                 words: &sources[(tile * grid.input_blocks + split * SPLIT * T::PIXELS) * PAIRS..],
                 factors: &factors[tile..],
             };
@@ -103,35 +129,12 @@ unsafe fn multiply_integers<T: Tile>(
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 if split == 0 {
+                    meanwhile();
                     T::pair_product(&left, panel, panel_factors, products);
                 } else {
                     T::accumulate_pairs(&left, panel, panel_factors, products);
                 }
             }
         }
-    }
-}
-
-/// Asks for one point's share of the output rows that this batch and group will write.
-#[inline(always)]
-fn prefetch_outputs<T: Tile, W: Transform>(job: &Job<'_>, batch: Batch, group: usize, point: usize) {
-    let Batch { origin, size: [rows, columns] } = batch;
-    let (points, height) = (W::PRODUCTS * W::PRODUCTS, rows * W::OUTPUTS);
-    let lines = height * (T::LANES / BLOCK);
-    let corner = origin.map(|tile| (tile * W::OUTPUTS).saturating_sub(W::SKIP));
-    for line in point * lines / points..(point + 1) * lines / points {
-        let block = group * (T::LANES / BLOCK) + line / height;
-        job.target.prefetch(block, [corner[0] + line % height, corner[1]], columns * W::OUTPUTS);
-    }
-}
-
-/// Asks for one point's share of the first channel block that a batch reads.
-#[inline(always)]
-fn prefetch_inputs<W: Transform>(job: &Job<'_>, batch: Batch, point: usize) {
-    let corner = batch.origin.map(|tile| tile * W::STEP);
-    let [rows, columns] = batch.size.map(window_side::<W>);
-    let points = W::PRODUCTS * W::PRODUCTS;
-    for row in point * rows / points..(point + 1) * rows / points {
-        job.source.prefetch_row(0, [corner[0] + row, corner[1]], columns);
     }
 }

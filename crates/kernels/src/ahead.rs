@@ -1,0 +1,72 @@
+//! Cache lines asked for before they are read, a few at a time beside the arithmetic: many at once would fill the
+//! processor's queue of missing lines, and what is read next would wait behind them.
+
+use crate::shared::{LINE, prefetch_lines};
+
+/// Memory that is read later, asked for a few cache lines at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    start: *const u8,
+    /// Cache lines of each part.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(crate) const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0 };
+
+    /// `len` values from `start` on, in parts; the last may reach beyond.
+    #[inline(always)]
+    pub(crate) fn new(start: *const f32, len: usize, parts: usize) -> Ahead {
+        Ahead { start: start.cast(), lines: (len * size_of::<f32>()).div_ceil(LINE * parts.max(1)) }
+    }
+
+    /// What begins `parts` later.
+    #[inline(always)]
+    pub(crate) fn skip(self, parts: usize) -> Ahead {
+        Ahead { start: self.start.wrapping_add(parts * self.lines * LINE), ..self }
+    }
+
+    /// Asks for the part `index`, a hint that reads nothing.
+    #[inline(always)]
+    pub(crate) fn ask(self, index: usize) {
+        prefetch_lines(self.skip(index).start, self.lines * LINE);
+    }
+}
+
+/// Pixels that are asked for at once: with many more lines than that, what is read next would wait for them.
+const STRETCH: usize = 8;
+
+/// Walks over the pixels of some channel blocks in stretches, evenly in a number of steps.
+pub(crate) struct Sweep {
+    size: [usize; 3],
+    /// Block, row and column of the next stretch.
+    at: [usize; 3],
+    /// Stretches are due when this has come to `steps`.
+    credit: usize,
+    stretches: usize,
+    steps: usize,
+}
+
+impl Sweep {
+    /// Blocks, rows and columns.
+    #[inline(always)]
+    pub(crate) fn new(size: [usize; 3], steps: usize) -> Sweep {
+        Sweep { size, at: [0; 3], credit: 0, stretches: size[0] * size[1] * size[2].div_ceil(STRETCH), steps }
+    }
+
+    /// One step: calls `ask` with block, row and column, and how many columns, for each stretch that is due.
+    #[inline(always)]
+    pub(crate) fn step(&mut self, mut ask: impl FnMut(usize, [usize; 2], usize)) {
+        self.credit += self.stretches;
+        while self.credit >= self.steps {
+            self.credit -= self.steps;
+            let [block, row, column] = self.at;
+            ask(block, [row, column], STRETCH.min(self.size[2] - column));
+            self.at[2] += STRETCH;
+            if self.at[2] >= self.size[2] {
+                self.at = if row + 1 < self.size[1] { [block, row + 1, 0] } else { [block + 1, 0, 0] };
+            }
+        }
+    }
+}
