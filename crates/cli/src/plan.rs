@@ -1,10 +1,13 @@
 //! `remote-vae plan`: what the work on a picture or a clip would cost, step by step, without doing it. Reads no weights.
+//!
+//! A decode is planned as `decode` does it for PNG and JPEG files or for clips, whose values are never all there; beside that
+//! stands what one tensor of all values would take.
 
 use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Plan, PlanSummary, Precision, Step, Windows};
+use remote_vae_engine::{Autoencoder, EngineError, Plan, PlanSummary, Precision, Step, Windows};
 use remote_vae_wire::Operation;
 use serde::Serialize;
 
@@ -38,6 +41,16 @@ struct Report {
     /// What this process holds beside any work; `None` where the system does not tell.
     process_bytes: Option<u64>,
     expected_peak_bytes: Option<u64>,
+    /// Of a decode that gives one tensor of all values, where that is another plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensor: Option<TensorReport>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum TensorReport {
+    Fits { flops: u64, plan_peak_bytes: usize, expected_peak_bytes: Option<u64> },
+    Refused { error: String },
 }
 
 #[derive(Serialize)]
@@ -93,14 +106,29 @@ pub(crate) fn run(options: &PlanOptions) -> Result<()> {
     let report = if takes_clips || windows.tiles.is_some() {
         let shape = clip_shape(&autoencoder, operation, size, options.batch as usize)?;
         let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
-        let summary = clip_summary(&autoencoder, operation, shape, windows, precision)?;
+        let whole = clip_summary(&autoencoder, operation, shape, windows, precision)?;
+        let (summary, tensor) = if takes_clips && operation == Operation::Decode {
+            (autoencoder.plan_decode_frames(shape, windows, precision)?, Some(Ok(whole)))
+        } else {
+            (whole, None)
+        };
         let largest = parts.iter().max_by_key(|(plan, _)| plan.summary().flops);
         let steps = largest.map_or(&[][..], |(plan, _)| &plan.steps);
-        Report { parts: part_reports(&parts), ..report(&autoencoder, operation, precision, &summary, steps) }
+        let tensor = tensor.map(|tensor| tensor_report(&autoencoder, tensor));
+        let report = report(&autoencoder, operation, precision, &summary, steps);
+        Report { parts: part_reports(&parts), tensor, ..report }
     } else {
         let shape = shape(&autoencoder, operation, options.size, options.batch as usize)?;
-        let plan = autoencoder.plan(operation, shape, precision)?;
-        report(&autoencoder, operation, precision, &plan.summary(), &plan.steps)
+        let whole = autoencoder.plan(operation, shape, precision);
+        let (plan, tensor) = match operation {
+            Operation::Encode => (whole?, None),
+            Operation::Decode => {
+                let whole = whole.map(|plan| plan.summary());
+                let rows = autoencoder.plan_decode_rows(shape, precision, 0)?;
+                (rows, Some(tensor_report(&autoencoder, whole)))
+            }
+        };
+        Report { tensor, ..report(&autoencoder, operation, precision, &plan.summary(), &plan.steps) }
     };
     let mut output = std::io::stdout().lock();
     if options.json {
@@ -185,6 +213,28 @@ pub(crate) fn check_picture(frames: usize) -> Result<()> {
     Ok(())
 }
 
+/// What fits by its plan may not fit together with what lies beside its parts.
+fn tensor_report(autoencoder: &Autoencoder, whole: Result<PlanSummary, EngineError>) -> TensorReport {
+    let checked = whole.map_err(Into::into).and_then(|summary| {
+        local::check_budget(autoencoder, &summary)?;
+        Ok(summary)
+    });
+    match checked {
+        Ok(PlanSummary { flops, peak_bytes, .. }) => TensorReport::Fits {
+            flops,
+            plan_peak_bytes: peak_bytes,
+            expected_peak_bytes: expected_peak(autoencoder, peak_bytes),
+        },
+        Err(error) => TensorReport::Refused { error: crate::message(&error) },
+    }
+}
+
+/// Bytes of the process at its peak; `None` where the system does not tell what it holds.
+fn expected_peak(autoencoder: &Autoencoder, plan_peak_bytes: usize) -> Option<u64> {
+    let process_bytes = Some(autoencoder.engine().process_bytes()).filter(|bytes| *bytes > 0);
+    process_bytes.map(|bytes| bytes + plan_peak_bytes as u64)
+}
+
 fn part_reports(parts: &[(Arc<Plan>, usize)]) -> Vec<PartReport> {
     let report = |(plan, count): &(Arc<Plan>, usize)| {
         let PlanSummary { input: [_, channels, height, width], frames, flops, .. } = plan.summary();
@@ -223,7 +273,8 @@ fn report(
         plan_peak_bytes: summary.peak_bytes,
         memory_budget_bytes: autoencoder.engine().memory_budget(),
         process_bytes,
-        expected_peak_bytes: process_bytes.map(|bytes| bytes + summary.peak_bytes as u64),
+        expected_peak_bytes: expected_peak(autoencoder, summary.peak_bytes),
+        tensor: None,
     }
 }
 
@@ -279,14 +330,37 @@ fn print(output: &mut impl Write, report: &Report) -> Result<()> {
         mib(report.activation_bytes),
         mib(report.plan_peak_bytes),
     )?;
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     if let (Some(process), Some(peak)) = (report.process_bytes, report.expected_peak_bytes) {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let what = match &report.tensor {
+            Some(_) if report.output.len() == 5 => ", for a file or folder of frames",
+            Some(_) => ", for a PNG or JPEG file",
+            None => "",
+        };
         writeln!(
             output,
-            "expected peak of the process {:.1} MiB: {:.1} MiB for the program itself, and the plan",
+            "expected peak of the process{what} {:.1} MiB: {:.1} MiB for the program itself, and the plan",
             mib(peak),
             mib(process)
         )?;
+    }
+    match &report.tensor {
+        Some(TensorReport::Fits { flops, plan_peak_bytes, expected_peak_bytes }) => {
+            let (what, bytes) = match expected_peak_bytes {
+                Some(bytes) => ("expected peak of the process", *bytes),
+                None => ("peak", *plan_peak_bytes as u64),
+            };
+            let work = *flops as f64 / 1e9;
+            writeln!(
+                output,
+                "{what} for one tensor (decode -o FILE.safetensors, bench) {:.1} MiB, {work:.1} GFLOP",
+                mib(bytes)
+            )?;
+        }
+        Some(TensorReport::Refused { error }) => {
+            writeln!(output, "for one tensor (decode -o FILE.safetensors, bench) {error}")?;
+        }
+        None => {}
     }
     if let Some(budget) = report.memory_budget_bytes {
         writeln!(output, "memory budget {:.1} MiB", budget as f64 / f64::from(1 << 20))?;

@@ -337,7 +337,8 @@ impl Autoencoder {
         (precision, delivery): (Precision, Delivery),
     ) -> Key {
         let still = self.still(operation, frames).is_some();
-        Key { operation, still, input, start, precision, delivery }
+        let work_budget = self.engine.work_budget();
+        Key { operation, still, input, start, precision, delivery, work_budget }
     }
 
     /// The plans for an input `[batch, channels, frames, height, width]`, made now unless they are known; `windows` say how a

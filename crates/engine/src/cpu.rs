@@ -4,6 +4,7 @@ mod layers;
 mod operations;
 mod output;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use remote_vae_kernels::{Buffer, Isa, Pool};
@@ -38,7 +39,7 @@ pub struct CpuEngine {
     pool: Arc<Pool>,
     isa: Isa,
     memory_budget: Option<u64>,
-    process_bytes: u64,
+    process_bytes: AtomicU64,
 }
 
 /// What a process takes once it works, beside what is planned: code and tables that are read from the program's file when
@@ -54,6 +55,7 @@ impl CpuEngine {
         let isa = options.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::by_name)?;
         let pool = Arc::new(Pool::new(options.threads).map_err(EngineError::Threads)?);
         let process_bytes = memory::resident_bytes().map_or(0, |held| held + WORKING_BYTES);
+        let process_bytes = AtomicU64::new(process_bytes);
         Ok(CpuEngine { pool, isa, memory_budget: options.memory_budget, process_bytes })
     }
 }
@@ -92,7 +94,7 @@ impl Engine for CpuEngine {
         let task = |input| Ok(Task::new(graph, input, start, how, isa, threads)?.after_probe(probe_bytes));
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let available = self.work_budget().map(bytes);
-        let process = self.process_bytes as usize;
+        let process = self.process_bytes() as usize;
         budget::plan(&task(input)?, available).map_err(|Shortage { need, smallest, means }| {
             let largest = budget::largest(&task, input, available.unwrap_or(usize::MAX), &means);
             let budget = self.memory_budget.map_or(usize::MAX, bytes);
@@ -105,7 +107,11 @@ impl Engine for CpuEngine {
     }
 
     fn process_bytes(&self) -> u64 {
-        self.process_bytes
+        self.process_bytes.load(Ordering::Relaxed)
+    }
+
+    fn note_process_bytes(&self, bytes: u64) {
+        self.process_bytes.fetch_max(bytes, Ordering::Relaxed);
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {

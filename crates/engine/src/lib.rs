@@ -65,6 +65,10 @@ pub trait Engine: Send + Sync {
         0
     }
 
+    /// The process turned out to hold `bytes` beside any work: if these are more than [`Engine::process_bytes`], that becomes
+    /// them, and plans that are made from now on leave room for them.
+    fn note_process_bytes(&self, _bytes: u64) {}
+
     /// Bytes that work may hold: the budget less [`Engine::process_bytes`].
     fn work_budget(&self) -> Option<u64> {
         self.memory_budget().map(|budget| budget.saturating_sub(self.process_bytes()))

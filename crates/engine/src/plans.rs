@@ -20,6 +20,8 @@ pub(crate) struct Key {
     pub start: Start,
     pub precision: Precision,
     pub delivery: Delivery,
+    /// Bytes that work might hold.
+    pub work_budget: Option<u64>,
 }
 
 /// The fields of [`EngineError::Budget`].
@@ -105,7 +107,8 @@ mod tests {
     fn key(side: usize) -> Key {
         let input = [1, 4, 1, side, side];
         let (operation, start, precision) = (Operation::Decode, Start::Clip, Precision::Exact);
-        Key { operation, still: false, input, start, precision, delivery: Delivery::Whole }
+        let delivery = Delivery::Whole;
+        Key { operation, still: false, input, start, precision, delivery, work_budget: None }
     }
 
     fn refused(plans: &Plans, side: usize, made: &mut usize) {

@@ -95,6 +95,10 @@ pub(crate) struct Account {
 }
 
 impl Account {
+    fn begun(&self, queued: Option<Duration>) {
+        self.trace.update(|trace| trace.queued = trace.queued.or(queued));
+    }
+
     fn engine(&self, queued: Duration, engine: Duration) {
         self.trace.update(|trace| (trace.queued, trace.engine) = (Some(queued), Some(engine)));
     }
@@ -130,6 +134,8 @@ pub(crate) async fn respond(
     }
     let length = header.as_ref().and_then(|header| header.byte_len().ok()).map(|length| length as u64);
     let first = source.next().await?;
+    // All that is known of its times when the head leaves.
+    source.account.begun(source.ticket.as_ref().and_then(|ticket| ticket.meter().queued()));
     let body = Streamed { held: first, next: Box::pin(following(source)), left: length };
     let mut response = response(negotiated, header, Body::new(body));
     response.extensions_mut().insert(Unfinished);
@@ -237,5 +243,49 @@ impl Streamed {
     fn give(&mut self, bytes: Bytes) -> Frame<Bytes> {
         self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
         Frame::data(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_vae_wire::{Parameters, negotiate};
+
+    use super::*;
+    use crate::options::ServerOptions;
+    use crate::queue::{Client, Cost, Work};
+
+    /// The engine has not even begun.
+    #[tokio::test]
+    async fn who_waits_is_told_at_once_that_bytes_cannot_be_made() {
+        let shared = Arc::new(Shared::new(ServerOptions::default(), Vec::new()).unwrap());
+        let negotiated = negotiate(&Parameters::default(), None);
+        type Making = fn(&UnboundedSender<Chunk>) -> Result<Option<Duration>, MediaError>;
+        let fails: Making = |_| Err(MediaError::Unwritable { format: "PNG", reason: "a fault".to_owned() });
+        let panics: Making = |_| panic!("on purpose");
+        for (making, expected) in [(fails, "a fault"), (panics, FAILED)] {
+            for streams in [true, false] {
+                let (chunks, answer) = Growing::new(negotiated, None, streams);
+                let place = shared.queue.reserve(&Client::Key("one".into()), None).unwrap();
+                let cost = Cost { flops: 1, peak_bytes: 1, answer_bytes: 1, kept: false };
+                let work: Work = Box::new(|_| unreachable!("nobody runs it"));
+                let ticket = place.submit(cost, None, None, work).unwrap();
+                make(chunks, making).unwrap();
+                let account = Account {
+                    shared: Arc::clone(&shared),
+                    trace: SharedTrace::default(),
+                    operation: "decode",
+                    model: "one".to_owned(),
+                    form: "png",
+                    pixels: 1,
+                    batch: 1,
+                };
+                let outcome =
+                    tokio::time::timeout(Duration::from_secs(60), respond(answer, ticket, account, None));
+                let refusal = outcome.await.unwrap().unwrap_err();
+                assert!(refusal.status == 500 && refusal.message.contains(expected), "{refusal:?}");
+                let left = shared.queue.occupancy();
+                assert_eq!((left.waiting, left.answer_bytes), (0, 0));
+            }
+        }
     }
 }

@@ -242,7 +242,7 @@ fn new_id() -> Result<String, Refusal> {
 fn status(shared: &Shared, entry: &Entry) -> JobStatus {
     let outcome = entry.outcome.borrow().clone();
     let (state, error, age, expires) = match outcome.as_deref() {
-        None if entry.meter.has_started() => (JobState::Running, None, entry.since.elapsed(), None),
+        None if entry.meter.queued().is_some() => (JobState::Running, None, entry.since.elapsed(), None),
         None => (JobState::Queued, None, entry.since.elapsed(), None),
         Some(Outcome { at, result }) => {
             let left = shared.jobs.keep.saturating_sub(at.elapsed()).as_secs_f64();

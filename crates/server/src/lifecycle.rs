@@ -212,13 +212,21 @@ fn warm_up(shared: &Shared) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Notes what the process holds beside weights when no work is left of the warm-up.
+/// What a server takes once it is at work, beside what it held when it became ready and what is planned: connections, threads
+/// that make answers, and the code that both use first.
+const SERVING_BYTES: u64 = 4 << 20;
+
+/// Notes what the process holds beside weights when no work is left of the warm-up. Work gets what that leaves of the budget.
 fn note_idle(shared: &Shared) {
     memory::give_back_freed();
     let in_memory = |entry: &ModelEntry| entry.autoencoder.weight_bytes_in_memory(&[]) as u64;
     let weights: u64 = shared.models.iter().map(in_memory).sum();
     if let Some(resident) = memory::resident_bytes() {
-        let _ = shared.idle_bytes.set(resident.saturating_sub(weights));
+        let idle = resident.saturating_sub(weights);
+        let _ = shared.idle_bytes.set(idle);
+        let engines = || shared.models.iter().map(|entry| entry.autoencoder.engine());
+        engines().for_each(|engine| engine.note_process_bytes(idle + SERVING_BYTES));
+        engines().filter_map(|engine| engine.work_budget()).for_each(|bytes| shared.memory.limit_to(bytes));
     }
 }
 

@@ -56,8 +56,8 @@ pub(crate) struct Share {
 
 /// The account of one server.
 pub(crate) struct Memory {
-    /// None if nothing limits the server.
-    limit: Option<u64>,
+    /// `u64::MAX` if nothing limits the server.
+    limit: AtomicU64,
     models: Vec<Arc<Autoencoder>>,
     bodies: Arc<ByteBudget>,
     queue: Arc<Queue>,
@@ -88,7 +88,7 @@ impl Memory {
     ) -> Arc<Memory> {
         let state = State { shares: Vec::new(), used: vec![None; models.len()] };
         let memory = Arc::new(Memory {
-            limit: limit.map(|limit| limit.max(LEAST)),
+            limit: AtomicU64::new(limit.map_or(u64::MAX, |limit| limit.max(LEAST))),
             models: models.iter().map(|entry| Arc::clone(&entry.autoencoder)).collect(),
             bodies: Arc::clone(bodies),
             queue: Arc::clone(queue),
@@ -114,7 +114,7 @@ impl Memory {
     ) -> Result<T, NoRoom> {
         let mut state = self.lock();
         let share = Arc::new(Share { need, answer, is_running: AtomicBool::new(false) });
-        if let Some(limit) = self.limit {
+        if let Some(limit) = self.limit() {
             let alone = need.bytes.max(need.body).saturating_add(answer);
             if alone > limit {
                 return Err(NoRoom::Never { need: alone, limit });
@@ -132,7 +132,7 @@ impl Memory {
 
     /// Takes `bytes` of a body by `take`, if there is room.
     pub(crate) fn take_for_body(&self, bytes: u64, take: impl FnOnce() -> bool) -> bool {
-        let limit = self.limit.unwrap_or(u64::MAX);
+        let limit = self.limit().unwrap_or(u64::MAX);
         let mut state = self.lock();
         let now = self.now(&mut state);
         if now.committed().saturating_add(bytes) > limit || !take() {
@@ -155,7 +155,7 @@ impl Memory {
         let held = running.saturating_add(self.bodies.held());
         let fits = |share: &Share, answers: u64| {
             let together = held.saturating_add(answers).saturating_add(share.need.bytes);
-            self.limit.is_none_or(|limit| together <= limit)
+            self.limit().is_none_or(|limit| together <= limit)
         };
         let job = choose(&fits)?;
         job.share.iter().for_each(|share| share.is_running.store(true, Ordering::Relaxed));
@@ -170,7 +170,7 @@ impl Memory {
             *used = Some(Instant::now());
         }
         let now = self.now(&mut state);
-        let released = self.make_room(&state, &now, 0, self.limit.unwrap_or(u64::MAX));
+        let released = self.make_room(&state, &now, 0, self.limit().unwrap_or(u64::MAX));
         drop(state);
         // Here: the job takes their memory next.
         let has_released = !released.is_empty();
@@ -182,7 +182,12 @@ impl Memory {
 
     /// Bytes that work may hold; none if nothing limits the server.
     pub(crate) fn limit(&self) -> Option<u64> {
-        self.limit
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit < u64::MAX)
+    }
+
+    /// From now on work may hold at most `bytes`.
+    pub(crate) fn limit_to(&self, bytes: u64) {
+        self.limit.fetch_min(bytes.max(LEAST), Ordering::Relaxed);
     }
 
     /// The most bytes that were counted as in memory at one time: weights, bodies, plans that ran, and answers whose work

@@ -137,6 +137,8 @@ struct Record {
     id: HeaderValue,
     /// Of the W3C's trace context, if the client sent one.
     parent: Option<TraceParent>,
+    /// Whether the client reads fields behind an answer (`TE: trailers`).
+    takes_trailers: bool,
     method: Method,
     path: String,
     start: Instant,
@@ -154,6 +156,8 @@ struct Recorded {
     status: StatusCode,
     /// Bytes that have left.
     bytes: u64,
+    /// Whether fields with the times that were not known before are still to follow.
+    has_trailers: bool,
 }
 
 impl HttpBody for Recorded {
@@ -171,8 +175,13 @@ impl HttpBody for Recorded {
                 this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
             }
             match next {
-                Some(Err(_)) => this.record.ended(StatusCode::INTERNAL_SERVER_ERROR, this.bytes),
-                None => this.record.ended(this.status, this.bytes),
+                Some(Err(error)) => this.record.ended(status_of(error), this.bytes),
+                None => {
+                    this.record.ended(this.status, this.bytes);
+                    if let Some(trailers) = this.trailers() {
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                }
                 Some(Ok(_)) if this.inner.is_end_stream() => this.record.ended(this.status, this.bytes),
                 Some(Ok(_)) => {}
             }
@@ -189,6 +198,24 @@ impl HttpBody for Recorded {
     }
 }
 
+impl Recorded {
+    /// The times that the head could not tell, once.
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        if !std::mem::take(&mut self.has_trailers) {
+            return None;
+        }
+        let timing = server_timing(&Trace { queued: None, ..self.record.trace.read() })?;
+        Some(HeaderMap::from_iter([(SERVER_TIMING, timing)]))
+    }
+}
+
+/// What the answer would have been had it not begun.
+fn status_of(error: &axum::Error) -> StatusCode {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let refusal = causes.find_map(|error| error.downcast_ref::<Refusal>());
+    refusal.map_or(StatusCode::INTERNAL_SERVER_ERROR, |refusal| refusal.status)
+}
+
 /// What proxies write for a client that left.
 const CLIENT_LEFT: u16 = 499;
 
@@ -199,6 +226,7 @@ impl Record {
             trace: SharedTrace::default(),
             id: request_id(request.headers()),
             parent: TraceParent::of(request.headers()),
+            takes_trailers: takes_trailers(request.headers()),
             method: request.method().clone(),
             path: shown(request.uri().path()),
             start: Instant::now(),
@@ -214,7 +242,13 @@ impl Record {
         }
         if response.extensions_mut().remove::<Unfinished>().is_some() {
             let status = response.status();
-            let body = |inner| Body::new(Recorded { inner, record: self, status, bytes: 0 });
+            // Where a length is told, an answer ends with its last byte.
+            let has_trailers = self.takes_trailers && response.body().size_hint().exact().is_none();
+            if has_trailers {
+                let name = HeaderValue::from_static("server-timing");
+                response.headers_mut().insert(header::TRAILER, name);
+            }
+            let body = |inner| Body::new(Recorded { inner, record: self, status, bytes: 0, has_trailers });
             return response.map(body);
         }
         let bytes = response.body().size_hint().exact().unwrap_or(0);
@@ -309,6 +343,12 @@ fn server_timing(trace: &Trace) -> Option<HeaderValue> {
         .filter_map(|(name, time)| time.map(|time| format!("{name};dur={:.2}", time.as_secs_f64() * 1e3)))
         .collect();
     if stages.is_empty() { None } else { HeaderValue::try_from(stages.join(", ")).ok() }
+}
+
+/// Whether one of the codings of `TE` says that the client reads fields behind a body.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// The client's id if it is short and plain, else a new one.

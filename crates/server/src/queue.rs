@@ -314,7 +314,7 @@ impl State {
             let _ = job.answer.send(Ended { result, queued: job.since.elapsed(), engine: Duration::ZERO });
             return None;
         }
-        job.meter.started.store(true, Ordering::Relaxed);
+        job.meter.begin(job.since.elapsed());
         self.running.push(Running::of(&job));
         Some(job)
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use remote_vae_wire::{Dtype, HEADER_DTYPE, HEADER_SHAPE, Parameters, TensorHeader, shortened};
 use safetensors::SafeTensors;
@@ -78,11 +78,11 @@ fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
     TensorHeader::parse(text(HEADER_SHAPE)?, text(HEADER_DTYPE)?).ok()
 }
 
-/// The whole of an answer's body: as it is if it comes in one piece, else put together as the pieces come, in memory for
-/// its length.
+/// The whole of an answer's body: as it is if it comes in one piece, else put together as the pieces come, each of which goes
+/// then. It takes memory for its length alone.
 pub(crate) async fn whole(mut body: Body) -> Result<Bytes, Refusal> {
     let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         if all.is_empty() && first.is_empty() {
@@ -90,12 +90,14 @@ pub(crate) async fn whole(mut body: Body) -> Result<Bytes, Refusal> {
             continue;
         }
         if all.is_empty() {
-            all.reserve(length.max(first.len() + data.len()));
+            all.reserve_exact(length.max(first.len() + data.len()));
             all.extend_from_slice(&std::mem::take(&mut first));
         }
         all.extend_from_slice(&data);
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    // Where the length was not told, room was made for more.
+    all.shrink_to_fit();
+    Ok(if all.is_empty() { first } else { all.into() })
 }
 
 /// Makes a file with the tensor `name` of an answer that is a tensor; other answers stay as they are, and all do without a
@@ -158,6 +160,10 @@ mod tests {
         let pieces = [1, 2, 3].map(|byte| Ok::<_, std::io::Error>(Bytes::from(vec![byte; byte as usize])));
         let found = whole(Body::from_stream(futures_util::stream::iter(pieces))).await.unwrap();
         assert_eq!(found[..], [1, 2, 2, 3, 3, 3]);
+        // Nothing is held beside the bytes that count.
+        let pieces = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![7; 999])));
+        let found = whole(Body::from_stream(futures_util::stream::iter(pieces))).await.unwrap();
+        assert_eq!((found.len(), Vec::from(found).capacity()), (99_900, 99_900));
         assert!(whole(Body::empty()).await.unwrap().is_empty());
     }
 

@@ -97,11 +97,26 @@ fn the_plan_lists_every_step_and_what_it_needs() {
     let three = plan(&["--size", "96x64", "--batch", "3"]);
     assert_eq!(number(&three, "flops"), 3 * number(&one, "flops"));
     // Samples run one after the other: only input and output grow.
-    let tensors = (4 * 8 * 12 + 3 * 64 * 96) * 4;
-    assert_eq!(number(&three, "plan_peak_bytes"), number(&one, "plan_peak_bytes") + 2 * tensors);
+    let (latents, pixels) = (4 * 4 * 8 * 12, 4 * 3 * 64 * 96);
+    let grown = |of: fn(&serde_json::Value) -> &serde_json::Value| {
+        number(of(&three), "plan_peak_bytes") - number(of(&one), "plan_peak_bytes")
+    };
+    assert_eq!(grown(|plan| &plan["tensor"]), 2 * (latents + pixels));
+    // Of pictures that go to files row by row no plan counts more than a strip.
+    assert_eq!(grown(|plan| plan), 2 * latents);
+    assert!(plan(&["--encode"])["tensor"].is_null());
     assert_eq!(plan(&["--size", "96x64", "--encode"])["input"].to_string(), "[1,3,64,96]");
     let text = stdout(folder.path(), &["plan", "--size", "96x64"]);
-    assert!(text.contains("upsample fold") && text.contains("expected peak"), "{text}");
+    for part in
+        ["upsample fold", "process, for a PNG or JPEG file ", "for one tensor (decode -o FILE.safetensors"]
+    {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    // A budget may have room for rows alone.
+    let wide = ["--size", "768x768", "--threads", "2", "--memory-budget"];
+    let rows = plan(&[&wide[..], &["59MiB"]].concat());
+    let error = rows["tensor"]["error"].as_str().unwrap();
+    assert!(error.contains("the memory budget is 59 MiB") && rows["steps"].is_array(), "{error}");
 }
 
 #[cfg(target_os = "linux")]

@@ -1,8 +1,8 @@
 //! What the queue knows of a job: whose it is, what it costs, how far it has come, what became of it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use remote_vae_engine::{Control, EngineError, Progress};
@@ -77,7 +77,7 @@ pub(crate) struct Done {
 /// How far a job has come. Written by the engine's thread.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    pub(super) started: AtomicBool,
+    queued: OnceLock<Duration>,
     done: AtomicU64,
     /// What a run before the present one of the same job had done; clips take several.
     before: AtomicU64,
@@ -85,9 +85,14 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Whether the engine has begun.
-    pub(crate) fn has_started(&self) -> bool {
-        self.started.load(Ordering::Relaxed)
+    /// How long the job waited for the engine; none until that has begun.
+    pub(crate) fn queued(&self) -> Option<Duration> {
+        self.queued.get().copied()
+    }
+
+    /// The engine begins, once.
+    pub(super) fn begin(&self, queued: Duration) {
+        let _ = self.queued.set(queued);
     }
 
     /// Floating-point operations done.

@@ -107,18 +107,13 @@ async fn decode(server: &TestServer, model: &str) -> Vec<u8> {
     response.bytes().await.unwrap().to_vec()
 }
 
-#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
     let wide = kl_with(json!({"block_out_channels": [96, 96, 96, 96]}));
     let plan = wide.plan_decode(SHAPE, Precision::Exact).unwrap();
     // Room for the weights of two models and a half, and for one decode.
     let room = plan.weight_bytes * 5 / 2 + (plan.peak_bytes - plan.weight_bytes);
-    let memory_budget = Some(process_bytes() + room as u64);
-    let engine =
-        CpuEngine::new(EngineOptions { threads: Some(2), memory_budget, ..EngineOptions::default() })
-            .unwrap();
-    let engine = Arc::new(engine);
+    let engine = Counted::new(engine(), room as u64);
     let models = ["a", "b", "c"];
     let entries = models.map(|name| {
         let model = Autoencoder::new(wide.model().clone(), Arc::clone(&engine) as _);
@@ -140,13 +135,11 @@ async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
     assert!(metrics.lines().any(|line| line == "rvae_weight_bytes{model=\"c\"} 0"), "{metrics}");
 }
 
-#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires() {
     const LATENTS: [usize; 4] = [4, 4, 16, 16];
     let room = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64 + (4 << 20);
-    let (engine, room) = engine_with_room(room);
-    let model = Arc::new(Autoencoder::new(kl().model().clone(), engine));
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), Counted::new(engine(), room)));
     let options = ServerOptions { job_ttl: Duration::from_secs(5000), ..options() };
     let server = TestServer::with(options, vec![("default", model)]).await;
     let query = format!("output_type=pt&{}", tensor_query(&LATENTS, Dtype::Float16));

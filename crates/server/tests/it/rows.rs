@@ -1,5 +1,7 @@
 //! Answers whose bytes leave while rows are still computed: the same bytes, less memory, and what happens when it goes wrong.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use remote_vae_engine::{Autoencoder, Control, Precision};
 use remote_vae_media as media;
 use remote_vae_wire::{Dtype, Scaling, bytes_from_elements};
@@ -34,7 +36,9 @@ async fn what_leaves_as_it_is_made_has_the_bytes_of_the_whole() {
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 200, "{name} {more}");
             let length = header(&response, "content-length").map(|text| text.parse::<usize>().unwrap());
-            let times = header(&response, "server-timing").is_some();
+            let times = header(&response, "server-timing").unwrap().contains("engine;dur=");
+            assert!(header(&response, "server-timing").unwrap().starts_with("queue;dur="));
+            assert_eq!(header(&response, "trailer"), None);
             (response.bytes().await.unwrap(), length, times)
         };
         let png = media::encode_png(&rgb, width, height).unwrap();
@@ -58,6 +62,15 @@ async fn what_leaves_as_it_is_made_has_the_bytes_of_the_whole() {
             let (bytes, length, times) = ask(more, accept).await;
             assert!(bytes == expected && length == Some(expected.len()) && times, "{name} {more}");
         }
+        // The other times follow the file, for those who read what follows.
+        let path = format!("POST /{name}?{query}&output_type=pil&image_format=png HTTP/1.1");
+        let answer = exchange(&server, &format!("{path}\r\nte: trailers"), &body).await;
+        let text = String::from_utf8_lossy(&answer).to_lowercase();
+        let (head, rest) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("\r\ntrailer: server-timing\r\n") && !head.contains("engine;dur"), "{head}");
+        let (_, trailers) = rest.rsplit_once("\r\n0\r\n").unwrap();
+        let times = trailers.strip_prefix("server-timing: engine;dur=").unwrap();
+        assert!(times.contains(", post;dur=") && times.ends_with("\r\n\r\n"), "{trailers}");
         // Nor does a client see where a file ends that its protocol cannot end.
         let path = format!("/{name}?{query}&output_type=pil&image_format=png");
         let answer = exchange(&server, &format!("POST {path} HTTP/1.0"), &body).await;
@@ -87,13 +100,28 @@ async fn a_batch_leaves_sample_after_sample_and_breaks_off_where_it_fails() {
     assert!(response.bytes().await.unwrap() == rgb);
     // Before the first byte a failure is a refusal, after it the answer is cut off.
     assert_eq!(refusal(post().header("x-request-timeout-ms", "1").send().await.unwrap()).await.0, 504);
+    let asked = AtomicU64::new(0);
     let cut = in_growing_time(async |limit| {
+        asked.fetch_add(1, Ordering::Relaxed);
         let response = post().header("x-request-timeout-ms", limit).send().await.unwrap();
         (response.status() != 504).then_some(response)
     })
     .await;
     assert_eq!((cut.status().as_u16(), cut.bytes().await.is_err()), (200, true));
     server.until_queue(0, 0).await;
+    // Cut off or refused, it failed for the same reason; two were whole or left by their client.
+    let metrics = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let answers: Vec<(&str, u64)> = metrics
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("rvae_requests_total{op=\"decode\",model=\"default\",code=\"")?
+                .split_once("\"} ")
+        })
+        .map(|(code, count)| (code, count.parse().unwrap()))
+        .collect();
+    let late = answers.iter().find(|(code, _)| *code == "504").map_or(0, |(_, count)| *count);
+    assert!(late == asked.load(Ordering::Relaxed) + 1 && answers.len() == 3, "{answers:?}");
+    assert!(answers.contains(&("200", 1)) && answers.contains(&("499", 1)), "{answers:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
