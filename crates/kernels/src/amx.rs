@@ -9,6 +9,7 @@
 //!
 //! Channels come in *steps* of two blocks, because a row of a tile register holds 32 bfloat16 numbers.
 
+use crate::ahead::Ahead;
 use crate::isa::Isa;
 use crate::layout::BLOCK;
 
@@ -44,12 +45,14 @@ pub(crate) struct Rows<'a> {
     pub register: usize,
     /// Words from one part to the next.
     pub part: usize,
+    /// What is multiplied later and asked for meanwhile, a part in each step.
+    pub ahead: Ahead,
 }
 
 impl<'a> Rows<'a> {
     /// Rows that lie as the columns do: `[step][part][ROWS][ROW]`.
-    pub(crate) fn packed(words: &'a [i32]) -> Rows<'a> {
-        Rows { words, row: ROW, register: TILE, part: PART }
+    pub(crate) fn packed(words: &'a [i32], ahead: Ahead) -> Rows<'a> {
+        Rows { words, row: ROW, register: TILE, part: PART, ahead }
     }
 
     /// Words from the first that a step reads to behind the last.
@@ -182,6 +185,7 @@ mod x86 {
                 );
                 let reach = rows.reach(PARTS);
                 for (step, start) in starts.enumerate() {
+                    rows.ahead.ask(step);
                     let row = rows.words[start..][..reach].as_ptr();
                     let column = columns[step * PARTS * PART..][..PARTS * PART].as_ptr();
                     if PARTS == 2 {

@@ -21,7 +21,7 @@ use operands::{Fill, Left, Panels};
 /// Queries that one task treats, at most; a multiple of every tier's pixels. With tile registers keys and values pass by
 /// so fast that more queries have to share them.
 const QUERIES: usize = 48;
-const QUERIES_OF_TILES: usize = 96;
+const QUERIES_OF_TILES: usize = 192;
 const MOST_QUERIES: usize = QUERIES_OF_TILES;
 /// Keys that meet a tile of queries at a time: whole splits.
 const KEYS: usize = 2 * SPLIT * BLOCK;

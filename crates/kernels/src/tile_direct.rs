@@ -5,6 +5,7 @@
 //! is copied for a tap. Every value is one chain of sums: all taps of two channel blocks, then those of the
 //! next two.
 
+use crate::ahead::Ahead;
 use crate::amx::{self, COLUMNS, PART, ROW};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
@@ -293,6 +294,7 @@ fn multiply(job: &Job<'_>, scratch: &mut Scratch<'_>, rows: usize, group: usize)
         row: stride * ROW,
         register: stride * patch_columns * ROW,
         part: job.shape.plane(),
+        ahead: Ahead::NONE,
     };
     let unit = job.shape.unit();
     for (first, weights) in weights.chunks(amx::PASS * unit).enumerate() {

@@ -142,13 +142,18 @@ impl Panels {
                 let step = parts * amx::PART;
                 let [first, count] = [first, count].map(|blocks| blocks.div_ceil(amx::BLOCKS));
                 let panels = &words(packed)[group * self.group_words() + first * step..][..count * step];
-                for (pass, panels) in panels.chunks(amx::PASS * step).enumerate() {
+                for (pass, panel) in panels.chunks(amx::PASS * step).enumerate() {
+                    let next =
+                        self.following(panels.as_ptr().cast(), panels.len(), (pass + 1) * amx::PASS * step);
+                    let steps = panel.len() / step;
+                    let ahead = Ahead::new(next, panel.len(), steps * queries / amx::ROWS);
                     for query in (0..queries).step_by(amx::ROWS) {
                         let place = left.place_of_step(query, pass * amx::PASS, parts);
-                        let rows = amx::Rows::packed(&words(left.words)[place..]);
-                        let starts = (0..panels.len()).step_by(step);
+                        let ahead = ahead.skip(query / amx::ROWS * steps);
+                        let rows = amx::Rows::packed(&words(left.words)[place..], ahead);
+                        let starts = (0..panel.len()).step_by(step);
                         let sums = &mut sums[query * amx::COLUMNS..];
-                        amx::multiply(&registers, parts, rows, starts, panels, sums);
+                        amx::multiply(&registers, parts, rows, starts, panel, sums);
                     }
                 }
             }
