@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times other systems beside remote-vae on this machine, in one run, and prints a Markdown table with ratios.
 
-usage: compare.py [--op decode|encode] [--sizes 256,512] [--runs 3] [--rounds 2] [--peers torch-f32,candle-f32,…]
+usage: compare.py [--op decode|encode] [--sizes 256,512] [--class kl|tiny] [--runs 3] [--rounds 2] [--peers torch-f32,…]
        compare.py --tables [--sizes 512,1024]     time and memory by size, plain and tiled, for SD 1.5 and SDXL
 
 Peers: torch-f32, torch-bf16, torch-f32-tiled, torch-bf16-tiled, openvino-f32, openvino-bf16, onnxruntime-f32, candle-f32.
@@ -48,9 +48,12 @@ def peak_rss_mib():
 def make_model(folder, kind="sd15"):
     """Writes the checkpoint that every row runs, in f16."""
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
     torch.manual_seed(0)
+    if kind == "tiny":
+        AutoencoderTiny().half().save_pretrained(folder)
+        return
     AutoencoderKL(**CONFIG | {"scaling_factor": SCALING[kind]}).half().save_pretrained(folder)
 
 
@@ -62,11 +65,16 @@ def shape_of(op, size):
 def module_of(folder, op):
     """The model and its decoder or encoder as a function of one tensor, in f32."""
     import torch
-    from diffusers import AutoencoderKL
+    import diffusers
 
-    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    whole = (lambda x: model.decode(x).sample) if op == "decode" else (lambda x: model.encode(x).latent_dist.mode())
-    return model, whole
+    config = json.loads((Path(folder) / "config.json").read_text())
+    model = getattr(diffusers, config["_class_name"]).from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+    def encode(x):
+        encoded = model.encode(x)
+        return encoded.latents if "Tiny" in config["_class_name"] else encoded.latent_dist.mode()
+
+    return model, (lambda x: model.decode(x).sample) if op == "decode" else encode
 
 
 def torch_function(peer, folder, op, size):
@@ -171,11 +179,12 @@ def measure(peer, folder, op, size, options):
     """Seconds of each run and the peak memory in MiB, from a fresh process; `None` where the peer fails."""
     runs = str(options.runs)
     variables = dict(os.environ)
-    if options.max_isa and peer != OURS:
+    if options.max_isa and not peer.startswith(OURS):
         variables["ONEDNN_MAX_CPU_ISA"] = options.max_isa
-    if peer == OURS:
+    if peer.startswith(OURS):
         command = [BINARY, "bench", "--json", "--model", folder, "--op", op, "--size", f"{size}x{size}"]
-        command += ["--precision", options.precision, "--runs", runs]
+        command += ["--precision", peer.removeprefix(OURS).strip(), "--runs", runs]
+        command += ["--isa", options.isa] if options.isa else []
     elif peer == "candle-f32":
         command = [str(CANDLE / "target/release/remote-vae-peer-candle"), folder, op, str(size), runs]
     else:
@@ -189,7 +198,7 @@ def measure(peer, folder, op, size, options):
         print(f"{peer}, {size}x{size}: {lines[-1]}", file=sys.stderr)
         return None
     report = json.loads(done.stdout.splitlines()[-1])
-    if peer == OURS:
+    if peer.startswith(OURS):
         return [report["min_s"], report["median_s"], report["max_s"]], report["peak_rss_mib"]
     return report["seconds"], report["peak_rss_mib"]
 
@@ -206,24 +215,31 @@ def results_of(rows, folder, op, size, options):
     return {row: (seconds, max(peaks)) for row, (seconds, peaks) in results.items()}
 
 
+def ours_of(options):
+    """Our rows, one for each precision."""
+    return [f"{OURS} {precision}" for precision in options.precision.split(",")]
+
+
 def compare(options):
     """One table: every system at every size."""
-    print("| picture | system | median s | min s | max s | peak RSS MiB | ours takes |\n|---|---|---|---|---|---|---|")
-    rows = [OURS, *options.peers.split(",")]
+    ours = ours_of(options)
+    heads = ["picture", "system", "median s", "min s", "max s", "peak RSS MiB", *(f"{row} takes" for row in ours)]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    rows = [*ours, *options.peers.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        make_model(folder)
+        make_model(folder, "tiny" if options.model_class == "tiny" else "sd15")
         for size in map(int, options.sizes.split(",")):
             results = results_of(rows, folder, options.op, size, options)
-            ours = statistics.median(results[OURS][0]) if OURS in results else float("nan")
+            medians = {row: statistics.median(seconds) for row, (seconds, _) in results.items()}
             for row in rows:
-                name = f"{OURS} {options.precision}" if row == OURS else row
                 if row not in results:
-                    print(f"| {size}x{size} {options.op} | {name} | failed | | | | |", flush=True)
-                    continue
-                seconds, peak = results[row]
-                median = statistics.median(seconds)
-                figures = f"{median:.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {peak:.0f}"
-                print(f"| {size}x{size} {options.op} | {name} | {figures} | {ours / median:.2f} of it |", flush=True)
+                    figures = ["failed", *[""] * (len(heads) - 3)]
+                else:
+                    seconds, peak = results[row]
+                    figures = [f"{value:.2f}" for value in (medians[row], min(seconds), max(seconds))] + [f"{peak:.0f}"]
+                    nothing = float("nan")
+                    figures += ["" if row in ours else f"{medians.get(our, nothing) / medians[row]:.2f} of it" for our in ours]
+                print(f"| {size}x{size} {options.op} | {row} | {' | '.join(figures)} |", flush=True)
 
 
 def tables(options):
@@ -234,7 +250,7 @@ def tables(options):
         with tempfile.TemporaryDirectory() as folder:
             make_model(folder, kind)
             for size in map(int, options.sizes.split(",")):
-                rows = [OURS, "torch-f32", "torch-f32-tiled", "torch-bf16", "torch-bf16-tiled"]
+                rows = [*ours_of(options), "torch-f32", "torch-f32-tiled", "torch-bf16", "torch-bf16-tiled"]
                 results = results_of(rows, folder, options.op, size, options)
 
                 def figures(row):
@@ -244,8 +260,7 @@ def tables(options):
                     return f"{statistics.median(seconds):.2f} | {peak:.0f}"
 
                 for row in [row for row in rows if not row.endswith("tiled")]:
-                    name = f"{OURS} {options.precision}" if row == OURS else row
-                    print(f"| {size}x{size} | {name} | {figures(row)} | {figures(row + '-tiled')} |", flush=True)
+                    print(f"| {size}x{size} | {row} | {figures(row)} | {figures(row + '-tiled')} |", flush=True)
 
 
 def main():
@@ -255,7 +270,9 @@ def main():
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peers", default="torch-f32,torch-bf16,openvino-f32,openvino-bf16,onnxruntime-f32,candle-f32")
-    parser.add_argument("--precision", default="exact", help="of remote-vae")
+    parser.add_argument("--precision", default="exact,fast", help="of remote-vae, a row for each")
+    parser.add_argument("--isa", help="instruction tier of remote-vae, e.g. avx512vnni to leave out AMX there too")
+    parser.add_argument("--class", dest="model_class", choices=["kl", "tiny"], default="kl")
     parser.add_argument("--max-isa", help="ONEDNN_MAX_CPU_ISA of the peers, e.g. AVX512_CORE_BF16")
     parser.add_argument("--tables", action="store_true", help="plain and tiled, for SD 1.5 and SDXL")
     parser.add_argument("--here", action="store_true", help="use the packages of this Python; install nothing")
