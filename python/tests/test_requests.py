@@ -338,8 +338,11 @@ def test_ctrl_c_does_not_wait_for_a_slow_server(scripted):
 def test_a_signal_ends_a_program_that_waits_for_the_queue(scripted, waits_in):
     scripted.answers, scripted.delay = [picture()] * 9, 60.0
     lines = f"""
+import signal
 import numpy as np
 from remote_vae import DecodeQueue
+# As a terminal starts a program; one that a script starts in the background has none.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 latents = np.zeros((1, 4, 2, 2), np.float16)
 with DecodeQueue({scripted.url!r}, size=2) as queue:
     queue.put(latents)
