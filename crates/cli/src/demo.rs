@@ -1,7 +1,6 @@
 //! `remote-vae demo`: the main job once, end to end, over real HTTP.
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_server::{ModelEntry, Server, ServerOptions};
 
 use crate::arguments::DemoOptions;
-use crate::{local, serve};
+use crate::{local, place, serve};
 
 /// The photograph that comes with the program; source and licence stand beside it.
 const PHOTOGRAPH: &[u8] = include_bytes!("../assets/demo.png");
@@ -30,14 +29,14 @@ pub(crate) fn run(options: &DemoOptions) -> Result<()> {
     let input = remote_vae_media::encode_png(&picture.pixels, picture.width, picture.height)?;
     std::fs::create_dir_all(&options.output)
         .with_context(|| format!("cannot make the folder {}", options.output.display()))?;
-    write(&options.output.join("demo-input.png"), &input)?;
+    place::write(&options.output.join("demo-input.png"), &input)?;
 
     let mut output = std::io::stdout();
     let precision = options.engine.precision();
     let round_trip = serve::runtime()?.block_on(round_trip(Arc::clone(&autoencoder), precision, input))?;
     let decoded = remote_vae_media::decode_image(&round_trip.png, &local::PICTURE_LIMITS)?;
     let psnr = remote_vae_media::psnr(&picture.pixels, &decoded.pixels);
-    write(&options.output.join("demo.png"), &round_trip.png)?;
+    place::write(&options.output.join("demo.png"), &round_trip.png)?;
 
     let engine = autoencoder.engine();
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
@@ -108,8 +107,4 @@ async fn round_trip(
     handle.shutdown();
     running.await.context("the server stopped")??;
     Ok(RoundTrip { url, latents: latents.shape, png, encode, decode })
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -11,6 +11,7 @@ mod convert;
 mod cuts;
 mod demo;
 mod doctor;
+mod draft;
 mod golden;
 mod load;
 mod local;
@@ -21,6 +22,7 @@ mod place;
 mod plan;
 mod remote;
 mod serve;
+mod signals;
 mod tensors;
 mod values;
 

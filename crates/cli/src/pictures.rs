@@ -47,7 +47,7 @@ enum Making {
 impl<'a> Pictures<'a> {
     /// Finds out before the work whether pictures of `shape` can be written so.
     pub(crate) fn new(output: &'a Path, format: Format, shape: [usize; 4]) -> Result<Self> {
-        let [batch, channels, ..] = shape;
+        let [batch, channels, height, width] = shape;
         if channels != 3 {
             bail!(
                 "the model gives {channels} channels, which are no picture; write a .safetensors file instead"
@@ -55,6 +55,11 @@ impl<'a> Pictures<'a> {
         }
         if matches!(format, Format::Mp4 | Format::Folder) {
             bail!("{} is for clips; these are pictures: write .png, .jpg or .webp", output.display());
+        }
+        match format {
+            Format::Jpeg => media::check_jpeg_sides(width, height)?,
+            Format::Webp => media::check_webp_sides(width, height)?,
+            _ => {}
         }
         place::one_result(output, batch)?;
         Ok(Self { output, format, shape, making: None, files: Vec::with_capacity(batch) })

@@ -1,14 +1,14 @@
 //! Where the work is done and where bytes come from and go to: a model here or a server, files or pipes.
 
-use std::fs::{File, Metadata};
 use std::io::{BufWriter, ErrorKind, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use remote_vae_client::ClientError;
 use remote_vae_engine::Autoencoder;
 
 use crate::arguments::{EngineArguments, PlaceArguments};
+use crate::draft::Draft;
 use crate::local;
 use crate::remote::{self, Remote};
 
@@ -71,7 +71,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |output| Ok(output.write_all(bytes)?))
 }
 
-/// As [`write`], as `make` makes the bytes. A file is there when it is whole: a failure leaves what was there before.
+/// As [`write()`], as `make` makes the bytes. A file is there when it is whole (see [`Draft`]).
 pub(crate) fn write_with(path: &Path, make: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     if is_pipe(path) {
         let (made, refused) = make_into(std::io::stdout().lock(), make);
@@ -79,7 +79,7 @@ pub(crate) fn write_with(path: &Path, make: impl FnOnce(&mut dyn Write) -> Resul
     }
     let cannot_write = || format!("cannot write {}", path.display());
     let mut draft = Draft::new(path).with_context(cannot_write)?;
-    let (made, refused) = make_into(&mut draft.file, make);
+    let (made, refused) = make_into(draft.file(), make);
     refused.map_or(Ok(()), Err).with_context(cannot_write)?;
     made?;
     draft.keep().with_context(cannot_write)
@@ -126,50 +126,6 @@ impl<W: Write> Write for Noting<W> {
     fn flush(&mut self) -> std::io::Result<()> {
         let flushed = self.inner.flush();
         self.note(flushed)
-    }
-}
-
-/// A file under another name, until it is whole.
-struct Draft {
-    file: File,
-    /// That name and the file's own; none where the file is a device, or its folder takes no other file.
-    names: Option<[PathBuf; 2]>,
-}
-
-impl Draft {
-    fn new(path: &Path) -> std::io::Result<Draft> {
-        let own = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let found = own.metadata().ok();
-        if found.as_ref().is_none_or(Metadata::is_file) {
-            let mut name = own.file_name().unwrap_or_default().to_owned();
-            name.push(format!(".{}.part", std::process::id()));
-            let draft = own.with_file_name(name);
-            if let Ok(file) = File::create(&draft) {
-                let draft = Draft { file, names: Some([draft, own]) };
-                if let Some(found) = found {
-                    draft.file.set_permissions(found.permissions())?;
-                }
-                return Ok(draft);
-            }
-        }
-        Ok(Draft { file: File::create(path)?, names: None })
-    }
-
-    fn keep(mut self) -> std::io::Result<()> {
-        if let Some([draft, own]) = &self.names {
-            std::fs::rename(draft, own)?;
-        }
-        self.names = None;
-        Ok(())
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if let Some([draft, _]) = &self.names {
-            // What cannot be removed is no worse than what was told already.
-            let _ = std::fs::remove_file(draft);
-        }
     }
 }
 
@@ -226,6 +182,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn links_devices_and_permissions_stay() {
+        use std::fs::File;
         use std::os::unix::fs::{PermissionsExt, symlink};
         let folder = tempfile::tempdir().unwrap();
         let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
@@ -235,6 +192,16 @@ mod tests {
         write(&link, b"after").unwrap();
         assert!(link.is_symlink() && std::fs::read(&file).unwrap() == b"after");
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let [missing, dangling] = ["missing", "dangling"].map(|name| folder.path().join(name));
+        symlink(&missing, &dangling).unwrap();
+        write(&dangling, b"after").unwrap();
+        assert!(dangling.is_symlink() && std::fs::read(&missing).unwrap() == b"after");
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o400)).unwrap();
+        // Whoever may write everything may write this.
+        if File::options().write(true).open(&file).is_err() {
+            write(&file, b"never").unwrap_err();
+            assert_eq!(std::fs::read(&file).unwrap(), b"after");
+        }
         write(Path::new("/dev/null"), b"nothing").unwrap();
         assert!(!Path::new("/dev/null").is_file());
         if Path::new("/dev/full").exists() {

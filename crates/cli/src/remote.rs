@@ -14,7 +14,7 @@ use remote_vae_client::{
     Source, Stage, Tensor,
 };
 
-use crate::local;
+use crate::{local, signals};
 
 /// How long a server may take to hear that the user has given up.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -122,37 +122,14 @@ fn give_up(job: Job) {
 /// From now on Ctrl-C and its like tell the server to stop, and end the process.
 fn cancel_on_signals(job: &Arc<Mutex<Option<Job>>>) {
     let job = Arc::clone(job);
-    let wait = move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        let code = runtime.block_on(signal());
-        // Held to the end, so that nobody tells of the job's end as of a failure.
+    signals::end_with(move || {
         let mut held = job.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = held.take() {
             give_up(job);
         }
-        std::process::exit(code);
-    };
-    // Without the thread the signal ends the process as ever, and the server finishes its job.
-    let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
-}
-
-/// The exit code of the signal that comes, as shells have it: 128 and its number.
-async fn signal() -> i32 {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let (Ok(mut terminate), Ok(mut hang_up)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-        {
-            return tokio::select! {
-                _ = tokio::signal::ctrl_c() => 130,
-                _ = terminate.recv() => 143,
-                _ = hang_up.recv() => 129,
-            };
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
-    130
+        // Held to the end, so that nobody tells of the job's end as of a failure.
+        std::mem::forget(held);
+    });
 }
 
 /// Draws how much of a request and of its answer has travelled, and what the server does between.

@@ -52,6 +52,7 @@ impl Sweep {
     /// Blocks, rows and columns.
     #[inline(always)]
     pub(crate) fn new(size: [usize; 3], steps: usize) -> Sweep {
+        debug_assert!(steps > 0);
         Sweep { size, at: [0; 3], credit: 0, stretches: size[0] * size[1] * size[2].div_ceil(STRETCH), steps }
     }
 
@@ -66,6 +67,29 @@ impl Sweep {
             self.at[2] += STRETCH;
             if self.at[2] >= self.size[2] {
                 self.at = if row + 1 < self.size[1] { [block, row + 1, 0] } else { [block + 1, 0, 0] };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_asks_for_each_pixel_once() {
+        for size in [[2, 3, 20], [1, 1, 8], [1, 5, 7], [0, 4, 8], [3, 0, 8], [1, 2, 0]] {
+            for steps in [1, 2, 7, 100] {
+                let (mut sweep, mut asked) = (Sweep::new(size, steps), Vec::new());
+                for _ in 0..steps {
+                    sweep.step(|block, [row, column], columns| {
+                        asked.extend((column..column + columns).map(|column| [block, row, column]));
+                    });
+                }
+                let [blocks, rows, columns] = size;
+                let all = (0..blocks * rows * columns)
+                    .map(|pixel| [pixel / (rows * columns), pixel / columns % rows, pixel % columns]);
+                assert!(asked.into_iter().eq(all), "{size:?} in {steps} steps");
             }
         }
     }

@@ -19,10 +19,11 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use operands::{Fill, Left, Panels};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels. With tile registers keys and values pass by
-/// so fast that more queries have to share them.
+/// so fast that more queries have to share them: the more, the more tokens there are, as long as that leaves many tasks.
 const QUERIES: usize = 48;
-const QUERIES_OF_TILES: usize = 192;
-const MOST_QUERIES: usize = QUERIES_OF_TILES;
+const QUERIES_OF_TILES: usize = 96;
+const MOST_QUERIES: usize = 2 * QUERIES_OF_TILES;
+const MANY_TOKENS: usize = 64 * MOST_QUERIES;
 /// Keys that meet a tile of queries at a time: whole splits.
 const KEYS: usize = 2 * SPLIT * BLOCK;
 
@@ -54,12 +55,21 @@ impl Shape {
     /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
     /// frame are padded to whole splits, lest a scale or a sum depend on a later frame.
     fn panels(&self, isa: Isa) -> [Panels; 2] {
-        let (lanes, form, queries) = (isa.lanes(), Form::new(isa, self.arithmetic), queries_of(isa));
+        let (lanes, form, queries) = (isa.lanes(), Form::new(isa, self.arithmetic), self.queries(isa));
         let tokens = self.frames * self.padded_tokens();
         [
             Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, form, queries },
             Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, form, queries },
         ]
+    }
+
+    /// Queries that one task treats, at most.
+    fn queries(&self, isa: Isa) -> usize {
+        match isa.has_tiles() {
+            true if self.tokens >= MANY_TOKENS => MOST_QUERIES,
+            true => QUERIES_OF_TILES,
+            false => QUERIES,
+        }
     }
 
     fn padded_tokens(&self) -> usize {
@@ -76,11 +86,6 @@ impl Shape {
     fn frame_groups(&self) -> usize {
         blocks(self.channels) * self.tokens
     }
-}
-
-/// Queries that one task treats, at most.
-fn queries_of(isa: Isa) -> usize {
-    if isa.has_tiles() { QUERIES_OF_TILES } else { QUERIES }
 }
 
 /// `softmax(q · kᵀ / √channels) · v` over tokens; all tensors blocked `[frame][channels, tokens]`.
@@ -133,7 +138,7 @@ pub fn stoppable_attention(
             output: SharedTensor::new(output),
         })
         .collect();
-    let tasks = shape.tokens.div_ceil(queries_of(isa));
+    let tasks = shape.tokens.div_ceil(shape.queries(isa));
     pool.run_in_room(jobs.len() * tasks, Scratch::floats(isa, &shape), |room, index| {
         if stop.load(Ordering::Relaxed) {
             return;
@@ -214,7 +219,7 @@ struct Scratch<'a> {
 impl<'a> Scratch<'a> {
     fn new(isa: Isa, shape: &Shape, mut room: &'a mut [f32]) -> Scratch<'a> {
         let room = &mut room;
-        let (queries, form) = (queries_of(isa), Form::new(isa, shape.arithmetic));
+        let (queries, form) = (shape.queries(isa), Form::new(isa, shape.arithmetic));
         Scratch {
             queries: Left::new(blocks(shape.channels), queries, form, room),
             scores: carve(room, KEYS * queries),
@@ -224,7 +229,7 @@ impl<'a> Scratch<'a> {
     }
 
     fn floats(isa: Isa, shape: &Shape) -> usize {
-        let (queries, form) = (queries_of(isa), Form::new(isa, shape.arithmetic));
+        let (queries, form) = (shape.queries(isa), Form::new(isa, shape.arithmetic));
         let result = shape.channels.next_multiple_of(isa.lanes()) * queries;
         Left::floats(blocks(shape.channels), queries, form)
             + Left::floats(KEYS / BLOCK, queries, form)

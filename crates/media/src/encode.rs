@@ -28,6 +28,22 @@ pub(crate) fn check_sides(
     Ok(())
 }
 
+/// Whether a JPEG file takes a picture of these sides.
+///
+/// # Errors
+/// [`MediaError::UnsupportedSize`] for an empty picture or a side above 65535.
+pub fn check_jpeg_sides(width: usize, height: usize) -> Result<(), MediaError> {
+    check_sides(JPEG, LONGEST_JPEG, width, height)
+}
+
+/// Whether a lossless WebP file takes a picture of these sides.
+///
+/// # Errors
+/// [`MediaError::UnsupportedSize`] for an empty picture or a side above 16384.
+pub fn check_webp_sides(width: usize, height: usize) -> Result<(), MediaError> {
+    check_sides(WEBP, LONGEST_WEBP, width, height)
+}
+
 fn check_size(
     format: &'static str,
     limit: usize,

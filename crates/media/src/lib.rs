@@ -30,7 +30,7 @@ mod yuv;
 
 pub use animation::WebpAnimation;
 pub use decode::{DecodeLimits, decode_image};
-pub use encode::{encode_jpeg, encode_png, encode_webp};
+pub use encode::{check_jpeg_sides, check_webp_sides, encode_jpeg, encode_png, encode_webp};
 pub use error::MediaError;
 pub use mp4::{Mp4Encoder, Mp4Layout, Mp4Options};
 pub use mp4_read::{Video, VideoLimits, decode_mp4, decode_mp4_start, is_mp4};

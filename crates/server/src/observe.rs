@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
@@ -226,7 +226,7 @@ impl Record {
             trace: SharedTrace::default(),
             id: request_id(request.headers()),
             parent: TraceParent::of(request.headers()),
-            takes_trailers: takes_trailers(request.headers()),
+            takes_trailers: request.version() > Version::HTTP_10 && takes_trailers(request.headers()),
             method: request.method().clone(),
             path: shown(request.uri().path()),
             start: Instant::now(),

@@ -179,3 +179,27 @@ fn pictures_are_written_within_the_budget() {
     let [png, jpeg, webp, _] = budgets[..] else { unreachable!("four formats") };
     assert!(png.abs_diff(jpeg) <= 1 && (51..=53).contains(&(webp - png)), "{budgets:?}");
 }
+
+#[test]
+fn a_signal_leaves_what_had_the_name_before() {
+    let folder = tempfile::tempdir().unwrap();
+    latents(&folder.path().join("latents.safetensors"), 256);
+    std::fs::write(folder.path().join("a.png"), b"before").unwrap();
+    let model = format!("{}/../engine/tests/golden/tiny", env!("CARGO_MANIFEST_DIR"));
+    let arguments = ["decode", "latents.safetensors", "-o", "a.png", "--model", &model];
+    let mut process = program().current_dir(folder.path()).args(arguments).spawn().unwrap();
+    let drafts = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "part"))
+            .count()
+    };
+    while drafts() == 0 {
+        assert!(process.try_wait().unwrap().is_none(), "the program ended before it wrote anything");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let id = process.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert_eq!(process.wait().unwrap().code(), Some(143));
+    assert_eq!((drafts(), std::fs::read(folder.path().join("a.png")).unwrap()), (0, b"before".to_vec()));
+}

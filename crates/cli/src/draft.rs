@@ -1,0 +1,103 @@
+//! Files that get their names when they are whole.
+
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tempfile::NamedTempFile;
+
+/// The drafts that are there.
+static DRAFTS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn drafts() -> MutexGuard<'static, Vec<PathBuf>> {
+    DRAFTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is not whole, before the process ends by a signal: nothing gets its name any more.
+pub(crate) fn discard_all() {
+    let drafts = drafts();
+    for draft in drafts.iter() {
+        // What cannot be removed is no worse than what the signal would have left.
+        let _ = std::fs::remove_file(draft);
+    }
+    std::mem::forget(drafts);
+}
+
+/// A file under another name beside its own, until it is whole; what had the name before stays until then. Links and
+/// permissions stay too; owners and further names (hard links) of a file that is replaced do not.
+///
+/// What is no file, and a folder that takes no other file, is written directly.
+pub(crate) struct Draft {
+    kind: Kind,
+}
+
+enum Kind {
+    Direct(File),
+    /// With its name to be, and whether something has it.
+    Beside(NamedTempFile<File>, PathBuf, bool),
+}
+
+impl Draft {
+    pub(crate) fn new(path: &Path) -> Result<Draft> {
+        let direct = || Ok(Draft { kind: Kind::Direct(File::create(path)?) });
+        let own = match path.canonicalize() {
+            Ok(own) => own,
+            // A link to what is not there yet.
+            Err(_) if path.is_symlink() => return direct(),
+            Err(_) => path.to_owned(),
+        };
+        let found = own.metadata().ok();
+        // `/dev/stdout` may be a file, which whoever opened it goes on with.
+        let is_special = ["/dev", "/proc"].iter().any(|folder| path.starts_with(folder));
+        if is_special || !found.as_ref().is_none_or(Metadata::is_file) {
+            return direct();
+        }
+        if found.is_some() {
+            // Another file could take the place of one that may not be written.
+            File::options().write(true).open(&own)?;
+        }
+        let folder = own.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut prefix = own.file_name().unwrap_or_default().to_owned();
+        prefix.push(".");
+        let create = |path: &Path| File::options().write(true).create_new(true).open(path);
+        let draft = match tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(folder, create) {
+            Ok(draft) => draft,
+            Err(error) => {
+                return match error.kind() {
+                    ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::InvalidFilename => direct(),
+                    _ => Err(error),
+                };
+            }
+        };
+        drafts().push(draft.path().to_owned());
+        let draft = Draft { kind: Kind::Beside(draft, own, found.is_some()) };
+        if let (Kind::Beside(file, ..), Some(found)) = (&draft.kind, found) {
+            file.as_file().set_permissions(found.permissions())?;
+        }
+        Ok(draft)
+    }
+
+    pub(crate) fn file(&mut self) -> &mut File {
+        match &mut self.kind {
+            Kind::Direct(file) => file,
+            Kind::Beside(file, ..) => file.as_file_mut(),
+        }
+    }
+
+    /// The file is whole.
+    pub(crate) fn keep(self) -> Result<()> {
+        let Kind::Beside(draft, own, replaces) = self.kind else { return Ok(()) };
+        // A signal that comes now waits for the name, or finds a draft.
+        let mut drafts = drafts();
+        drafts.retain(|other| other != draft.path());
+        match draft.persist(&own) {
+            Ok(_) => Ok(()),
+            // A file may be mounted, or be another's in a folder where only owners rename.
+            Err(failed) if replaces => std::fs::copy(failed.file.path(), &own).map(drop),
+            Err(failed) => Err(failed.error),
+        }
+    }
+}
