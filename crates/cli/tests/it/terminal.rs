@@ -18,8 +18,10 @@ fn at_terminal(folder: &Path, arguments: &[&str]) -> Child {
     let words = [&[plain.get_program().to_str().unwrap()], arguments].concat();
     // A shell takes them apart again.
     let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
+    // Whoever runs the tests may ignore Ctrl-C, which programs take over.
+    let line = format!("env --default-signal=INT {}", words.join(" "));
     let mut command = Command::new("script");
-    command.current_dir(folder).args(["-q", "-e", "-c", &words.join(" "), "/dev/null"]);
+    command.current_dir(folder).args(["-q", "-e", "-c", &line, "/dev/null"]);
     for (name, value) in plain.get_envs() {
         match value {
             Some(value) => command.env(name, value),

@@ -265,25 +265,26 @@ async fn a_preview_is_there_while_the_job_waits() {
     let model = kl_with(object!({"scaling_factor": 0.18215}));
     let server = TestServer::with(options(), vec![("default", model), ("unknown", kl())]).await;
     let running = location(&server.post_job(&LONG).await);
+    let wide = [1, 4, 8, 300];
+    let waiting = location(&server.post_job(&wide).await);
+    let query = format!("?output_type=pt&height=32&width=48&{}", tensor_query(&[2, 6, 16], Dtype::Float16));
+    let sequence = latents(&[2, 6, 16], 76).0;
+    let packed = location(&server.post(&format!("/v1/jobs{query}"), sequence.clone()).send().await.unwrap());
+    let status = json(server.ask(Method::GET, &packed).await).await;
+    assert_eq!(status["state"], "queued");
+
     let body = latents(&LONG, 70).0;
     let one = body[..body.len() / LONG[0]].to_vec();
     let expected = server.direct_preview(&path("/v1/decode", &[1, 4, 96, 96]), one).await;
     assert!(pixels(&server.early(&running).await) == (expected, 96, 96));
 
     // Too large for an event: every third pixel. And latents as a sequence of patches.
-    let wide = [1, 4, 8, 300];
-    let waiting = location(&server.post_job(&wide).await);
     let all = server.direct_preview(&path("/v1/decode", &wide), latents(&wide, 70).0).await;
     let third: Vec<u8> =
         all.chunks(900).step_by(3).flat_map(|row| row.chunks(3).step_by(3)).flatten().copied().collect();
     assert!(pixels(&server.early(&waiting).await) == (third, 100, 3));
-    let query = format!("?output_type=pt&height=32&width=48&{}", tensor_query(&[2, 6, 16], Dtype::Float16));
-    let body = latents(&[2, 6, 16], 76).0;
-    let packed = location(&server.post(&format!("/v1/jobs{query}"), body.clone()).send().await.unwrap());
-    let both = server.direct_preview(&format!("/v1/decode{query}"), body).await;
+    let both = server.direct_preview(&format!("/v1/decode{query}"), sequence).await;
     assert!(pixels(&server.early(&packed).await) == (both[..both.len() / 2].to_vec(), 6, 4));
-    let status = json(server.ask(Method::GET, &packed).await).await;
-    assert_eq!(status["state"], "queued");
 
     let unknown = path("/v1/jobs", &SHAPE) + "&model=unknown";
     let unknown = location(&server.post(&unknown, latents(&SHAPE, 70).0).send().await.unwrap());
