@@ -79,7 +79,7 @@ fn header_of(headers: &HeaderMap) -> Option<TensorHeader> {
 }
 
 /// The whole of an answer's body: as it is if it comes in one piece, else put together as the pieces come, each of which goes
-/// then. Then it takes memory for its length alone.
+/// then. In the end it takes memory for its length alone; while pieces come whose length was not told, up to twice that.
 pub(crate) async fn whole(mut body: Body) -> Result<Bytes, Refusal> {
     let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
     let (mut first, mut all) = (Bytes::new(), Vec::new());
