@@ -42,19 +42,29 @@ struct Row {
     has_same_bytes: bool,
 }
 
-/// Times `given` budgets in bytes, or some that are chosen where there are none.
+/// Times `given` budgets in bytes, or some that are chosen where there are none. Rows of the table are told as they are
+/// measured, those in JSON together.
 pub(crate) fn run(options: &BenchOptions, given: &[u64]) -> Result<()> {
     let budgets = if given.is_empty() { chosen(options)? } else { given.to_vec() };
-    let straight = timed(options, None)?;
-    let mut rows = vec![row(&straight, None, &straight)];
-    for budget in budgets {
-        rows.push(row(&straight, Some(budget), &timed(options, Some(budget))?));
-    }
     let mut output = std::io::stdout().lock();
+    let straight = timed(options, None)?;
+    let mut rows = Vec::new();
+    for budget in std::iter::once(None).chain(budgets.into_iter().map(Some)) {
+        let row = match budget {
+            None => row(&straight, None, &straight),
+            Some(_) => row(&straight, budget, &timed(options, budget)?),
+        };
+        if !options.json {
+            if rows.is_empty() {
+                output.write_all(HEAD.as_bytes())?;
+            }
+            print(&mut output, &row)?;
+            output.flush()?;
+        }
+        rows.push(row);
+    }
     if options.json {
         writeln!(output, "{}", serde_json::to_string(&rows)?)?;
-    } else {
-        print(&mut output, &rows)?;
     }
     if rows.iter().any(|row| !row.has_same_bytes) {
         bail!("a budget changed the result");
@@ -148,18 +158,19 @@ fn timed(options: &BenchOptions, budget: Option<u64>) -> Result<Run> {
     serde_json::from_slice(&output.stdout).context("a run's report cannot be read")
 }
 
-fn print(output: &mut impl Write, rows: &[Row]) -> Result<()> {
-    writeln!(output, "| budget MiB | expected MiB | measured MiB | GFLOP | s | of straight | bytes |")?;
-    writeln!(output, "|---|---|---|---|---|---|---|")?;
-    for row in rows {
-        let budget = row.budget_mib.map_or("none".to_owned(), |mib| format!("{mib:.0}"));
-        let measured = row.peak_rss_mib.map_or("not known".to_owned(), |mib| format!("{mib:.0}"));
-        let bytes = if row.has_same_bytes { "the same" } else { "others" };
-        writeln!(
-            output,
-            "| {budget} | {:.0} | {measured} | {:.0} | {:.2} | {:.2} | {bytes} |",
-            row.planned_peak_mib, row.gflop, row.seconds, row.ratio
-        )?;
-    }
-    Ok(())
+/// The table's head.
+const HEAD: &str = "\
+| budget MiB | expected MiB | measured MiB | GFLOP | s | of straight | bytes |
+|---|---|---|---|---|---|---|
+";
+
+fn print(output: &mut impl Write, row: &Row) -> std::io::Result<()> {
+    let budget = row.budget_mib.map_or("none".to_owned(), |mib| format!("{mib:.0}"));
+    let measured = row.peak_rss_mib.map_or("not known".to_owned(), |mib| format!("{mib:.0}"));
+    let bytes = if row.has_same_bytes { "the same" } else { "others" };
+    writeln!(
+        output,
+        "| {budget} | {:.0} | {measured} | {:.0} | {:.2} | {:.2} | {bytes} |",
+        row.planned_peak_mib, row.gflop, row.seconds, row.ratio
+    )
 }

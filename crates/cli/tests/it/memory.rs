@@ -232,6 +232,12 @@ fn the_curve_goes_down_to_the_smallest_budget_with_the_same_bytes() {
     let rows = bench(&["--op=encode", "--budgets=1GiB,500MB"]);
     let budgets: Vec<f64> = rows.as_array().unwrap()[1..].iter().map(|row| mib(row, "budget_mib")).collect();
     assert_eq!(budgets, [1024.0, 500e6 / 1048576.0]);
+    // Rows are told before the next are measured, and stay where one of them fails.
+    let bench = ["bench", "--size=64x64", "--runs=0", "--budgets=1GiB,1MiB"];
+    let output = program().args(bench).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let firsts = table.lines().map(|line| line.split('|').nth(1).unwrap().trim()).collect::<Vec<_>>();
+    assert_eq!((output.status.code(), firsts), (Some(1), vec!["budget MiB", "---", "none", "1024"]));
 }
 
 /// In a file system of its own, where the control groups' files say what we want.
