@@ -34,8 +34,24 @@ pub(crate) struct Draft {
 
 enum Kind {
     Direct(File),
-    /// With its name to be, and whether something has it.
-    Beside(NamedTempFile<File>, PathBuf, bool),
+    /// With its place among the drafts, its name to be, and whether something has it.
+    Beside(NamedTempFile<File>, Listed, PathBuf, bool),
+}
+
+/// A name among [`DRAFTS`], for as long as a draft has it.
+struct Listed(PathBuf);
+
+impl Listed {
+    fn new(path: &Path) -> Listed {
+        drafts().push(path.to_owned());
+        Listed(path.to_owned())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        drafts().retain(|other| *other != self.0);
+    }
 }
 
 impl Draft {
@@ -72,8 +88,8 @@ impl Draft {
                 };
             }
         };
-        drafts().push(draft.path().to_owned());
-        let draft = Draft { kind: Kind::Beside(draft, own, found.is_some()) };
+        let listed = Listed::new(draft.path());
+        let draft = Draft { kind: Kind::Beside(draft, listed, own, found.is_some()) };
         if let (Kind::Beside(file, ..), Some(found)) = (&draft.kind, found) {
             file.as_file().set_permissions(found.permissions())?;
         }
@@ -89,7 +105,8 @@ impl Draft {
 
     /// The file is whole.
     pub(crate) fn keep(self) -> Result<()> {
-        let Kind::Beside(draft, own, replaces) = self.kind else { return Ok(()) };
+        // The place among the drafts is given up after their lock.
+        let Kind::Beside(draft, _listed, own, replaces) = self.kind else { return Ok(()) };
         // A signal that comes now waits for the name, or finds a draft.
         let mut drafts = drafts();
         drafts.retain(|other| other != draft.path());
@@ -99,5 +116,25 @@ impl Draft {
             Err(failed) if replaces => std::fs::copy(failed.file.path(), &own).map(drop),
             Err(failed) => Err(failed.error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_is_listed_as_long_as_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        // Those of other tests come and go meanwhile.
+        let listed = || drafts().iter().filter(|draft| draft.starts_with(folder.path())).count();
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        let draft = Draft::new(&path).unwrap();
+        assert_eq!((listed(), files()), (1, 1));
+        drop(draft);
+        assert_eq!((listed(), files()), (0, 0));
+        Draft::new(&path).unwrap().keep().unwrap();
+        assert_eq!((listed(), files(), path.exists()), (0, 1, true));
     }
 }
