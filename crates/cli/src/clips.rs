@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use remote_vae_engine::{Autoencoder, Frames, Windows};
+use remote_vae_engine::{Autoencoder, Frames, PlanSummary, Windows};
 use remote_vae_media::{
     self as media, Mp4Encoder, Mp4Options, RgbImage, VideoLimits, WebpAnimation, decode_mp4_start,
 };
@@ -14,6 +14,7 @@ use crate::convert::{Written, numbered};
 use crate::cuts::CutArguments;
 use crate::local;
 use crate::place::{self, write};
+use crate::spool::Spool;
 
 /// How clips are cut; a model of pictures refuses what it cannot do, and sizes of tiles need tiles.
 pub(crate) fn windows(autoencoder: &Autoencoder, arguments: &CutArguments) -> Result<Windows> {
@@ -69,7 +70,29 @@ pub(crate) enum Format {
     Jpeg,
 }
 
-/// Writes clips of a batch, one after the other, as their frames come.
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+/// A file whose head is known once all frames are there.
+fn write_behind(path: &Path, head: &[u8], frames: Spool) -> Result<()> {
+    place::write_with(path, |output| {
+        output.write_all(head)?;
+        Ok(frames.write_to(output)?)
+    })
+}
+
+/// What a decode costs whose frames go into files. What is made of a frame at a time lies where activations have been; an
+/// MP4 encoder stays beside them.
+pub(crate) fn with_files(plan: PlanSummary, format: Format) -> PlanSummary {
+    /// Measured are 12 bytes for each pixel, of frames that the encoder compares with the next, and 1 MiB.
+    const MP4: [usize; 2] = [13, 2 << 20];
+    let [.., height, width] = plan.output;
+    let kept = if format == Format::Mp4 { MP4[0] * height * width + MP4[1] } else { 0 };
+    PlanSummary { peak_bytes: plan.peak_bytes + kept, ..plan }
+}
+
+/// Writes clips of a batch, one after the other, as their frames come. None stay in memory.
 pub(crate) struct Writer<'a> {
     output: &'a Path,
     format: Format,
@@ -84,8 +107,8 @@ pub(crate) struct Writer<'a> {
 }
 
 enum Sink {
-    Mp4(Box<Mp4Encoder>),
-    Webp(WebpAnimation),
+    Mp4(Box<Mp4Encoder>, Spool),
+    Webp(WebpAnimation, Spool),
     Folder(PathBuf),
     Picture,
 }
@@ -134,8 +157,14 @@ impl<'a> Writer<'a> {
             let planes: Vec<f32> = (0..channels).flat_map(channel).collect();
             let rgb = media::to_uint8_channel_last(&planes, [1, channels, height, width]);
             match &mut sink {
-                Sink::Mp4(encoder) => drop(encoder.push_rgb(&rgb)?),
-                Sink::Webp(animation) => animation.push_rgb(&rgb)?,
+                Sink::Mp4(encoder, spool) => {
+                    encoder.push_rgb(&rgb)?;
+                    spool.add(&encoder.take_frames()).with_context(|| cannot_write(&path))?;
+                }
+                Sink::Webp(animation, spool) => {
+                    animation.push_rgb(&rgb)?;
+                    spool.add(&animation.take_frames()).with_context(|| cannot_write(&path))?;
+                }
                 Sink::Folder(folder) => {
                     let name = format!("frame-{:04}.png", group.first + frame);
                     write(&folder.join(name), &media::encode_png(&rgb, width, height)?)?;
@@ -153,8 +182,8 @@ impl<'a> Writer<'a> {
         }
         self.written = 0;
         match sink {
-            Sink::Mp4(encoder) => write(&path, &encoder.finish()?)?,
-            Sink::Webp(animation) => write(&path, &animation.finish()?)?,
+            Sink::Mp4(encoder, spool) => write_behind(&path, &encoder.finish()?, spool)?,
+            Sink::Webp(animation, spool) => write_behind(&path, &animation.finish()?, spool)?,
             Sink::Folder(_) | Sink::Picture => {}
         }
         self.files.push(Written { path, shape: vec![self.shape[2], height, width] });
@@ -163,9 +192,10 @@ impl<'a> Writer<'a> {
 
     fn start(&self, path: &Path) -> Result<Sink> {
         let [.., height, width] = self.shape;
+        let spool = || Spool::new(path).with_context(|| cannot_write(path));
         Ok(match self.format {
-            Format::Mp4 => Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?)),
-            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?),
+            Format::Mp4 => Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?), spool()?),
+            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?, spool()?),
             Format::Folder => {
                 std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
                 Sink::Folder(path.to_owned())

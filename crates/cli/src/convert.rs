@@ -119,7 +119,8 @@ fn decode_clips_here(
         warn_of_bad_values(&clip.values);
         return write_tensor(&options.output, &clip.shape, &clip.values);
     };
-    local::check_budget(autoencoder, &autoencoder.plan_decode_frames(shape, windows, precision)?)?;
+    let plan = autoencoder.plan_decode_frames(shape, windows, precision)?;
+    local::check_budget(autoencoder, &clips::with_files(plan, format))?;
     let mut writer = Writer::new(&options.output, format, &options.video, autoencoder.clip_pixels(shape)?)?;
     let mut failure = None;
     let mut emit = |frames: Frames| {
@@ -312,7 +313,7 @@ pub(crate) fn encode(options: &EncodeOptions, place: &Place) -> Result<Vec<Writt
     let file = place::read(&options.input)?;
     let (values, shape) = match place {
         Place::There(server) => encode_remotely(server, options, file)?,
-        Place::Here(autoencoder) => encode_here(autoencoder, options, &file)?,
+        Place::Here(autoencoder) => encode_here(autoencoder, options, file)?,
     };
     tensors::write(&options.output, "latents", &shape, &values)?;
     Ok(vec![Written { path: options.output.clone(), shape }])
@@ -321,12 +322,12 @@ pub(crate) fn encode(options: &EncodeOptions, place: &Place) -> Result<Vec<Writt
 fn encode_here(
     autoencoder: &Autoencoder,
     options: &EncodeOptions,
-    file: &[u8],
+    file: Vec<u8>,
 ) -> Result<(Vec<f32>, Vec<usize>)> {
     let windows = clips::windows(autoencoder, &options.place.clips)?;
     let (factor, takes_clips) =
         (autoencoder.model().spatial_factor(), autoencoder.model().temporal_factor().is_some());
-    let is_video = remote_vae_media::is_mp4(file);
+    let is_video = remote_vae_media::is_mp4(&file);
     if is_video && !takes_clips {
         bail!("{} is a video; {} takes pictures", options.input.display(), autoencoder.model().label());
     }
@@ -334,21 +335,22 @@ fn encode_here(
         bail!("--frames is for video files; {} is none", options.input.display());
     }
     let frames = if is_video {
-        clips::read(file, options.frames.map(|count| count as usize), factor)
+        clips::read(&file, options.frames.map(|count| count as usize), factor)
     } else {
-        remote_vae_media::decode_image(file, &local::PICTURE_LIMITS)
+        remote_vae_media::decode_image(&file, &local::PICTURE_LIMITS)
             .and_then(|picture| remote_vae_media::resize_to_multiple(picture, factor))
             .map(|picture| vec![picture])
             .map_err(Into::into)
     };
     let frames = frames.with_context(|| format!("cannot use {}", options.input.display()))?;
     let [height, width] = frames.first().map_or([0; 2], |frame| [frame.height, frame.width]);
-    let pixels = remote_vae_media::clip_to_model_range(&frames);
+    let (pixels, count) = (remote_vae_media::clip_to_model_range(&frames), frames.len());
+    drop((file, frames));
     let draw = options.seed.map_or(Draw::Mode, |seed| Draw::Sample { seed });
     let (scaling, precision) = (scaling(&options.place), options.place.engine.precision());
     let control = local::control("encoding");
     if takes_clips {
-        let shape = [1, 3, frames.len(), height, width];
+        let shape = [1, 3, count, height, width];
         local::check_budget(autoencoder, &autoencoder.plan_encode_clip(shape, windows, precision)?)?;
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, &control)?;
         return Ok((latents.values, latents.shape.to_vec()));

@@ -23,6 +23,7 @@ mod plan;
 mod remote;
 mod serve;
 mod signals;
+mod spool;
 mod tensors;
 mod values;
 

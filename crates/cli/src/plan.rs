@@ -108,7 +108,9 @@ pub(crate) fn run(options: &PlanOptions) -> Result<()> {
         let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
         let whole = clip_summary(&autoencoder, operation, shape, windows, precision)?;
         let (summary, tensor) = if takes_clips && operation == Operation::Decode {
-            (autoencoder.plan_decode_frames(shape, windows, precision)?, Some(Ok(whole)))
+            // Of all kinds of files the one that takes most.
+            let frames = autoencoder.plan_decode_frames(shape, windows, precision)?;
+            (clips::with_files(frames, clips::Format::Mp4), Some(Ok(whole)))
         } else {
             (whole, None)
         };

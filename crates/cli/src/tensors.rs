@@ -1,12 +1,11 @@
 //! Tensors in safetensors files: latents in, latents or pixels out.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use remote_vae_wire::{Dtype, bytes_from_elements, elements_from_bytes};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::place;
 
@@ -52,16 +51,37 @@ pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<Tensor> {
     Ok(Tensor { shape: view.shape().to_vec(), dtype, bytes: view.data().to_vec() })
 }
 
-/// Writes one f32 tensor.
+/// Writes one f32 tensor, a few values at a time.
 pub(crate) fn write(path: &Path, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
-    let bytes = bytes_from_elements(Dtype::Float32, values);
-    let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), &bytes)?;
-    let file = safetensors::serialize(HashMap::from([(name, view)]), None)?;
-    place::write(path, &file)
+    const VALUES: usize = 1 << 14;
+    let head = head(name, shape, size_of_val(values))?;
+    place::write_with(path, |output| {
+        output.write_all(&head)?;
+        for some in values.chunks(VALUES) {
+            output.write_all(&bytes_from_elements(Dtype::Float32, some))?;
+        }
+        Ok(())
+    })
+}
+
+/// What comes before the `length` bytes of the file's one tensor.
+fn head(name: &str, shape: &[usize], length: usize) -> Result<Vec<u8>> {
+    /// The values begin at a multiple of it.
+    const ALIGNMENT: usize = 8;
+    let data_offsets = (0, length);
+    let tensor = TensorInfo { dtype: safetensors::Dtype::F32, shape: shape.to_vec(), data_offsets };
+    let metadata = Metadata::new(None, vec![(name.to_owned(), tensor)])?;
+    let mut json = serde_json::to_vec(&metadata)?;
+    json.resize(json.len().next_multiple_of(ALIGNMENT), b' ');
+    let mut head = (json.len() as u64).to_le_bytes().to_vec();
+    head.extend(json);
+    Ok(head)
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
 
     #[test]
@@ -69,7 +89,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         write(&path, "pixels", &[1, 2, 1, 1], &[0.5, -1.0]).unwrap();
-        let tensor = read(&path, None).unwrap();
+        let (bytes, tensor) = (std::fs::read(&path).unwrap(), read(&path, None).unwrap());
+        let view = TensorView::new(safetensors::Dtype::F32, vec![1, 2, 1, 1], &tensor.bytes).unwrap();
+        assert_eq!(bytes, safetensors::serialize([("pixels", view)], None).unwrap());
         assert_eq!((tensor.shape.as_slice(), tensor.values()), (&[1, 2, 1, 1][..], vec![0.5, -1.0]));
         let message = read(&path, Some("latents")).unwrap_err().to_string();
         assert!(message.contains("\"latents\"") && message.contains("pixels"), "{message}");

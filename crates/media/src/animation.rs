@@ -15,8 +15,10 @@ pub struct WebpAnimation {
     height: usize,
     fps: f64,
     count: u32,
-    /// The frames' chunks.
+    /// The frames' chunks that were not taken.
     frames: Vec<u8>,
+    /// Bytes of all of them.
+    length: usize,
 }
 
 fn unwritable(reason: impl std::fmt::Display) -> MediaError {
@@ -51,7 +53,7 @@ impl WebpAnimation {
             let range = "from 0.1 to 240".to_owned();
             return Err(MediaError::OutOfRange { name: "fps", range, found: fps.to_string() });
         }
-        Ok(Self { width, height, fps, count: 0, frames: vec![] })
+        Ok(Self { width, height, fps, count: 0, frames: vec![], length: 0 })
     }
 
     /// Adds a frame of `height * width * 3` bytes, red first.
@@ -68,19 +70,27 @@ impl WebpAnimation {
             }
             _ => return Err(unwritable("the encoder gave no plain lossless picture")),
         };
-        if self.frames.len().saturating_add(chunk.len()) > LARGEST_FILE {
+        if self.length.saturating_add(chunk.len()) > LARGEST_FILE {
             return Err(unwritable("the file would be larger than 4 GiB"));
         }
         let milliseconds = |frame: u32| (f64::from(frame) * 1000.0 / self.fps).round();
         let duration = (milliseconds(self.count + 1) - milliseconds(self.count)) as usize;
         let place = [[0; 3], [0; 3], u24(self.width - 1), u24(self.height - 1), u24(duration)].concat();
         // Neither blended with the frame before nor wiped after.
+        let before = self.frames.len();
         push_chunk(&mut self.frames, b"ANMF", &[&place, &[0b10], chunk]);
+        self.length += self.frames.len() - before;
         self.count += 1;
         Ok(())
     }
 
-    /// Ends the animation and returns the file.
+    /// Takes what the frames so far have become out of memory: whoever does so writes it behind what [`finish`](Self::finish)
+    /// returns, in order.
+    pub fn take_frames(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// Ends the animation and returns the file, without the frames that were taken.
     ///
     /// # Errors
     /// [`MediaError::Unwritable`] when there was no frame.
@@ -91,13 +101,15 @@ impl WebpAnimation {
         if self.count == 0 {
             return Err(unwritable("an animation needs at least one frame"));
         }
-        let mut chunks = b"WEBP".to_vec();
+        let mut head = b"WEBP".to_vec();
         let canvas = [u24(self.width - 1), u24(self.height - 1)].concat();
-        push_chunk(&mut chunks, b"VP8X", &[&[ANIMATED, 0, 0, 0], &canvas]);
-        push_chunk(&mut chunks, b"ANIM", &[&OPAQUE_BLACK, &FOR_EVER]);
-        chunks.extend(self.frames);
-        let mut file = Vec::with_capacity(chunks.len() + 8);
-        push_chunk(&mut file, b"RIFF", &[&chunks]);
+        push_chunk(&mut head, b"VP8X", &[&[ANIMATED, 0, 0, 0], &canvas]);
+        push_chunk(&mut head, b"ANIM", &[&OPAQUE_BLACK, &FOR_EVER]);
+        let mut file = Vec::with_capacity(8 + head.len() + self.frames.len());
+        file.extend(b"RIFF");
+        file.extend(((head.len() + self.length) as u32).to_le_bytes());
+        file.extend(head);
+        file.extend(self.frames);
         Ok(file)
     }
 }

@@ -92,9 +92,9 @@ impl Mp4Options {
     }
 }
 
-/// One encoded frame: NAL units, each behind its length in four bytes.
+/// One encoded frame.
 struct CodedFrame {
-    data: Vec<u8>,
+    length: usize,
     is_key: bool,
 }
 
@@ -109,8 +109,10 @@ pub struct Mp4Encoder {
     encoder: Encoder,
     planes: Planes,
     sample_entry: Option<SampleEntry>,
-    /// Frames that wait for the index.
+    /// Frames for the index; of a file in fragments the first.
     frames: Vec<CodedFrame>,
+    /// Those of them that were not taken: NAL units, each behind its length in four bytes.
+    held: Vec<u8>,
     fragments: Option<Fmp4SegmentMuxer>,
 }
 
@@ -121,7 +123,7 @@ impl std::fmt::Debug for Mp4Encoder {
             .debug_struct("Mp4Encoder")
             .field("size", &(width, height))
             .field("timescale", timescale)
-            .field("waiting_frames", &frames.len())
+            .field("frames", &frames.len())
             .finish_non_exhaustive()
     }
 }
@@ -162,7 +164,8 @@ impl Mp4Encoder {
             Mp4Layout::Indexed => None,
             Mp4Layout::Fragmented => Some(Fmp4SegmentMuxer::new().map_err(unwritable)?),
         };
-        Ok(Self { width, height, timescale, encoder, planes, sample_entry: None, frames: vec![], fragments })
+        let (frames, held) = (vec![], vec![]);
+        Ok(Self { width, height, timescale, encoder, planes, sample_entry: None, frames, held, fragments })
     }
 
     /// Adds a frame of `height * width * 3` bytes, red first, and returns the bytes of the file that are ready.
@@ -172,9 +175,10 @@ impl Mp4Encoder {
     pub fn push_rgb(&mut self, rgb: &[u8]) -> Result<Vec<u8>, MediaError> {
         check_length(&[self.height, self.width, 3], rgb.len())?;
         self.planes.fill(rgb, self.width, self.height);
-        let frame = self.encode()?;
+        let (frame, data) = self.encode()?;
         let Some(muxer) = &mut self.fragments else {
             self.frames.push(frame);
+            self.held.extend(data);
             return Ok(vec![]);
         };
         let is_first = self.frames.is_empty();
@@ -182,9 +186,9 @@ impl Mp4Encoder {
         let head = muxer.create_media_segment_metadata(&[sample]).map_err(unwritable)?;
         let mut bytes = if is_first { muxer.init_segment_bytes().map_err(unwritable)? } else { vec![] };
         bytes.extend(head);
-        bytes.extend(frame.data);
+        bytes.extend(data);
         if is_first {
-            self.frames.push(CodedFrame { data: vec![], is_key: true });
+            self.frames.push(frame);
         }
         Ok(bytes)
     }
@@ -199,7 +203,13 @@ impl Mp4Encoder {
         self.push_rgb(&to_uint8_channel_last(planes, [1, 3, self.height, self.width]))
     }
 
-    /// Ends the video and returns the bytes of the file that are left.
+    /// Takes what the frames so far have become out of memory, in [`Mp4Layout::Indexed`]: whoever does so writes it behind what
+    /// [`finish`](Self::finish) returns, in order.
+    pub fn take_frames(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Ends the video and returns the bytes of the file that are left, without the frames that were taken.
     ///
     /// # Errors
     /// [`MediaError::Unwritable`], also when there was no frame.
@@ -215,23 +225,24 @@ impl Mp4Encoder {
         let options = Mp4FileMuxerOptions { reserved_moov_box_size, ..Default::default() };
         let mut muxer = Mp4FileMuxer::with_options(options).map_err(unwritable)?;
         let mut file = muxer.initial_boxes_bytes().to_vec();
+        let mut offset = file.len();
         for frame in self.frames {
             let entry = self.sample_entry.clone();
-            let sample = sample(&frame, self.timescale, entry, file.len() as u64);
+            let sample = sample(&frame, self.timescale, entry, offset as u64);
             muxer.append_sample(&sample).map_err(unwritable)?;
-            file.extend(frame.data);
+            offset += frame.length;
         }
         for (offset, bytes) in muxer.finalize().map_err(unwritable)?.offset_and_bytes_pairs() {
-            let start = usize::try_from(offset).map_err(unwritable)?;
-            let end = start + bytes.len();
-            file.resize(file.len().max(end), 0);
-            file[start..end].copy_from_slice(bytes);
+            let place = usize::try_from(offset).map_err(unwritable)?;
+            let place = file.get_mut(place..).and_then(|rest| rest.get_mut(..bytes.len()));
+            place.ok_or_else(|| unwritable("the index is larger than its place"))?.copy_from_slice(bytes);
         }
+        file.extend(self.held);
         Ok(file)
     }
 
     /// Encodes what the planes hold; makes the sample entry of the first frame's parameter sets.
-    fn encode(&mut self) -> Result<CodedFrame, MediaError> {
+    fn encode(&mut self) -> Result<(CodedFrame, Vec<u8>), MediaError> {
         let Planes { width, height, luma, chroma: [blue, red] } = &self.planes;
         let slices = YUVSlices::new((luma, blue, red), (*width, *height), (*width, width / 2, width / 2));
         let stream = self.encoder.encode(&slices).map_err(unwritable)?;
@@ -269,7 +280,7 @@ impl Mp4Encoder {
             }
             self.sample_entry = Some(SampleEntry::Avc1(entry));
         }
-        Ok(CodedFrame { data, is_key })
+        Ok((CodedFrame { length: data.len(), is_key }, data))
     }
 }
 
@@ -282,7 +293,7 @@ fn sample(frame: &CodedFrame, timescale: NonZeroU32, entry: Option<SampleEntry>,
         duration: FRAME_TICKS,
         composition_time_offset: None,
         data_offset: offset,
-        data_size: frame.data.len(),
+        data_size: frame.length,
     }
 }
 

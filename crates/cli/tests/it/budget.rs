@@ -116,12 +116,11 @@ fn the_comparison_of_fast_with_exact_is_within_the_budget_whatever_is_held() {
     }
 }
 
-/// Random latents `[1, 4, side, side]` as a file.
-fn latents(path: &Path, side: usize) {
-    let values = remote_vae_model::random::normal(3, 4 * side * side);
+/// Random latents of `shape` as a file.
+fn latents(path: &Path, shape: &[usize]) {
+    let values = remote_vae_model::random::normal(3, shape.iter().product());
     let bytes: Vec<u8> = values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect();
-    let header =
-        json!({"latents": {"dtype": "F16", "shape": [1, 4, side, side], "data_offsets": [0, bytes.len()]}});
+    let header = json!({"latents": {"dtype": "F16", "shape": shape, "data_offsets": [0, bytes.len()]}});
     let header = header.to_string();
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
     std::fs::write(path, file).unwrap();
@@ -155,7 +154,7 @@ fn output_and_peak(folder: &Path, arguments: &[&str]) -> (Vec<u8>, u64) {
 #[test]
 fn pictures_are_written_within_the_budget() {
     let folder = tempfile::tempdir().unwrap();
-    latents(&folder.path().join("latents.safetensors"), 256);
+    latents(&folder.path().join("latents.safetensors"), &[1, 4, 256, 256]);
     let model = format!("{}/../engine/tests/golden/tiny", env!("CARGO_MANIFEST_DIR"));
     let decode = ["decode", "latents.safetensors", "-o", "-", "--model", &model, "--threads", "2"];
     let mut budgets = Vec::new();
@@ -180,10 +179,30 @@ fn pictures_are_written_within_the_budget() {
     assert!(png.abs_diff(jpeg) <= 1 && (51..=53).contains(&(webp - png)), "{budgets:?}");
 }
 
+/// Files of 161 frames, of up to 23 MB: their bytes leave memory as they are made, and plans do not count them.
+#[test]
+fn files_of_clips_do_not_grow_in_memory() {
+    const MORE: u64 = 3 * MIB;
+    let folder = tempfile::tempdir().unwrap();
+    latents(&folder.path().join("latents.safetensors"), &[1, 4, 41, 12, 16]);
+    let model = format!("{}/../engine/tests/golden_video/hunyuan", env!("CARGO_MANIFEST_DIR"));
+    let plan = ["plan", &model, "--size", "128x96", "--frames", "161", "--threads", "2", "--json"];
+    let plan: Value = serde_json::from_str(&stdout(folder.path(), &plan)).unwrap();
+    let decode = ["decode", "latents.safetensors", "-o", "-", "--model", &model, "--threads", "2"];
+    for (format, plan) in [("webp", &plan), ("mp4", &plan), ("safetensors", &plan["tensor"])] {
+        let (file, measured) = output_and_peak(folder.path(), &[&decode[..], &["--format", format]].concat());
+        let expected = plan["expected_peak_bytes"].as_u64().unwrap();
+        let mib = |bytes: u64| bytes as f64 / MIB as f64;
+        eprintln!("{format}: {} bytes, {:.1} MiB of {:.1}", file.len(), mib(measured), mib(expected));
+        assert!(measured <= expected + MORE, "{format}: {measured} bytes, planned {expected}");
+        assert!(file.len() > 400_000);
+    }
+}
+
 #[test]
 fn a_signal_leaves_what_had_the_name_before() {
     let folder = tempfile::tempdir().unwrap();
-    latents(&folder.path().join("latents.safetensors"), 256);
+    latents(&folder.path().join("latents.safetensors"), &[1, 4, 256, 256]);
     std::fs::write(folder.path().join("a.png"), b"before").unwrap();
     let model = format!("{}/../engine/tests/golden/tiny", env!("CARGO_MANIFEST_DIR"));
     let arguments = ["decode", "latents.safetensors", "-o", "a.png", "--model", &model];

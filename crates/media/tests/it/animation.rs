@@ -16,6 +16,7 @@ proptest! {
             animation.push_rgb(&frame(width, height, time))?;
         }
         let file = animation.finish()?;
+        prop_assert!(file == in_pieces(width, height, count, fps)?);
         let decoder = WebPDecoder::new(std::io::Cursor::new(&file))?;
         prop_assert!(decoder.has_animation());
         let frames = decoder.into_frames().collect_frames()?;
@@ -30,6 +31,16 @@ proptest! {
         prop_assert!((milliseconds - count as f64 * 1000.0 / fps).abs() <= 0.5);
         prop_assert_eq!(decode_image(&file, &LIMITS)?.pixels, frame(width, height, 0));
     }
+}
+
+/// The file whose frames were taken as they were made.
+fn in_pieces(width: usize, height: usize, count: usize, fps: f64) -> Result<Vec<u8>, MediaError> {
+    let (mut animation, mut taken) = (WebpAnimation::new(width, height, fps)?, Vec::new());
+    for time in 0..count {
+        animation.push_rgb(&frame(width, height, time))?;
+        taken.extend(animation.take_frames());
+    }
+    Ok([animation.finish()?, taken].concat())
 }
 
 #[test]

@@ -39,6 +39,21 @@ pub(crate) fn video(width: usize, height: usize, count: usize, options: &Mp4Opti
 }
 
 #[test]
+fn frames_that_are_taken_follow_the_rest() {
+    let options = Mp4Options { crf: 12, ..Mp4Options::default() };
+    let (mut encoder, mut taken) = (Mp4Encoder::new(33, 19, &options).unwrap(), Vec::new());
+    for time in 0..200 {
+        assert!(encoder.push_rgb(&frame(33, 19, time)).unwrap().is_empty());
+        let bytes = encoder.take_frames();
+        assert!(!bytes.is_empty());
+        taken.extend(bytes);
+    }
+    let head = encoder.finish().unwrap();
+    assert!(head.len() < taken.len());
+    assert!([head, taken].concat() == video(33, 19, 200, &options));
+}
+
+#[test]
 fn parameters_out_of_range_are_refused() {
     for (fps, crf) in [(0.0, 23), (f64::NAN, 23), (1e9, 23), (10.0, 11), (10.0, 52)] {
         let options = Mp4Options { fps, crf, ..Mp4Options::default() };
