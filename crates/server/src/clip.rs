@@ -43,8 +43,8 @@ pub(crate) async fn prepare(
     let groups = autoencoder.frame_groups(latents, windows);
     let recipe = recipe(&parameters, negotiated, output, groups, sees_end)?;
     let place = shared.reserve(&caller)?;
-    let streams = recipe.streams();
-    let asked = Asked { operation: Operation::Decode, shape: latents, windows, precision, streams };
+    let (operation, streams, answer_per_pixel) = (Operation::Decode, recipe.streams(), 0);
+    let asked = Asked { operation, shape: latents, windows, precision, streams, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
     let answer_bytes = answer_bytes(&recipe, pixels);
     let cost = Cost { answer_bytes, ..cost(&summary) };

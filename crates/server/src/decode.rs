@@ -24,7 +24,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         header.check_body(job.body.len())?;
         return clip::prepare(shared, job, negotiated, header).await;
     }
-    let Job { autoencoder, parameters, precision, body, lease, sees_end, caller, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, in_file, sees_end, caller, .. } = job;
     let windows = clip::windows(autoencoder, &parameters, shared.options.windows)?;
     refuse_video(negotiated.answer)?;
     let header = parameters.tensor_header()?;
@@ -39,15 +39,20 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let pixels = check_size(shared, &caller, batch, side(height), side(width))?;
     let scaling = parameters.scaling();
     check_scaling(channels, |probe, shape| space.to_model(probe, shape, &scaling))?;
+    let whole = [batch, channels, 1, height, width];
+    let [_, channels, _, rows, columns] = autoencoder.clip_pixels(whole).map_err(engine_refusal)?;
+    let output = [batch, channels, rows, columns];
+    check_form(negotiated.answer, output)?;
+    let recipe = Recipe::new(negotiated, output, sees_end);
+    let (chunks, answer) = Growing::new(negotiated, recipe.header(), recipe.streams());
+    let (answer, answer_bytes) = (Form::Growing(Box::new(answer)), recipe.bytes());
+    let answer_per_pixel = per_pixel(answer_bytes + answer.copy_bytes(answer_bytes, in_file), output);
     // Whoever waits for a plan has a place: so many wait at most, and no client has all of them.
     let place = shared.reserve(&caller)?;
-    let whole = [batch, channels, 1, height, width];
-    let asked = Asked { operation: Operation::Decode, shape: whole, windows, precision, streams: false };
+    let (operation, streams) = (Operation::Decode, false);
+    let asked = Asked { operation, shape: whole, windows, precision, streams, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
-    check_form(negotiated.answer, summary.output)?;
-    let recipe = Recipe::new(negotiated, summary.output, sees_end);
-    let (chunks, answer) = Growing::new(negotiated, recipe.header(), recipe.streams());
-    let cost = Cost { answer_bytes: recipe.bytes(), ..cost(&summary) };
+    let cost = Cost { answer_bytes, ..cost(&summary) };
 
     let (autoencoder, held, permits) = (Arc::clone(autoencoder), lease.bytes(), shared.pictures());
     let work: Work = Box::new(move |control| {
@@ -58,7 +63,7 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         let mut writer = Writer::start(recipe, permits, chunks)?;
         match windows.tiles {
             None => {
-                let plan = autoencoder.plan_decode_rows(shape, precision, 0)?;
+                let plan = autoencoder.plan_decode_rows(shape, precision, answer_per_pixel)?;
                 autoencoder.decode_rows(&plan, latents, &scaling, control, &mut |rows| writer.add(rows))?;
             }
             Some(tiles) => {
@@ -70,8 +75,12 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
         writer.finish()?;
         Ok(Output::Given)
     });
-    let answer = Form::Growing(Box::new(answer));
     Ok(Prepared { place, work, answer, cost, held, frames: 1, pixels, batch })
+}
+
+/// `bytes` of an answer for each pixel of one picture of `[batch, channels, height, width]`.
+fn per_pixel(bytes: u64, [_, _, height, width]: [usize; 4]) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil((height * width).max(1))
 }
 
 /// All rows of pictures that are there as a whole.

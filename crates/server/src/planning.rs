@@ -21,6 +21,9 @@ pub(crate) struct Asked {
     pub(crate) precision: Precision,
     /// Whether a clip's frames leave as they are made, and are not kept.
     pub(crate) streams: bool,
+    /// Bytes of the answer for each pixel of one picture: a plan of whole pictures leaves room for them, and is told without
+    /// them. Plans of tiles and of clips do not.
+    pub(crate) answer_per_pixel: usize,
 }
 
 impl Asked {
@@ -33,14 +36,16 @@ impl Asked {
     /// Decoded pictures leave the engine in rows, but those that may be cut into tiles.
     fn delivery(self) -> Delivery {
         match self.operation {
-            Operation::Decode if self.windows.tiles.is_none() => Delivery::Rows { kept_per_pixel: 0 },
+            Operation::Decode if self.windows.tiles.is_none() => {
+                Delivery::Rows { kept_per_pixel: self.answer_per_pixel }
+            }
             Operation::Decode | Operation::Encode => Delivery::Whole,
         }
     }
 
     /// What plans that are held cost.
     fn cost(self, autoencoder: &Autoencoder) -> Result<PlanSummary, EngineError> {
-        let Asked { operation, shape, windows, precision, streams } = self;
+        let Asked { operation, shape, windows, precision, streams, answer_per_pixel } = self;
         let [batch, channels, _, height, width] = shape;
         let picture = [batch, channels, height, width];
         let takes_clips = autoencoder.model().temporal_factor().is_some();
@@ -48,7 +53,12 @@ impl Asked {
             return autoencoder.plan_in_tiles(operation, picture, tiles, precision);
         }
         match (operation, takes_clips) {
-            (Operation::Decode, false) => Ok(autoencoder.plan_decode_rows(picture, precision, 0)?.summary()),
+            (Operation::Decode, false) => {
+                let plan = autoencoder.plan_decode_rows(picture, precision, answer_per_pixel)?.summary();
+                let [.., height, width] = plan.output;
+                let peak_bytes = plan.peak_bytes.saturating_sub(answer_per_pixel * height * width);
+                Ok(PlanSummary { peak_bytes, ..plan })
+            }
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
             (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),
             (Operation::Decode, true) => autoencoder.plan_decode_clip(shape, windows, precision),

@@ -42,6 +42,8 @@ pub(crate) struct Job<'a> {
     /// The body's share of the budget; goes where the bytes go.
     pub(crate) lease: Lease,
     pub(crate) accept: Option<String>,
+    /// Whether the tensor of the answer goes into a safetensors file.
+    pub(crate) in_file: bool,
     /// Whether the client sees that an answer of unknown length broke off: before HTTP/1.1 its end is the connection's.
     pub(crate) sees_end: bool,
     pub(crate) caller: Caller,
@@ -156,7 +158,7 @@ async fn accept(
     operation: Operation,
     purpose: Purpose,
 ) -> Result<Accepted, Refusal> {
-    let in_file = tensor_file::is_named(text(&head.headers, header::ACCEPT).as_deref());
+    let in_file = job.in_file;
     if in_file {
         job.accept = Some(content_type::TENSOR_BINARY.to_owned());
         job.parameters.output_type.get_or_insert(OutputType::Pt);
@@ -316,7 +318,9 @@ async fn read<'a>(
     let accept = text(&head.headers, header::ACCEPT);
     let autoencoder = &target.model.autoencoder;
     let sees_end = head.version >= Version::HTTP_11;
-    let job = Job { autoencoder, parameters, precision, kind, body: bytes, lease, accept, sees_end, caller };
+    let (body, in_file) = (bytes, tensor_file::is_named(accept.as_deref()));
+    let job =
+        Job { autoencoder, parameters, precision, kind, body, lease, accept, in_file, sees_end, caller };
     Ok((job, operation))
 }
 

@@ -168,6 +168,46 @@ async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
     }
 }
 
+/// Beside its answer the straight plan has no room, a smaller one has.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_leaves_room_for_its_answer() {
+    const LATENTS: [usize; 4] = [1, 4, 64, 64];
+    const PIXELS: u64 = 512 * 512;
+    let on = |engine: Arc<dyn Engine>| Arc::new(Autoencoder::new(kl().model().clone(), engine));
+    let free = CpuEngine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
+    let free = on(Arc::new(free));
+    let straight = free.plan_decode_rows(LATENTS, Precision::Exact, 0).unwrap().summary().peak_bytes as u64;
+    let expected = TestServer::with(options(), vec![("default", free)]).await;
+    // Float16 numbers, base64 and all; a tensor file and what is put into it; a WebP file and what it is made of.
+    for (accept, output, answer) in [
+        ("application/json", "pt", 14 * PIXELS),
+        ("application/x-safetensors", "pt", 12 * PIXELS),
+        ("*/*", "pil&image_format=webp", 12 * PIXELS),
+    ] {
+        let (inner, room) = engine_with_room(straight + (3 << 19));
+        assert!((straight..straight + answer).contains(&room), "{straight} {room} {answer}");
+        let server = TestServer::with(options(), vec![("default", on(Counted::new(inner, room)))]).await;
+        let ask = async |server: &TestServer, shape: [usize; 4]| {
+            let query = format!("output_type={output}&{}", tensor_query(&shape, Dtype::Float16));
+            let request = server.post(&format!("/?{query}"), latents(&shape, 63).0);
+            let response = request.header("accept", accept).send().await.unwrap();
+            (response.status().as_u16(), response.bytes().await.unwrap())
+        };
+        let (status, bytes) = ask(&server, LATENTS).await;
+        assert_eq!(status, 200, "{output} within {room} bytes");
+        assert!(bytes == ask(&expected, LATENTS).await.1, "{output}");
+        // What a refusal says would fit does.
+        let (status, refusal) = ask(&server, [1, 4, 192, 192]).await;
+        assert_eq!(status, 413);
+        let refusal = String::from_utf8(refusal.to_vec()).unwrap();
+        let largest = refusal.split("that fits is ").nth(1).and_then(|rest| rest.split('x').next());
+        let side = largest.unwrap_or_else(|| panic!("{refusal}")).parse::<usize>().unwrap() / 8;
+        assert!(side > LATENTS[2], "{refusal}");
+        assert_eq!(ask(&server, [1, 4, side, side]).await.0, 200, "{refusal}");
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_without_room_are_not_held_by_the_warm_up_either() {
