@@ -160,10 +160,7 @@ mod tests {
 
     #[test]
     fn the_three_products_of_bytes_that_matter_are_summed_exactly() {
-        let Ok(isa) = Isa::by_name("amx") else {
-            println!("skipped: this processor has no tile registers");
-            return;
-        };
+        let Ok(isa) = Isa::by_name("amx") else { return };
         for blocks in [1, 3, 4, 5, SPLIT] {
             let channels = blocks * BLOCK;
             let cases = [
@@ -196,10 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_makes_its_row_or_column_so() {
-        let Ok(isa) = Isa::by_name("amx") else {
-            println!("skipped: this processor has no tile registers");
-            return;
-        };
+        let Ok(isa) = Isa::by_name("amx") else { return };
         let (mut rows, mut columns) = (vec![1.0; ROWS * BLOCK], vec![1.0; BLOCK * COLUMNS]);
         rows[3 * BLOCK + 5] = f32::INFINITY;
         columns[7] = f32::NAN;
