@@ -10,6 +10,7 @@
 //! Channels come in *steps* of two blocks, because a row of a tile register holds 32 bfloat16 numbers.
 
 use crate::ahead::Ahead;
+use crate::convolution::Arithmetic;
 use crate::isa::Isa;
 use crate::layout::BLOCK;
 
@@ -28,6 +29,14 @@ pub(crate) const PART: usize = 2 * TILE;
 pub(crate) const PASS: usize = 6;
 /// 32-bit words of one row of a step's part.
 pub(crate) const ROW: usize = BLOCKS * BLOCK / 2;
+
+/// Parts that numbers are split into.
+pub(crate) fn parts(arithmetic: Arithmetic) -> usize {
+    match arithmetic {
+        Arithmetic::Float32 => 3,
+        Arithmetic::Integer16 => 2,
+    }
+}
 
 #[cfg(not(target_arch = "x86_64"))]
 use elsewhere::put;

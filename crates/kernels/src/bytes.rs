@@ -24,6 +24,17 @@ pub(crate) const ROW_WORDS: usize = 2 * TILE;
 /// 32-bit words of a step's columns: the high bytes and the low ones, `[2][COLUMNS / 16][channel of a block][16]`.
 pub(crate) const COLUMN_WORDS: usize = 4 * TILE;
 
+/// 32-bit words of one row of a step's part.
+pub(crate) const ROW: usize = BLOCK;
+/// 32-bit words of a split's columns.
+pub(crate) const SPLIT_WORDS: usize = SPLIT / BLOCKS * COLUMN_WORDS;
+
+/// Where the words of row `row` and its neighbours begin in `[row / ROWS][step][ROW_WORDS]`, at the split `split` of so many blocks.
+#[inline(always)]
+pub(crate) fn first_row(row: usize, split: usize, blocks: usize) -> usize {
+    (row / ROWS * blocks.div_ceil(BLOCKS) + split * SPLIT / BLOCKS) * ROW_WORDS
+}
+
 /// Largest magnitude of an integer: no high byte is above 127 then.
 const MAGNITUDE_LIMIT: f32 = 32_639.0;
 /// Inputs' factors are larger by this than what undoes their scale, and weights' smaller: the factors then never leave
@@ -47,8 +58,8 @@ fn scale(most: f32) -> [f32; 2] {
 /// Zeros in place of blocks that are not there.
 const ZEROS: &[f32; BLOCK] = &[0.0; BLOCK];
 
-/// Rounds the split's inputs of one tile into `out`, as row `row` of a product: points lie `point_stride` words apart, steps
-/// [`ROW_WORDS`]. `factors` get for each point what undoes the scale, times 2¹⁴; NaN if an input is not finite.
+/// Rounds the split's inputs of one tile, or of some pixels, into `out`, one row of a product in the first place: points lie
+/// `point_stride` words apart, steps [`ROW_WORDS`]. `factors` get for each point what undoes the scale, times 2¹⁴; NaN if an input is not finite.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`.
@@ -57,7 +68,6 @@ pub(crate) unsafe fn round_sources<V: Vector>(
     sources: Sources<'_>,
     factors: &mut [f32],
     out: &mut [i32],
-    row: usize,
     point_stride: usize,
 ) {
     let (mut most, mut unused) = ([0.0f32; REDUCED], [0.0f32; REDUCED]);
@@ -74,7 +84,7 @@ pub(crate) unsafe fn round_sources<V: Vector>(
             for (block, values) in (step * BLOCKS..sources.blocks).zip(&mut blocks) {
                 *values = sources.block(point, block);
             }
-            let out = &mut out[point * point_stride + step * ROW_WORDS + row * BLOCK..];
+            let out = &mut out[point * point_stride + step * ROW_WORDS..];
             // SAFETY: the caller vouches for the CPU.
             unsafe { split_bytes(blocks, &[scales[point]; BLOCK], out, TILE) };
         }
@@ -149,7 +159,7 @@ mod tests {
             for (row, values) in rows.chunks_exact(blocks * BLOCK).enumerate() {
                 let values = Sources { values, strides: [0, BLOCK], blocks };
                 let factor = &mut row_factors[row..][..1];
-                round_sources::<T::Vector>(values, factor, &mut row_words, row, 0);
+                round_sources::<T::Vector>(values, factor, &mut row_words[row * ROW..], 0);
             }
             round_weights::<T>(columns, &mut column_words, &mut column_factors);
             multiply_bytes(&Tiles::new(isa), &row_words, &column_words, Ahead::NONE, &mut sums);

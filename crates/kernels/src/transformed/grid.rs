@@ -3,7 +3,8 @@
 use super::{SKEW, Transform};
 use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
-use crate::integers::{PAIRS, SPLIT};
+use crate::form::Form;
+use crate::integers::SPLIT;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
 use crate::pool::whole_lines;
@@ -15,49 +16,9 @@ const TILES: [usize; 2] = [32, 64];
 /// With bytes there are so many tiles whatever they take: products are so fast that the weights' way through the cache counts.
 const TILES_OF_BYTES: usize = 64;
 
-/// How transformed inputs and weights lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    /// As they are.
-    Float32,
-    /// Pairs of 16-bit integers, see [`crate::integers`].
-    Pairs,
-    /// The two bytes of 16-bit integers, see [`crate::bytes`].
-    Bytes,
-}
-
-impl Form {
-    pub(super) fn new(isa: Isa, arithmetic: Arithmetic) -> Form {
-        match (arithmetic, isa.has_tiles()) {
-            (Arithmetic::Float32, _) => Form::Float32,
-            (Arithmetic::Integer16, false) => Form::Pairs,
-            (Arithmetic::Integer16, true) => Form::Bytes,
-        }
-    }
-
-    /// 32-bit words that hold sixteen numbers.
-    pub(super) fn words_per_block(self) -> usize {
-        match self {
-            Form::Float32 => BLOCK,
-            Form::Pairs | Form::Bytes => PAIRS,
-        }
-    }
-
-    /// Places for `blocks` channel blocks; those beyond hold zeros.
-    pub(super) fn padded(self, blocks: usize) -> usize {
-        match self {
-            Form::Float32 | Form::Pairs => blocks,
-            Form::Bytes => blocks.next_multiple_of(bytes::BLOCKS),
-        }
-    }
-
-    /// Tiles that are multiplied at once.
-    fn rows(self, isa: Isa) -> usize {
-        match self {
-            Form::Float32 | Form::Pairs => isa.pixels(),
-            Form::Bytes => bytes::ROWS,
-        }
-    }
+/// Tiles that are multiplied at once.
+fn rows_at_once(isa: Isa, form: Form) -> usize {
+    if form == Form::Bytes { bytes::ROWS } else { isa.pixels() }
 }
 
 /// Neighbouring tiles that one task treats together.
@@ -75,8 +36,6 @@ pub(super) struct Grid {
     pub form: Form,
     /// Channel blocks of the input.
     pub input_blocks: usize,
-    /// Places for them, see [`Form::padded`].
-    pub padded_blocks: usize,
     /// The first row of tiles.
     first: usize,
     /// Tiles down and across.
@@ -124,34 +83,31 @@ impl Grid {
         let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(W::OUTPUTS));
         let tiles = [tiles[0] - first, tiles[1]];
         let input_blocks = blocks(geometry.input_channels);
-        let form = Form::new(isa, arithmetic);
-        let padded_blocks = form.padded(input_blocks);
-        let words = padded_blocks * form.words_per_block();
-        let most = match form {
-            Form::Bytes => TILES_OF_BYTES,
-            Form::Float32 | Form::Pairs => {
-                // With integers the inputs of a split lie beside the transformed ones; those of one block do not count.
-                let split = if form == Form::Pairs { input_blocks.min(SPLIT) } else { 0 };
-                let window = W::STEP * W::STEP * split * BLOCK;
-                let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
-                (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1])
-            }
+        let form = Form::of_transformed(isa, arithmetic);
+        let words = form.padded(input_blocks) * form.words_per_block();
+        let most = if form == Form::Bytes {
+            TILES_OF_BYTES
+        } else {
+            // With integers the inputs of a split lie beside the transformed ones; those of one block do not count.
+            let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
+            let window = W::STEP * W::STEP * split * BLOCK;
+            let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
+            (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1])
         };
         let mut best = ([1, 1], usize::MAX);
         for rows in 1..=most.min(tiles[0]) {
             for columns in 1..=(most / rows).min(tiles[1]) {
-                let cost = batch_cost::<W>(tiles, [rows, columns], form.rows(isa));
+                let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
                 if cost < best.1 {
                     best = ([rows, columns], cost);
                 }
             }
         }
         let batch = best.0;
-        let room = (batch[0] * batch[1]).next_multiple_of(form.rows(isa));
+        let room = (batch[0] * batch[1]).next_multiple_of(rows_at_once(isa, form));
         Grid {
             form,
             input_blocks,
-            padded_blocks,
             first,
             tiles,
             batch,
@@ -182,19 +138,17 @@ impl Grid {
 
     /// Where, with bytes, a point's transformed inputs of a split begin, for the rows that `tile` is one of.
     pub(super) fn first_row(&self, tile: usize, split: usize) -> usize {
-        let steps = self.padded_blocks / bytes::BLOCKS;
-        (tile / bytes::ROWS * steps + split * SPLIT / bytes::BLOCKS) * bytes::ROW_WORDS
+        bytes::first_row(tile, split, self.input_blocks)
     }
 
     pub(super) fn scratch<W: Transform>(&self) -> ScratchLens {
         let points = W::SOURCES * W::SOURCES;
         let window = self.batch.map(window_side::<W>).iter().product::<usize>() * BLOCK;
-        let [window_blocks, tile_sources, source_factors] = match self.form {
-            Form::Float32 => [1, 0, 0],
-            Form::Pairs | Form::Bytes => {
-                let split = self.input_blocks.min(SPLIT);
-                [split, points * SPLIT * BLOCK, points * self.splits() * self.room]
-            }
+        let [window_blocks, tile_sources, source_factors] = if self.form.is_integers() {
+            let split = self.input_blocks.min(SPLIT);
+            [split, points * SPLIT * BLOCK, points * self.splits() * self.room]
+        } else {
+            [1, 0, 0]
         };
         ScratchLens {
             window: window_blocks * window,

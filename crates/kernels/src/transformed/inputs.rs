@@ -1,8 +1,9 @@
 //! From the picture to transformed inputs: a batch's window through the prologue, and the forward transform.
 
-use super::grid::{Form, window_side};
+use super::grid::window_side;
 use super::{Batch, Job, MOST, Scratch, Transform};
 use crate::bytes;
+use crate::form::Form;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
@@ -25,10 +26,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let window_len = rows * columns * BLOCK;
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
-        let place = match job.grid.form {
-            Form::Float32 => 0,
-            Form::Pairs | Form::Bytes => block % SPLIT,
-        };
+        let place = if job.grid.form.is_integers() { block % SPLIT } else { 0 };
         let window = &mut scratch.window[place * window_len..][..window_len];
         // SAFETY: the caller vouches for the CPU.
         unsafe {
@@ -42,12 +40,10 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
         };
         // SAFETY: the caller vouches for the CPU.
         unsafe {
-            match job.grid.form {
-                Form::Float32 => transform_block::<T, W>(job, scratch, batch, block, room),
-                Form::Pairs | Form::Bytes if place + 1 == SPLIT || block + 1 == input_blocks => {
-                    transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
-                }
-                Form::Pairs | Form::Bytes => {}
+            if !job.grid.form.is_integers() {
+                transform_block::<T, W>(job, scratch, batch, block, room);
+            } else if place + 1 == SPLIT || block + 1 == input_blocks {
+                transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
             }
         }
     }
@@ -108,9 +104,9 @@ unsafe fn transform_split<T: Tile, W: Transform>(
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 if job.grid.form == Form::Bytes {
-                    let start = job.grid.first_row(tile, split);
-                    let (row, stride) = (tile % bytes::ROWS, job.grid.source_stride);
-                    bytes::round_sources::<T::Vector>(values, factors, &mut sources[start..], row, stride);
+                    let start = job.grid.first_row(tile, split) + tile % bytes::ROWS * bytes::ROW;
+                    let sources = &mut sources[start..];
+                    bytes::round_sources::<T::Vector>(values, factors, sources, job.grid.source_stride);
                 } else {
                     let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
                     let places = [job.grid.source_stride, T::PIXELS * PAIRS];

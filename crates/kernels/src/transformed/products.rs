@@ -1,10 +1,11 @@
 //! The products of a batch: for each point one matrix product over input channels.
 
-use super::grid::{Form, window_side};
+use super::grid::window_side;
 use super::{Batch, Job, Scratch, Transform};
 use crate::ahead::{Ahead, Sweep};
 use crate::amx;
 use crate::bytes;
+use crate::form::Form;
 use crate::integers::{self, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
@@ -159,7 +160,7 @@ unsafe fn multiply_bytes(
     let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
     let products = &mut scratch.products[point * grid.product_stride..];
     let mut sums = amx::Sums::ZERO;
-    for (split, panel) in panel.chunks(SPLIT / bytes::BLOCKS * bytes::COLUMN_WORDS).enumerate() {
+    for (split, panel) in panel.chunks(bytes::SPLIT_WORDS).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..bytes::COLUMNS];
         let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
         let steps = panel.len() / bytes::COLUMN_WORDS;

@@ -1,9 +1,9 @@
 //! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
 
-use super::grid::Form;
 use super::{MOST, SKEW, TAPS, Transform};
 use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
+use crate::form::Form;
 use crate::integers::{self, SPLIT};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
@@ -27,7 +27,7 @@ pub(super) struct Panels {
 impl Panels {
     pub(super) fn new<W: Transform>(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> Panels {
         Panels {
-            form: Form::new(isa, arithmetic),
+            form: Form::of_transformed(isa, arithmetic),
             points: W::PRODUCTS * W::PRODUCTS,
             groups: geometry.output_channels.div_ceil(isa.lanes()),
             lanes: isa.lanes(),
@@ -58,18 +58,12 @@ impl Panels {
 
     /// `f32` of all.
     pub(super) fn total(&self) -> usize {
-        match self.form {
-            Form::Float32 => self.start(self.groups, 0),
-            Form::Pairs | Form::Bytes => self.factors(self.groups, 0, 0),
-        }
+        if self.form.is_integers() { self.factors(self.groups, 0, 0) } else { self.start(self.groups, 0) }
     }
 
     /// Input blocks that one task transforms.
     fn blocks_per_task(&self) -> usize {
-        match self.form {
-            Form::Float32 => 1,
-            Form::Pairs | Form::Bytes => SPLIT,
-        }
+        if self.form.is_integers() { SPLIT } else { 1 }
     }
 
     /// `f32` that a worker takes.
@@ -80,10 +74,8 @@ impl Panels {
     /// Weights as they came, and with integers a split's transformed weights.
     fn worker_lens(&self) -> [usize; 2] {
         let block = BLOCK * self.lanes;
-        let transformed = match self.form {
-            Form::Float32 => 0,
-            Form::Pairs | Form::Bytes => self.points * (SPLIT.min(self.input_blocks) * block + SKEW),
-        };
+        let split = SPLIT.min(self.input_blocks) * block + SKEW;
+        let transformed = if self.form.is_integers() { self.points * split } else { 0 };
         [TAPS * TAPS * block, transformed]
     }
 }
@@ -137,19 +129,20 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
         let taps = job.weights.widen(at, len, scratch.taps);
         // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
         unsafe {
-            match panels.form {
-                Form::Float32 => transform_block::<T, W>(taps, |point, row, factor| {
-                    let offset = panels.start(group, point) + (first + block) * block_len + row;
-                    factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
-                }),
-                Form::Pairs | Form::Bytes => transform_block::<T, W>(taps, |point, row, factor| {
+            if panels.form.is_integers() {
+                transform_block::<T, W>(taps, |point, row, factor| {
                     let offset = point * point_len + block * block_len + row;
                     factor.store(&mut scratch.transformed[offset..][..<T::Vector as Vector>::LANES]);
-                }),
+                });
+            } else {
+                transform_block::<T, W>(taps, |point, row, factor| {
+                    let offset = panels.start(group, point) + (first + block) * block_len + row;
+                    factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
+                });
             }
         }
     }
-    if panels.form != Form::Float32 {
+    if panels.form.is_integers() {
         for point in 0..panels.points {
             let values = &scratch.transformed[point * point_len..][..count * block_len];
             let start = panels.start(group, point) + first * panels.block_len();
