@@ -10,6 +10,7 @@
 //! Channels come in *steps* of two blocks, because a row of a tile register holds 32 bfloat16 numbers.
 
 use crate::ahead::Ahead;
+use crate::convolution::Arithmetic;
 use crate::isa::Isa;
 use crate::layout::BLOCK;
 
@@ -20,7 +21,7 @@ pub(crate) const ROWS: usize = 32;
 /// Columns of one pass.
 pub(crate) const COLUMNS: usize = 32;
 /// 32-bit words of a tile register: sixteen rows of sixteen.
-const TILE: usize = 256;
+pub(crate) const TILE: usize = 256;
 /// 32-bit words of one part of a step's rows, or of its columns: two registers.
 pub(crate) const PART: usize = 2 * TILE;
 /// Steps whose columns are multiplied before the sums are put down: they stay in the first-level cache while the rows
@@ -29,10 +30,22 @@ pub(crate) const PASS: usize = 6;
 /// 32-bit words of one row of a step's part.
 pub(crate) const ROW: usize = BLOCKS * BLOCK / 2;
 
+/// Parts that numbers are split into.
+pub(crate) fn parts(arithmetic: Arithmetic) -> usize {
+    match arithmetic {
+        Arithmetic::Float32 => 3,
+        Arithmetic::Integer16 => 2,
+    }
+}
+
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use elsewhere::{Tiles, split_columns, split_rows};
+use elsewhere::put;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use elsewhere::{Tiles, split_bytes, split_columns, split_rows};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Tiles, is_available, split_columns, split_rows};
+use x86::put;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Tiles, is_available, split_bytes, split_columns, split_rows};
 
 /// Where the rows of products lie: sixteen rows in each of two registers.
 #[derive(Clone, Copy)]
@@ -84,9 +97,47 @@ pub(crate) fn multiply(
     }
 }
 
+/// Sums of products of bytes: of high bytes with high ones, and of high with low ones, `[2][column / 16][row][16]`, rows and
+/// columns as in [`crate::bytes`].
+#[repr(align(64))]
+pub(crate) struct Sums([i32; 4 * TILE]);
+
+impl Sums {
+    pub(crate) const ZERO: Sums = Sums([0; 4 * TILE]);
+}
+
+/// `sums = Σ over steps of rows · columns`, as [`crate::bytes`] lays them out; `ahead` is asked for meanwhile, a part in each step.
+///
+/// # Panics
+/// There are fewer steps of rows than of columns.
+#[inline(always)]
+pub(crate) fn multiply_bytes(tiles: &Tiles, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
+    tiles.multiply_bytes(rows, columns, ahead, sums);
+}
+
+/// `products[row][column] = (256 · high + low sums) · factors of row and column`, beginning with what `products` holds if
+/// `ADD` and with zero if not.
+///
+/// # Panics
+/// There are too few factors or products.
+///
+/// # Safety
+/// The CPU has the tier.
+#[inline(always)]
+pub(crate) unsafe fn put_bytes<const ADD: bool>(
+    sums: &Sums,
+    row_factors: &[f32],
+    column_factors: &[f32],
+    products: &mut [f32],
+) {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { put::<ADD>(sums, row_factors, column_factors, products) };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{BLOCKS, COLUMNS, Isa, PART, ROWS, Rows, TILE};
+    use super::{Ahead, BLOCKS, COLUMNS, Isa, PART, ROWS, Rows, Sums, TILE};
+    use crate::bytes::{self, COLUMN_WORDS, ROW_WORDS};
     use crate::layout::BLOCK;
     use std::arch::asm;
     use std::arch::x86_64::*;
@@ -208,6 +259,56 @@ mod x86 {
         }
     }
 
+    impl Tiles {
+        /// See [`super::multiply_bytes`].
+        #[inline(always)]
+        pub(super) fn multiply_bytes(&self, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
+            let columns = columns.chunks_exact(COLUMN_WORDS);
+            assert!(rows.len() >= columns.len() * ROW_WORDS);
+            // SAFETY: `self` says that the registers are laid out; the lengths of what is read and written are compared.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem, preserves_flags)
+                );
+                for (step, columns) in columns.enumerate() {
+                    ahead.ask(step);
+                    // High with high to registers 0 and 1, low with high and high with low to 2 and 3.
+                    asm!(
+                        "tileloadd tmm4, [{rows} + {line}]",
+                        "tileloadd tmm6, [{columns} + {line}]",
+                        "tdpbssd tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{columns} + {line} + 1024]",
+                        "tdpbssd tmm1, tmm4, tmm7",
+                        "tileloadd tmm5, [{rows} + {line} + 1024]",
+                        "tdpbssd tmm2, tmm5, tmm6",
+                        "tdpbssd tmm3, tmm5, tmm7",
+                        "tileloadd tmm6, [{columns} + {line} + 2048]",
+                        "tdpbssd tmm2, tmm4, tmm6",
+                        "tileloadd tmm7, [{columns} + {line} + 3072]",
+                        "tdpbssd tmm3, tmm4, tmm7",
+                        rows = in(reg) rows.as_ptr().add(step * ROW_WORDS),
+                        columns = in(reg) columns.as_ptr(),
+                        line = in(reg) 64usize,
+                        options(nostack, readonly, preserves_flags)
+                    );
+                }
+                asm!(
+                    "tilestored [{sums} + {line}], tmm0",
+                    "tilestored [{sums} + {line} + 1024], tmm1",
+                    "tilestored [{sums} + {line} + 2048], tmm2",
+                    "tilestored [{sums} + {line} + 3072], tmm3",
+                    sums = in(reg) sums.0.as_mut_ptr(),
+                    line = in(reg) 64usize,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    }
+
     impl Drop for Tiles {
         #[inline(always)]
         fn drop(&mut self) {
@@ -293,6 +394,77 @@ mod x86 {
         }
     }
 
+    /// The numbers of four blocks, below 2¹⁵ in magnitude when multiplied by the scales of their lanes → the nearest integers'
+    /// high bytes, and `stride` words later their low ones, which have a sign; the n-th block in the words' n-th bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn split_bytes(
+        blocks: [&[f32; BLOCK]; bytes::BLOCKS],
+        scales: &[f32; BLOCK],
+        out: &mut [i32],
+        stride: usize,
+    ) {
+        // Added to 3 · 2²², the low bits of a float are those of the integer.
+        let rounder = _mm512_set1_ps(12_582_912.0);
+        // SAFETY: each is sixteen long.
+        let (scales, blocks) = unsafe {
+            (_mm512_loadu_ps(scales.as_ptr()), blocks.map(|block| _mm512_loadu_ps(block.as_ptr())))
+        };
+        let [a, b, c, d] = blocks.map(|block| _mm512_castps_si512(_mm512_fmadd_ps(block, scales, rounder)));
+        let low = merge(a, _mm512_slli_epi32::<8>(b), _mm512_slli_epi32::<16>(c), _mm512_slli_epi32::<24>(d));
+        // What is left when the low byte is taken away ends in zeros.
+        let half = _mm512_set1_epi32(0x80);
+        let [a, b, c, d] = [a, b, c, d].map(|word| _mm512_add_epi32(word, half));
+        let high = merge(_mm512_srli_epi32::<8>(a), b, _mm512_slli_epi32::<8>(c), _mm512_slli_epi32::<16>(d));
+        for (part, words) in [high, low].into_iter().enumerate() {
+            let out: &mut [i32; BLOCK] = out[part * stride..].first_chunk_mut().expect("room for each part");
+            // SAFETY: a row is 64 bytes long.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+        }
+    }
+
+    /// The n-th byte of each word from the n-th argument.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn merge(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+        /// Bits of the second where the third has ones, of the first elsewhere.
+        const SELECT: i32 = 0b1101_1000;
+        let low = _mm512_ternarylogic_epi32::<SELECT>(b, a, _mm512_set1_epi32(0xff));
+        let high = _mm512_ternarylogic_epi32::<SELECT>(d, c, _mm512_set1_epi32(0xff_0000));
+        _mm512_ternarylogic_epi32::<SELECT>(high, low, _mm512_set1_epi32(0xffff))
+    }
+
+    /// See [`super::put_bytes`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn put<const ADD: bool>(
+        sums: &Sums,
+        row_factors: &[f32],
+        column_factors: &[f32],
+        products: &mut [f32],
+    ) {
+        let row_factors = &row_factors[..bytes::ROWS];
+        let column_factors = &column_factors[..bytes::COLUMNS];
+        let products = &mut products[..bytes::ROWS * bytes::COLUMNS];
+        // SAFETY: the slices were cut to the lengths that these places lie in.
+        unsafe {
+            let factors = [0, 1].map(|group| _mm512_loadu_ps(column_factors.as_ptr().add(group * BLOCK)));
+            for (row, row_factor) in row_factors.iter().enumerate() {
+                let row_factor = _mm512_set1_ps(*row_factor);
+                for (group, factor) in factors.into_iter().enumerate() {
+                    let place = sums.0.as_ptr().add(group * TILE + row * BLOCK);
+                    let high = _mm512_load_si512(place.cast());
+                    let low = _mm512_load_si512(place.add(2 * TILE).cast());
+                    let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low));
+                    let product = products.as_mut_ptr().add(row * bytes::COLUMNS + group * BLOCK);
+                    let before = if ADD { _mm512_loadu_ps(product) } else { _mm512_setzero_ps() };
+                    let sum = _mm512_fmadd_ps(row_factor, _mm512_mul_ps(sum, factor), before);
+                    _mm512_storeu_ps(product, sum);
+                }
+            }
+        }
+    }
+
     /// One row of a step: the sixteen channels of each block → `parts` parts, `stride` words apart in `out`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -361,7 +533,7 @@ mod x86 {
 /// Elsewhere there are no tile registers, and no [`Isa`] that has them.
 #[cfg(not(target_arch = "x86_64"))]
 mod elsewhere {
-    use super::{BLOCKS, Isa, Rows};
+    use super::{Ahead, BLOCKS, Isa, Rows, Sums};
     use crate::layout::BLOCK;
 
     pub(crate) enum Tiles {}
@@ -380,6 +552,18 @@ mod elsewhere {
         ) {
             match *self {}
         }
+
+        pub(super) fn multiply_bytes(&self, _: &[i32], _: &[i32], _: Ahead, _: &mut Sums) {
+            match *self {}
+        }
+    }
+
+    pub(super) unsafe fn put<const ADD: bool>(_: &Sums, _: &[f32], _: &[f32], _: &mut [f32]) {
+        unreachable!("this tier has no tile registers")
+    }
+
+    pub(crate) unsafe fn split_bytes(_: [&[f32; BLOCK]; 4], _: &[f32; BLOCK], _: &mut [i32], _: usize) {
+        unreachable!("this tier has no tile registers")
     }
 
     pub(crate) unsafe fn split_rows(_: usize, _: [&[f32; BLOCK]; 2], _: &mut [i32], _: usize) {

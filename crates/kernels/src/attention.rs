@@ -55,7 +55,8 @@ impl Shape {
     /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
     /// frame are padded to whole splits, lest a scale or a sum depend on a later frame.
     fn panels(&self, isa: Isa) -> [Panels; 2] {
-        let (lanes, form, queries) = (isa.lanes(), Form::new(isa, self.arithmetic), self.queries(isa));
+        let (lanes, form, queries) =
+            (isa.lanes(), Form::of_attention(isa, self.arithmetic), self.queries(isa));
         let tokens = self.frames * self.padded_tokens();
         [
             Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, form, queries },
@@ -219,7 +220,7 @@ struct Scratch<'a> {
 impl<'a> Scratch<'a> {
     fn new(isa: Isa, shape: &Shape, mut room: &'a mut [f32]) -> Scratch<'a> {
         let room = &mut room;
-        let (queries, form) = (shape.queries(isa), Form::new(isa, shape.arithmetic));
+        let (queries, form) = (shape.queries(isa), Form::of_attention(isa, shape.arithmetic));
         Scratch {
             queries: Left::new(blocks(shape.channels), queries, form, room),
             scores: carve(room, KEYS * queries),
@@ -229,7 +230,7 @@ impl<'a> Scratch<'a> {
     }
 
     fn floats(isa: Isa, shape: &Shape) -> usize {
-        let (queries, form) = (shape.queries(isa), Form::new(isa, shape.arithmetic));
+        let (queries, form) = (shape.queries(isa), Form::of_attention(isa, shape.arithmetic));
         let result = shape.channels.next_multiple_of(isa.lanes()) * queries;
         Left::floats(blocks(shape.channels), queries, form)
             + Left::floats(KEYS / BLOCK, queries, form)

@@ -224,7 +224,7 @@ impl Convolution {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => 0,
-            Algorithm::TileDirect => tile_direct::weights_len(isa, geometry, arithmetic),
+            Algorithm::TileDirect => tile_direct::weights_len(geometry, arithmetic),
             Algorithm::Winograd4 => transformed::weights_len::<Winograd4>(isa, geometry, arithmetic),
             Algorithm::Winograd6 => transformed::weights_len::<Winograd6>(isa, geometry, arithmetic),
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
@@ -244,7 +244,7 @@ impl Convolution {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
-            Algorithm::TileDirect => tile_direct::worker_bytes(isa, geometry, arithmetic),
+            Algorithm::TileDirect => tile_direct::worker_bytes(geometry, arithmetic),
             Algorithm::Winograd4 => {
                 transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic)
             }

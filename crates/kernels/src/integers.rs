@@ -20,7 +20,7 @@ pub(crate) const PAIRS: usize = BLOCK / 2;
 /// Points of one tile's transformed inputs, at most.
 pub(crate) const MOST_POINTS: usize = 64;
 /// Those, in whole groups of registers that are reduced together.
-const REDUCED: usize = MOST_POINTS.next_multiple_of(ROWS);
+pub(crate) const REDUCED: usize = MOST_POINTS.next_multiple_of(ROWS);
 /// Output channels of one group, at most.
 pub(crate) const MOST_LANES: usize = 32;
 
@@ -33,7 +33,7 @@ const LENGTH_LIMIT: f32 = 46_330.0;
 /// `f32`, nor does an integer sum times a weights' factor while weights are below 2¹²⁰. 2¹¹
 const BALANCE: f32 = 2048.0;
 /// Magnitudes below this count as this, lest their scale overflow: 2⁻¹¹⁰.
-const SMALLEST: f32 = f32::from_bits((127 - 110) << 23);
+pub(crate) const SMALLEST: f32 = f32::from_bits((127 - 110) << 23);
 
 /// 32-bit words in place of `values`, whatever their bits.
 pub(crate) fn words(values: &[f32]) -> &[i32] {
@@ -80,7 +80,7 @@ pub(crate) struct Sources<'a> {
 
 impl<'a> Sources<'a> {
     #[inline(always)]
-    fn block(self, point: usize, block: usize) -> &'a [f32; BLOCK] {
+    pub(crate) fn block(self, point: usize, block: usize) -> &'a [f32; BLOCK] {
         self.values[point * self.strides[0] + block * self.strides[1]..]
             .first_chunk()
             .expect("a block has sixteen values")
@@ -100,25 +100,8 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
     [point_stride, block_stride]: [usize; 2],
 ) {
     let (mut most, mut squares) = ([0.0f32; REDUCED], [0.0f32; REDUCED]);
-    for first in (0..factors.len()).step_by(ROWS) {
-        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
-        unsafe {
-            let (mut peaks, mut sums) = ([V::splat(0.0); ROWS], [V::splat(0.0); ROWS]);
-            for row in 0..ROWS.min(factors.len() - first) {
-                let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
-                for block in 0..sources.blocks {
-                    for values in sources.block(first + row, block).chunks_exact(V::LANES) {
-                        let values = V::load(values);
-                        peak = peak.largest_magnitude(values);
-                        sum = values.times(values).plus(sum);
-                    }
-                }
-                (peaks[row], sums[row]) = (peak, sum);
-            }
-            most[first..][..ROWS].copy_from_slice(&V::largest_lanes(&peaks));
-            squares[first..][..ROWS].copy_from_slice(&V::sums_of_lanes(&sums));
-        }
-    }
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { sizes::<V, true>(sources, factors.len(), &mut most, &mut squares) };
     let mut scales = [0.0; MOST_POINTS];
     for point in 0..factors.len() {
         let unit = 1.0 / most[point].max(SMALLEST);
@@ -140,6 +123,42 @@ pub(crate) unsafe fn quantize_sources<V: Vector>(
                 .expect("one place for each block");
             for lane in 0..PAIRS {
                 out[lane] = pair(block[lane] * scale, block[lane + PAIRS] * scale);
+            }
+        }
+    }
+}
+
+/// The largest magnitudes of the first `points` points and, if `SQUARES`, the sums of their squares.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn sizes<V: Vector, const SQUARES: bool>(
+    sources: Sources<'_>,
+    points: usize,
+    most: &mut [f32; REDUCED],
+    squares: &mut [f32; REDUCED],
+) {
+    for first in (0..points).step_by(ROWS) {
+        // SAFETY: the caller vouches for the CPU; slices are cut to the length that is read.
+        unsafe {
+            let (mut peaks, mut sums) = ([V::splat(0.0); ROWS], [V::splat(0.0); ROWS]);
+            for row in 0..ROWS.min(points - first) {
+                let (mut peak, mut sum) = (V::splat(0.0), V::splat(0.0));
+                for block in 0..sources.blocks {
+                    for values in sources.block(first + row, block).chunks_exact(V::LANES) {
+                        let values = V::load(values);
+                        peak = peak.largest_magnitude(values);
+                        if SQUARES {
+                            sum = values.times(values).plus(sum);
+                        }
+                    }
+                }
+                (peaks[row], sums[row]) = (peak, sum);
+            }
+            most[first..][..ROWS].copy_from_slice(&V::largest_lanes(&peaks));
+            if SQUARES {
+                squares[first..][..ROWS].copy_from_slice(&V::sums_of_lanes(&sums));
             }
         }
     }
@@ -201,8 +220,11 @@ pub(crate) unsafe fn quantize_weights<T: Tile>(values: &[f32], out: &mut [i32], 
 }
 
 /// The largest magnitude of each lane's values, and the sum of their squares.
+///
+/// # Safety
+/// The CPU has the tier.
 #[inline(always)]
-unsafe fn column_sizes<T: Tile>(values: &[f32]) -> ([f32; MOST_LANES], [f32; MOST_LANES]) {
+pub(crate) unsafe fn column_sizes<T: Tile>(values: &[f32]) -> ([f32; MOST_LANES], [f32; MOST_LANES]) {
     let lanes = <T::Vector as Vector>::LANES;
     let (mut most, mut squares) = ([0.0f32; MOST_LANES], [0.0f32; MOST_LANES]);
     for start in (0..T::LANES).step_by(lanes) {

@@ -10,6 +10,7 @@ pub mod allocator;
 mod amx;
 pub mod attention;
 mod buffer;
+mod bytes;
 pub mod clip;
 pub mod convolution;
 mod direct;

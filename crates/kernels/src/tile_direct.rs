@@ -9,7 +9,6 @@ use crate::ahead::Ahead;
 use crate::amx::{self, COLUMNS, PART, ROW};
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
-use crate::form::Form;
 use crate::integers::{words, words_mut};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
@@ -46,10 +45,8 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> Shape {
-        let Form::Bfloat16(parts) = Form::new(isa, arithmetic) else {
-            unreachable!("only for tiers with tile registers")
-        };
+    fn new(geometry: &Geometry, arithmetic: Arithmetic) -> Shape {
+        let parts = amx::parts(arithmetic);
         let steps = blocks(geometry.input_channels).div_ceil(amx::BLOCKS);
         let side = |outputs: usize, axis: usize| (outputs - 1) * geometry.stride + geometry.kernel[axis];
         let words = |height: usize| side(height, 0) * side(WIDTH, 1) * ROW * parts * steps;
@@ -90,14 +87,14 @@ impl Shape {
 }
 
 /// `f32` that the split weights take: `[group][step][tap]`, see `amx`.
-pub(crate) fn weights_len(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> usize {
-    let shape = Shape::new(isa, geometry, arithmetic);
+pub(crate) fn weights_len(geometry: &Geometry, arithmetic: Arithmetic) -> usize {
+    let shape = Shape::new(geometry, arithmetic);
     shape.groups * shape.group_words()
 }
 
 /// Bytes of scratch that each worker takes.
-pub(crate) fn worker_bytes(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> usize {
-    let lens = Shape::new(isa, geometry, arithmetic).worker_lens();
+pub(crate) fn worker_bytes(geometry: &Geometry, arithmetic: Arithmetic) -> usize {
+    let lens = Shape::new(geometry, arithmetic).worker_lens();
     let patch: usize = lens.map(whole_lines).iter().sum();
     patch.max(amx::BLOCKS * BLOCK * COLUMNS) * size_of::<f32>()
 }
@@ -115,7 +112,7 @@ pub(crate) fn run(
     ready: bool,
 ) {
     let Some((_, target)) = frames.first() else { return };
-    let shape = Shape::new(isa, &geometry, arithmetic);
+    let shape = Shape::new(&geometry, arithmetic);
     if !ready {
         split_weights(isa, pool, (shape, blocks(geometry.input_channels)), (panels, span), scratch);
     }

@@ -127,6 +127,7 @@ pub(crate) fn run<W: Transform>(
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
         .map(|(source, target)| Job {
+            isa,
             geometry,
             panels,
             weights,
@@ -149,6 +150,7 @@ pub(crate) fn run<W: Transform>(
 }
 
 struct Job<'a> {
+    isa: Isa,
     geometry: Geometry,
     panels: Panels,
     /// Transformed weights, laid out as `panels` says.

@@ -1,7 +1,6 @@
 //! The operands of the two products of attention, as `f32`, rounded to integers, or split into parts.
 
 use crate::ahead::Ahead;
-use crate::amx;
 use crate::form::Form;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
 use crate::isa::{Isa, dispatch};
@@ -9,14 +8,15 @@ use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
 use crate::pool::{Pool, carve, whole_lines};
 use crate::shared::SharedOutput;
+use crate::{amx, bytes};
 
 /// Blocks of rows that are multiplied as `f32` before the sums are put down: their panel stays in the first-level cache
 /// while the queries pass by.
 const PASS: usize = 16;
 
 /// How a right operand lies: `[group of lanes columns][block of rows][16][lanes]`, or rounded
-/// `[group][block][pair][lanes]` and behind that, what undoes the scales, `[group][split][lanes]`, or split
-/// `[group][step]` as `amx` says.
+/// `[group][block][pair][lanes]` or `[group][step]` as `bytes` says, and behind that, what undoes the scales,
+/// `[group][split][lanes]`; or split `[group][step]` as `amx` says.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
     pub groups: usize,
@@ -50,7 +50,7 @@ impl Panels {
     fn factors(&self) -> usize {
         match self.form {
             Form::Float32 | Form::Bfloat16(_) => 0,
-            Form::Integer16 => self.groups * self.splits() * self.lanes(),
+            Form::Pairs | Form::Bytes => self.groups * self.splits() * self.lanes(),
         }
     }
 
@@ -69,7 +69,7 @@ impl Panels {
     pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
         let room = match self.form {
             Form::Float32 => 0,
-            Form::Integer16 | Form::Bfloat16(_) => SPLIT * BLOCK * self.lanes(),
+            Form::Pairs | Form::Bytes | Form::Bfloat16(_) => SPLIT * BLOCK * self.lanes(),
         };
         let packing = &Packing { panels: *self, fill, packed: SharedOutput::new(&mut packed[..self.len()]) };
         pool.run_in_room(self.groups * self.splits(), room, |room, index| {
@@ -114,7 +114,7 @@ impl Panels {
                     }
                 }
             }
-            Form::Integer16 => {
+            Form::Pairs => {
                 let panels = &words(packed)[start * PAIRS * T::LANES..][..count * PAIRS * T::LANES];
                 for (split, panel) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
                     let blocks = panel.len() / (PAIRS * T::LANES);
@@ -134,6 +134,31 @@ impl Panels {
                         unsafe {
                             T::accumulate_pairs(&rows, panel, factors, &mut sums[query * T::LANES..]);
                         }
+                    }
+                }
+            }
+            Form::Bytes => {
+                let registers = amx::Tiles::new(self.isa);
+                let mut products = amx::Sums::ZERO;
+                let [first_step, steps] =
+                    [first, self.form.padded(count)].map(|blocks| blocks / bytes::BLOCKS);
+                let panels = group * self.group_words() + first_step * bytes::COLUMN_WORDS;
+                let panels = &words(packed)[panels..][..steps * bytes::COLUMN_WORDS];
+                for (split, panel) in panels.chunks(bytes::SPLIT_WORDS).enumerate() {
+                    let steps = panel.len() / bytes::COLUMN_WORDS;
+                    let done = (split + 1) * bytes::SPLIT_WORDS;
+                    let next = self.following(panels.as_ptr().cast(), panels.len(), done);
+                    let ahead = Ahead::new(next, panel.len(), steps * queries / bytes::ROWS);
+                    let factors = (group * self.splits() + first / SPLIT + split) * bytes::COLUMNS;
+                    let factors = &packed[self.words() + factors..][..bytes::COLUMNS];
+                    for query in (0..queries).step_by(bytes::ROWS) {
+                        let ahead = ahead.skip(query / bytes::ROWS * steps);
+                        let rows = &words(left.words)[left.first_row(query, split)..];
+                        amx::multiply_bytes(&registers, rows, panel, ahead, &mut products);
+                        let row_factors = &left.factors[split * queries + query..];
+                        let sums = &mut sums[query * bytes::COLUMNS..];
+                        // SAFETY: the caller vouches for the CPU.
+                        unsafe { amx::put_bytes::<true>(&products, row_factors, factors, sums) };
                     }
                 }
             }
@@ -187,7 +212,9 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
     unsafe {
         let values = match panels.form {
             Form::Float32 => packed.part(start * block_len, count * block_len),
-            Form::Integer16 | Form::Bfloat16(_) => &mut room[..panels.form.padded(count) * block_len],
+            Form::Pairs | Form::Bytes | Form::Bfloat16(_) => {
+                &mut room[..panels.form.padded(count) * block_len]
+            }
         };
         values.fill(0.0);
         for (block, rows) in values.chunks_exact_mut(block_len).enumerate().take(count) {
@@ -195,10 +222,16 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
         }
         match panels.form {
             Form::Float32 => {}
-            Form::Integer16 => {
+            Form::Pairs => {
                 let words = packed.part(start * block_len / 2, count * block_len / 2);
                 let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
                 integers::quantize_weights::<T>(values, words_mut(words), factors);
+            }
+            Form::Bytes => {
+                let start = group * panels.group_words() + first / bytes::BLOCKS * bytes::COLUMN_WORDS;
+                let words = packed.part(start, values.len() / 2);
+                let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
+                bytes::round_weights::<T>(values, words_mut(words), factors);
             }
             Form::Bfloat16(parts) => {
                 let step = parts * amx::PART;
@@ -217,8 +250,8 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
 pub(super) struct Left<'a> {
     /// `[block][query][16]`
     pub(super) values: &'a mut [f32],
-    /// With integers: rounded, `[query / pixels][block][query % pixels][pair]`; with parts as `amx` says,
-    /// `[query / 32][step]`.
+    /// With integers: rounded, `[query / pixels][block][query % pixels][pair]`, or as `bytes` says, `[query / 16][step]`; with
+    /// parts as `amx` says, `[query / 32][step]`.
     words: &'a mut [f32],
     /// With integers: what undoes the scales, `[split][query]`.
     factors: &'a mut [f32],
@@ -238,7 +271,7 @@ impl<'a> Left<'a> {
         let words = form.padded(blocks) * form.words_per_block() * queries;
         match form {
             Form::Float32 => [values, 0, 0],
-            Form::Integer16 => [values, words, blocks.div_ceil(SPLIT) * queries],
+            Form::Pairs | Form::Bytes => [values, words, blocks.div_ceil(SPLIT) * queries],
             Form::Bfloat16(_) => [values, words, 0],
         }
     }
@@ -251,6 +284,11 @@ impl<'a> Left<'a> {
 
     fn place<T: Tile>(&self, query: usize, split: usize) -> usize {
         (query * self.blocks + split * SPLIT * T::PIXELS) * PAIRS
+    }
+
+    /// Where, with bytes, a split begins, for the rows that `query` is one of.
+    fn first_row(&self, query: usize, split: usize) -> usize {
+        bytes::first_row(query, split, self.blocks)
     }
 
     /// Where the parts of a query's step begin.
@@ -269,7 +307,8 @@ impl<'a> Left<'a> {
         unsafe {
             match self.form {
                 Form::Float32 => {}
-                Form::Integer16 => self.round::<T>(count),
+                Form::Pairs => self.round::<T>(count),
+                Form::Bytes => self.round_to_bytes::<T>(count),
                 Form::Bfloat16(parts) => self.split(count, parts),
             }
         }
@@ -295,6 +334,30 @@ impl<'a> Left<'a> {
                         factors,
                         words,
                         [PAIRS, T::PIXELS * PAIRS],
+                    );
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round_to_bytes<T: Tile>(&mut self, count: usize) {
+        for split in 0..count.div_ceil(SPLIT) {
+            for query in (0..self.queries).step_by(bytes::ROWS) {
+                let values = Sources {
+                    values: &self.values[(split * SPLIT * self.queries + query) * BLOCK..],
+                    strides: [BLOCK, self.queries * BLOCK],
+                    blocks: SPLIT.min(count - split * SPLIT),
+                };
+                let place = self.first_row(query, split);
+                let factors = &mut self.factors[split * self.queries + query..][..bytes::ROWS];
+                // SAFETY: the caller vouches for the CPU.
+                unsafe {
+                    bytes::round_sources::<T::Vector>(
+                        values,
+                        factors,
+                        &mut words_mut(self.words)[place..],
+                        bytes::ROW,
                     );
                 }
             }

@@ -1,7 +1,9 @@
 //! How the tiles of an output are cut into batches, and how much memory one batch takes. Nothing here touches numbers.
 
 use super::{SKEW, Transform};
+use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
+use crate::form::Form;
 use crate::integers::SPLIT;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
@@ -11,6 +13,13 @@ use std::ops::Range;
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
+/// With bytes there are so many tiles whatever they take: products are so fast that the weights' way through the cache counts.
+const TILES_OF_BYTES: usize = 64;
+
+/// Tiles that are multiplied at once.
+fn rows_at_once(isa: Isa, form: Form) -> usize {
+    if form == Form::Bytes { bytes::ROWS } else { isa.pixels() }
+}
 
 /// Neighbouring tiles that one task treats together.
 #[derive(Clone, Copy)]
@@ -24,7 +33,7 @@ pub(super) struct Batch {
 /// How the tiles of some rows of an output are cut into batches; a function of shape, tier and arithmetic alone.
 #[derive(Clone, Copy)]
 pub(super) struct Grid {
-    pub arithmetic: Arithmetic,
+    pub form: Form,
     /// Channel blocks of the input.
     pub input_blocks: usize,
     /// The first row of tiles.
@@ -74,27 +83,30 @@ impl Grid {
         let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(W::OUTPUTS));
         let tiles = [tiles[0] - first, tiles[1]];
         let input_blocks = blocks(geometry.input_channels);
-        let words = input_blocks * words_per_block(arithmetic);
-        // The inputs of a split lie beside the transformed ones; those of one block do not count.
-        let window = match arithmetic {
-            Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => W::STEP * W::STEP * input_blocks.min(SPLIT) * BLOCK,
+        let form = Form::of_transformed(isa, arithmetic);
+        let words = form.padded(input_blocks) * form.words_per_block();
+        let most = if form == Form::Bytes {
+            TILES_OF_BYTES
+        } else {
+            // With integers the inputs of a split lie beside the transformed ones; those of one block do not count.
+            let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
+            let window = W::STEP * W::STEP * split * BLOCK;
+            let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
+            (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1])
         };
-        let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
-        let most = (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1]);
         let mut best = ([1, 1], usize::MAX);
         for rows in 1..=most.min(tiles[0]) {
             for columns in 1..=(most / rows).min(tiles[1]) {
-                let cost = batch_cost::<W>(tiles, [rows, columns], isa.pixels());
+                let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
                 if cost < best.1 {
                     best = ([rows, columns], cost);
                 }
             }
         }
         let batch = best.0;
-        let room = (batch[0] * batch[1]).next_multiple_of(isa.pixels());
+        let room = (batch[0] * batch[1]).next_multiple_of(rows_at_once(isa, form));
         Grid {
-            arithmetic,
+            form,
             input_blocks,
             first,
             tiles,
@@ -124,15 +136,19 @@ impl Grid {
         self.input_blocks.div_ceil(SPLIT)
     }
 
+    /// Where, with bytes, a point's transformed inputs of a split begin, for the rows that `tile` is one of.
+    pub(super) fn first_row(&self, tile: usize, split: usize) -> usize {
+        bytes::first_row(tile, split, self.input_blocks)
+    }
+
     pub(super) fn scratch<W: Transform>(&self) -> ScratchLens {
         let points = W::SOURCES * W::SOURCES;
         let window = self.batch.map(window_side::<W>).iter().product::<usize>() * BLOCK;
-        let [window_blocks, tile_sources, source_factors] = match self.arithmetic {
-            Arithmetic::Float32 => [1, 0, 0],
-            Arithmetic::Integer16 => {
-                let split = self.input_blocks.min(SPLIT);
-                [split, points * SPLIT * BLOCK, points * self.splits() * self.room]
-            }
+        let [window_blocks, tile_sources, source_factors] = if self.form.is_integers() {
+            let split = self.input_blocks.min(SPLIT);
+            [split, points * SPLIT * BLOCK, points * self.splits() * self.room]
+        } else {
+            [1, 0, 0]
         };
         ScratchLens {
             window: window_blocks * window,
@@ -141,14 +157,6 @@ impl Grid {
             source_factors,
             products: W::PRODUCTS * W::PRODUCTS * self.product_stride,
         }
-    }
-}
-
-/// 32-bit words that hold sixteen numbers.
-pub(super) fn words_per_block(arithmetic: Arithmetic) -> usize {
-    match arithmetic {
-        Arithmetic::Float32 => BLOCK,
-        Arithmetic::Integer16 => BLOCK / 2,
     }
 }
 

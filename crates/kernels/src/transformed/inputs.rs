@@ -2,7 +2,8 @@
 
 use super::grid::window_side;
 use super::{Batch, Job, MOST, Scratch, Transform};
-use crate::convolution::Arithmetic;
+use crate::bytes;
+use crate::form::Form;
 use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
@@ -25,10 +26,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let window_len = rows * columns * BLOCK;
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
-        let place = match job.grid.arithmetic {
-            Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => block % SPLIT,
-        };
+        let place = if job.grid.form.is_integers() { block % SPLIT } else { 0 };
         let window = &mut scratch.window[place * window_len..][..window_len];
         // SAFETY: the caller vouches for the CPU.
         unsafe {
@@ -42,12 +40,10 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
         };
         // SAFETY: the caller vouches for the CPU.
         unsafe {
-            match job.grid.arithmetic {
-                Arithmetic::Float32 => transform_block::<T, W>(job, scratch, batch, block, room),
-                Arithmetic::Integer16 if place + 1 == SPLIT || block + 1 == input_blocks => {
-                    transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
-                }
-                Arithmetic::Integer16 => {}
+            if !job.grid.form.is_integers() {
+                transform_block::<T, W>(job, scratch, batch, block, room);
+            } else if place + 1 == SPLIT || block + 1 == input_blocks {
+                transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
             }
         }
     }
@@ -96,7 +92,6 @@ unsafe fn transform_split<T: Tile, W: Transform>(
                 unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, SPLIT * BLOCK, room) };
             }
             let tile = row * columns + column;
-            let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
             let points = W::SOURCES * W::SOURCES;
             let mut factors = [0.0; MOST_POINTS];
             let values = integers::Sources {
@@ -104,13 +99,21 @@ unsafe fn transform_split<T: Tile, W: Transform>(
                 strides: [SPLIT * BLOCK, BLOCK],
                 blocks: count,
             };
-            let sources = &mut integers::words_mut(scratch.sources)[start..];
-            let places = [job.grid.source_stride, T::PIXELS * PAIRS];
+            let factors = &mut factors[..points];
+            let sources = integers::words_mut(scratch.sources);
             // SAFETY: the caller vouches for the CPU.
             unsafe {
-                integers::quantize_sources::<T::Vector>(values, &mut factors[..points], sources, places)
+                if job.grid.form == Form::Bytes {
+                    let start = job.grid.first_row(tile, split) + tile % bytes::ROWS * bytes::ROW;
+                    let sources = &mut sources[start..];
+                    bytes::round_sources::<T::Vector>(values, factors, sources, job.grid.source_stride);
+                } else {
+                    let start = place::<T>(job, tile, split * SPLIT) * PAIRS;
+                    let places = [job.grid.source_stride, T::PIXELS * PAIRS];
+                    integers::quantize_sources::<T::Vector>(values, factors, &mut sources[start..], places);
+                }
             };
-            for (point, factor) in factors.iter().enumerate().take(points) {
+            for (point, factor) in factors.iter().enumerate() {
                 scratch.source_factors[(point * job.grid.splits() + split) * job.grid.room + tile] = *factor;
             }
         }

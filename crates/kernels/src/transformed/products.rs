@@ -3,7 +3,9 @@
 use super::grid::window_side;
 use super::{Batch, Job, Scratch, Transform};
 use crate::ahead::{Ahead, Sweep};
-use crate::convolution::Arithmetic;
+use crate::amx;
+use crate::bytes;
+use crate::form::Form;
 use crate::integers::{self, PAIRS, SPLIT};
 use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
@@ -26,7 +28,9 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
     next: Option<Batch>,
 ) {
     let tiles = batch.size[0] * batch.size[1];
-    let steps = W::PRODUCTS * W::PRODUCTS * tiles.div_ceil(T::PIXELS);
+    let registers = (job.grid.form == Form::Bytes).then(|| amx::Tiles::new(job.isa));
+    let rows_at_once = if registers.is_some() { bytes::ROWS } else { T::PIXELS };
+    let steps = W::PRODUCTS * W::PRODUCTS * tiles.div_ceil(rows_at_once);
     let [height, width] = batch.size.map(|tiles| tiles * W::OUTPUTS);
     let corner = batch.origin.map(|tile| (tile * W::OUTPUTS).saturating_sub(W::SKIP));
     let mut outputs = Sweep::new([T::LANES / BLOCK, height, width], steps);
@@ -48,13 +52,15 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
             let source = W::SOURCE_OF[y] * W::SOURCES + W::SOURCE_OF[x];
             // SAFETY: the caller vouches for the CPU.
             unsafe {
-                match job.grid.arithmetic {
-                    Arithmetic::Float32 => {
-                        multiply_floats::<T>(job, scratch, tiles, group, [point, source], &mut meanwhile)
+                let places = [point, source];
+                match (job.grid.form, &registers) {
+                    (Form::Float32, _) => {
+                        multiply_floats::<T>(job, scratch, tiles, group, places, &mut meanwhile)
                     }
-                    Arithmetic::Integer16 => {
-                        multiply_integers::<T>(job, scratch, tiles, group, [point, source], &mut meanwhile)
+                    (Form::Bytes, Some(registers)) => {
+                        multiply_bytes(job, scratch, registers, tiles, group, places, &mut meanwhile)
                     }
+                    _ => multiply_integers::<T>(job, scratch, tiles, group, places, &mut meanwhile),
                 }
             }
         }
@@ -133,6 +139,46 @@ unsafe fn multiply_integers<T: Tile>(
                     T::pair_product(&left, panel, panel_factors, products);
                 } else {
                     T::accumulate_pairs(&left, panel, panel_factors, products);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn multiply_bytes(
+    job: &Job<'_>,
+    scratch: &mut Scratch<'_>,
+    registers: &amx::Tiles,
+    tiles: usize,
+    group: usize,
+    [point, source]: [usize; 2],
+    meanwhile: &mut impl FnMut(),
+) {
+    let grid = &job.grid;
+    let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
+    let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
+    let products = &mut scratch.products[point * grid.product_stride..];
+    let mut sums = amx::Sums::ZERO;
+    for (split, panel) in panel.chunks(bytes::SPLIT_WORDS).enumerate() {
+        let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..bytes::COLUMNS];
+        let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
+        let steps = panel.len() / bytes::COLUMN_WORDS;
+        let ahead =
+            Ahead::new(panel.as_ptr_range().end.cast(), panel.len(), steps * tiles.div_ceil(bytes::ROWS));
+        for (pass, tile) in (0..tiles).step_by(bytes::ROWS).enumerate() {
+            if split == 0 {
+                meanwhile();
+            }
+            let rows = &sources[grid.first_row(tile, split)..];
+            amx::multiply_bytes(registers, rows, panel, ahead.skip(pass * steps), &mut sums);
+            let products = &mut products[tile * bytes::COLUMNS..][..bytes::ROWS * bytes::COLUMNS];
+            // SAFETY: the caller vouches for the CPU.
+            unsafe {
+                if split == 0 {
+                    amx::put_bytes::<false>(&sums, &factors[tile..], panel_factors, products);
+                } else {
+                    amx::put_bytes::<true>(&sums, &factors[tile..], panel_factors, products);
                 }
             }
         }

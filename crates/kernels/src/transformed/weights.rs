@@ -1,8 +1,9 @@
 //! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
 
-use super::grid::words_per_block;
 use super::{MOST, SKEW, TAPS, Transform};
+use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
+use crate::form::Form;
 use crate::integers::{self, SPLIT};
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
@@ -16,7 +17,7 @@ use crate::weights::{Compact, Span};
 /// `[pair][lanes]` for `[16][lanes]`, points skewed), then, with integers, `f32` factors (`[group][point][split][lanes]`).
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
-    pub arithmetic: Arithmetic,
+    form: Form,
     points: usize,
     groups: usize,
     lanes: usize,
@@ -26,7 +27,7 @@ pub(super) struct Panels {
 impl Panels {
     pub(super) fn new<W: Transform>(isa: Isa, geometry: &Geometry, arithmetic: Arithmetic) -> Panels {
         Panels {
-            arithmetic,
+            form: Form::of_transformed(isa, arithmetic),
             points: W::PRODUCTS * W::PRODUCTS,
             groups: geometry.output_channels.div_ceil(isa.lanes()),
             lanes: isa.lanes(),
@@ -36,12 +37,12 @@ impl Panels {
 
     /// 32-bit words of one input block's panel.
     pub(super) fn block_len(&self) -> usize {
-        words_per_block(self.arithmetic) * self.lanes
+        self.form.words_per_block() * self.lanes
     }
 
     /// 32-bit words of one point's panel.
     pub(super) fn len(&self) -> usize {
-        self.input_blocks * self.block_len()
+        self.form.padded(self.input_blocks) * self.block_len()
     }
 
     /// Where the panel of a group and point begins.
@@ -57,18 +58,12 @@ impl Panels {
 
     /// `f32` of all.
     pub(super) fn total(&self) -> usize {
-        match self.arithmetic {
-            Arithmetic::Float32 => self.start(self.groups, 0),
-            Arithmetic::Integer16 => self.factors(self.groups, 0, 0),
-        }
+        if self.form.is_integers() { self.factors(self.groups, 0, 0) } else { self.start(self.groups, 0) }
     }
 
     /// Input blocks that one task transforms.
     fn blocks_per_task(&self) -> usize {
-        match self.arithmetic {
-            Arithmetic::Float32 => 1,
-            Arithmetic::Integer16 => SPLIT,
-        }
+        if self.form.is_integers() { SPLIT } else { 1 }
     }
 
     /// `f32` that a worker takes.
@@ -79,10 +74,8 @@ impl Panels {
     /// Weights as they came, and with integers a split's transformed weights.
     fn worker_lens(&self) -> [usize; 2] {
         let block = BLOCK * self.lanes;
-        let transformed = match self.arithmetic {
-            Arithmetic::Float32 => 0,
-            Arithmetic::Integer16 => self.points * (SPLIT.min(self.input_blocks) * block + SKEW),
-        };
+        let split = SPLIT.min(self.input_blocks) * block + SKEW;
+        let transformed = if self.form.is_integers() { self.points * split } else { 0 };
         [TAPS * TAPS * block, transformed]
     }
 }
@@ -136,27 +129,33 @@ unsafe fn part<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
         let taps = job.weights.widen(at, len, scratch.taps);
         // SAFETY: the caller vouches for the CPU; each task owns the parts of its group and input blocks.
         unsafe {
-            match panels.arithmetic {
-                Arithmetic::Float32 => transform_block::<T, W>(taps, |point, row, factor| {
-                    let offset = panels.start(group, point) + (first + block) * block_len + row;
-                    factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
-                }),
-                Arithmetic::Integer16 => transform_block::<T, W>(taps, |point, row, factor| {
+            if panels.form.is_integers() {
+                transform_block::<T, W>(taps, |point, row, factor| {
                     let offset = point * point_len + block * block_len + row;
                     factor.store(&mut scratch.transformed[offset..][..<T::Vector as Vector>::LANES]);
-                }),
+                });
+            } else {
+                transform_block::<T, W>(taps, |point, row, factor| {
+                    let offset = panels.start(group, point) + (first + block) * block_len + row;
+                    factor.store(job.output.part(offset, <T::Vector as Vector>::LANES));
+                });
             }
         }
     }
-    if panels.arithmetic == Arithmetic::Integer16 {
+    if panels.form.is_integers() {
         for point in 0..panels.points {
             let values = &scratch.transformed[point * point_len..][..count * block_len];
             let start = panels.start(group, point) + first * panels.block_len();
             // SAFETY: as above; panels and factors do not overlap.
             unsafe {
-                let words = job.output.part(start, count * panels.block_len());
+                let words = job.output.part(start, panels.form.padded(count) * panels.block_len());
+                let words = integers::words_mut(words);
                 let factors = job.output.part(panels.factors(group, point, part), T::LANES);
-                integers::quantize_weights::<T>(values, integers::words_mut(words), factors);
+                if panels.form == Form::Bytes {
+                    bytes::round_weights::<T>(values, words, factors);
+                } else {
+                    integers::quantize_weights::<T>(values, words, factors);
+                }
             }
         }
     }
