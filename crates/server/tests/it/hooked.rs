@@ -1,4 +1,4 @@
-//! An engine that tells when it runs, and can be held there.
+//! An engine that tells what it does, can be held there, and says that its work may hold so many bytes.
 
 use std::sync::Arc;
 
@@ -15,23 +15,32 @@ pub(crate) struct Hooks {
     pub(crate) before_run: Box<dyn Fn() + Send + Sync>,
     /// With the first row of each strip, before the strip is handed on.
     pub(crate) at_rows: Box<dyn Fn(usize) + Send + Sync>,
+    /// Before weights are read that will be held. On any thread.
+    pub(crate) before_load: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { before_run: Box::new(|| ()), at_rows: Box::new(|_| ()) }
+        Self { before_run: Box::new(|| ()), at_rows: Box::new(|_| ()), before_load: Box::new(|| ()) }
     }
 }
 
-/// The engine of all tests, with hooks.
+/// An engine with hooks, which plans as it does without them.
 pub(crate) struct Hooked {
     inner: Arc<CpuEngine>,
     hooks: Arc<Hooks>,
+    work_budget: Option<u64>,
 }
 
 impl Hooked {
+    /// The engine of all tests.
     pub(crate) fn new(hooks: Hooks) -> Arc<Self> {
-        Arc::new(Self { inner: engine(), hooks: Arc::new(hooks) })
+        Arc::new(Self { inner: engine(), hooks: Arc::new(hooks), work_budget: None })
+    }
+
+    /// An engine that says that its work may hold `room` bytes, whatever the process holds.
+    pub(crate) fn with_room(inner: Arc<CpuEngine>, room: u64, hooks: Hooks) -> Arc<Self> {
+        Arc::new(Self { inner, hooks: Arc::new(hooks), work_budget: Some(room) })
     }
 }
 
@@ -48,6 +57,10 @@ impl Engine for Hooked {
         self.inner.threads()
     }
 
+    fn work_budget(&self) -> Option<u64> {
+        self.work_budget
+    }
+
     fn peak_flops_per_second(&self) -> f64 {
         self.inner.peak_flops_per_second()
     }
@@ -57,6 +70,7 @@ impl Engine for Hooked {
     }
 
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+        (self.hooks.before_load)();
         let (inner, hooks) = (self.inner.load(graph, weights)?, Arc::clone(&self.hooks));
         Ok(Box::new(HookedProgram { inner, hooks }))
     }

@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use remote_vae_engine::{
-    Autoencoder, CpuEngine, Engine, EngineError, EngineOptions, Plan, PlanRequest, Precision, Program,
-};
-use remote_vae_model::{Graph, WeightSource};
+use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision};
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use serde_json::json;
 
+use crate::hooked::{Hooked, Hooks};
 use crate::support::*;
 
 const SHAPE: [usize; 4] = [1, 4, 8, 8];
@@ -38,52 +36,10 @@ fn engine_with_room(room: u64) -> (Arc<CpuEngine>, u64) {
     panic!("this process never kept still");
 }
 
-/// An engine that plans as another does, says that its work may hold `room` bytes, and counts how often weights were held.
-struct Counted {
-    engine: Arc<CpuEngine>,
-    room: u64,
-    loads: AtomicUsize,
-}
-
-impl Counted {
-    fn new(engine: Arc<CpuEngine>, room: u64) -> Arc<Self> {
-        Arc::new(Self { engine, room, loads: AtomicUsize::new(0) })
-    }
-}
-
-impl Engine for Counted {
-    fn name(&self, precision: Precision) -> String {
-        self.engine.name(precision)
-    }
-
-    fn isa(&self) -> &str {
-        self.engine.isa()
-    }
-
-    fn threads(&self) -> usize {
-        self.engine.threads()
-    }
-
-    fn work_budget(&self) -> Option<u64> {
-        Some(self.room)
-    }
-
-    fn peak_flops_per_second(&self) -> f64 {
-        self.engine.peak_flops_per_second()
-    }
-
-    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
-        self.engine.plan_part(request)
-    }
-
-    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
-        self.loads.fetch_add(1, Ordering::Relaxed);
-        self.engine.load(graph, weights)
-    }
-
-    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
-        self.engine.load_by_steps(graph, weights)
-    }
+/// A model like [`kl`] on an engine that says that its work may hold `room` bytes.
+fn within(room: u64, engine: Arc<CpuEngine>) -> Arc<Autoencoder> {
+    let engine = Hooked::with_room(engine, room, Hooks::default());
+    Arc::new(Autoencoder::new(kl().model().clone(), engine))
 }
 
 async fn weights(server: &TestServer) -> Vec<u64> {
@@ -106,7 +62,7 @@ async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
     let plan = wide.plan_decode(SHAPE, Precision::Exact).unwrap();
     // Room for the weights of two models and a half, and for one decode.
     let room = plan.weight_bytes * 5 / 2 + (plan.peak_bytes - plan.weight_bytes);
-    let engine = Counted::new(engine(), room as u64);
+    let engine = Hooked::with_room(engine(), room as u64, Hooks::default());
     let models = ["a", "b", "c"];
     let entries = models.map(|name| {
         let model = Autoencoder::new(wide.model().clone(), Arc::clone(&engine) as _);
@@ -132,7 +88,7 @@ async fn the_model_used_least_recently_leaves_memory_when_another_needs_room() {
 async fn a_body_without_room_beside_kept_results_is_told_when_the_first_expires() {
     const LATENTS: [usize; 4] = [4, 4, 16, 16];
     let room = kl().plan_decode(LATENTS, Precision::Exact).unwrap().peak_bytes as u64 + (4 << 20);
-    let model = Arc::new(Autoencoder::new(kl().model().clone(), Counted::new(engine(), room)));
+    let model = within(room, engine());
     let options = ServerOptions { job_ttl: Duration::from_secs(5000), ..options() };
     let server = TestServer::with(options, vec![("default", model)]).await;
     let query = format!("output_type=pt&{}", tensor_query(&LATENTS, Dtype::Float16));
@@ -159,7 +115,7 @@ async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
     for (output, answer) in [("pil&image_format=png", VALUES), ("pt", 2 * VALUES)] {
         let need = plan.peak_bytes as u64 + answer;
         for (room, expected) in [(need, 200), (need - 1, 413)] {
-            let model = Arc::new(Autoencoder::new(kl().model().clone(), Counted::new(engine(), room)));
+            let model = within(room, engine());
             let server = TestServer::with(options(), vec![("default", model)]).await;
             let query = format!("output_type={output}&{}", tensor_query(&LATENTS, Dtype::Float16));
             let response = server.post(&format!("/?{query}"), latents(&LATENTS, 62).0).send().await.unwrap();
@@ -174,9 +130,8 @@ async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
 async fn a_plan_leaves_room_for_its_answer() {
     const LATENTS: [usize; 4] = [1, 4, 64, 64];
     const PIXELS: u64 = 512 * 512;
-    let on = |engine: Arc<dyn Engine>| Arc::new(Autoencoder::new(kl().model().clone(), engine));
     let free = CpuEngine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
-    let free = on(Arc::new(free));
+    let free = Arc::new(Autoencoder::new(kl().model().clone(), Arc::new(free)));
     let straight = free.plan_decode_rows(LATENTS, Precision::Exact, 0).unwrap().summary().peak_bytes as u64;
     let expected = TestServer::with(options(), vec![("default", free)]).await;
     // Float16 numbers, base64 and all; a tensor file and what is put into it; a WebP file and what it is made of.
@@ -187,7 +142,7 @@ async fn a_plan_leaves_room_for_its_answer() {
     ] {
         let (inner, room) = engine_with_room(straight + (3 << 19));
         assert!((straight..straight + answer).contains(&room), "{straight} {room} {answer}");
-        let server = TestServer::with(options(), vec![("default", on(Counted::new(inner, room)))]).await;
+        let server = TestServer::with(options(), vec![("default", within(room, inner))]).await;
         let ask = async |server: &TestServer, shape: [usize; 4]| {
             let query = format!("output_type={output}&{}", tensor_query(&shape, Dtype::Float16));
             let request = server.post(&format!("/?{query}"), latents(&shape, 63).0);
@@ -214,12 +169,17 @@ async fn weights_without_room_are_not_held_by_the_warm_up_either() {
     let wide = kl_with(json!({"block_out_channels": [128, 128, 128, 128]}));
     let plan = wide.plan_decode(SHAPE, Precision::Exact).unwrap();
     let (engine, room) = engine_with_room(plan.weight_bytes as u64);
-    let engine = Counted::new(engine, room);
-    let model = Arc::new(Autoencoder::new(wide.model().clone(), Arc::clone(&engine) as _));
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&loads);
+    let before_load = Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let engine = Hooked::with_room(engine, room, Hooks { before_load, ..Hooks::default() });
+    let model = Arc::new(Autoencoder::new(wide.model().clone(), engine));
     let plan = model.plan_decode(SHAPE, Precision::Exact).unwrap();
     assert!(plan.reads_weights && plan.peak_bytes as u64 <= room);
     let server = TestServer::with(options(), vec![("default", model)]).await;
     let expected = TestServer::with(options(), vec![("default", wide)]).await;
     assert_eq!(decode(&server, "").await, decode(&expected, "").await);
-    assert_eq!((weights(&server).await, engine.loads.load(Ordering::Relaxed)), (vec![0], 0));
+    assert_eq!((weights(&server).await, loads.load(Ordering::Relaxed)), (vec![0], 0));
 }
