@@ -192,10 +192,11 @@ impl<'a> Writer<'a> {
 
     fn start(&self, path: &Path) -> Result<Sink> {
         let [.., height, width] = self.shape;
-        let spool = || Spool::new(path).with_context(|| cannot_write(path));
         Ok(match self.format {
-            Format::Mp4 => Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?), spool()?),
-            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?, spool()?),
+            Format::Mp4 => {
+                Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?), Spool::new(path))
+            }
+            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?, Spool::new(path)),
             Format::Folder => {
                 std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
                 Sink::Folder(path.to_owned())
