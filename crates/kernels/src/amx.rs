@@ -1,5 +1,5 @@
 //! Matrix products in the tile registers of AMX, which multiply bfloat16 numbers sixteen times as fast as AVX-512
-//! multiplies `f32`.
+//! multiplies `f32`, and bytes twice as fast as those; for bytes see [`crate::bytes`].
 //!
 //! A factor is split into a sum of bfloat16 numbers, its *parts*: the nearest one, the nearest to what is left, and so on.
 //! Two parts hold 17 bits of a number's significand, three all 24. A product of factors is the sum of those products of
@@ -7,10 +7,9 @@
 //! of it (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 //! Computations", 2019). The products of parts are exact, their sums `f32`. Subnormal parts count as zero.
 //!
-//! Channels come in *steps* of two blocks, because a row of a tile register holds 32 bfloat16 numbers.
+//! Channels of parts come in *steps* of two blocks, because a row of a tile register holds 32 bfloat16 numbers.
 
 use crate::ahead::Ahead;
-use crate::convolution::Arithmetic;
 use crate::isa::Isa;
 use crate::layout::BLOCK;
 
@@ -30,13 +29,8 @@ pub(crate) const PASS: usize = 6;
 /// 32-bit words of one row of a step's part.
 pub(crate) const ROW: usize = BLOCKS * BLOCK / 2;
 
-/// Parts that numbers are split into.
-pub(crate) fn parts(arithmetic: Arithmetic) -> usize {
-    match arithmetic {
-        Arithmetic::Float32 => 3,
-        Arithmetic::Integer16 => 2,
-    }
-}
+/// Parts that hold all of a number.
+pub(crate) const EXACT_PARTS: usize = 3;
 
 #[cfg(not(target_arch = "x86_64"))]
 use elsewhere::put;
@@ -97,16 +91,19 @@ pub(crate) fn multiply(
     }
 }
 
-/// Sums of products of bytes: of high bytes with high ones, and of high with low ones, `[2][column / 16][row][16]`, rows and
-/// columns as in [`crate::bytes`].
+/// Sums of products of bytes: of high bytes with high ones, of high with low ones both ways, and of low with low ones,
+/// `[column / 16][3][row][16]`, rows and columns as in [`crate::bytes`].
 #[repr(align(64))]
-pub(crate) struct Sums([i32; 4 * TILE]);
+pub(crate) struct Sums([i32; 6 * TILE]);
 
 impl Sums {
-    pub(crate) const ZERO: Sums = Sums([0; 4 * TILE]);
+    pub(crate) fn zero() -> Sums {
+        Sums([0; 6 * TILE])
+    }
 }
 
-/// `sums = Σ over steps of rows · columns`, as [`crate::bytes`] lays them out; `ahead` is asked for meanwhile, a part in each step.
+/// `sums = Σ over steps of rows · columns`, as [`crate::bytes`] lays them out; `ahead` is asked for meanwhile, a part in each
+/// step.
 ///
 /// # Panics
 /// There are fewer steps of rows than of columns.
@@ -115,8 +112,8 @@ pub(crate) fn multiply_bytes(tiles: &Tiles, rows: &[i32], columns: &[i32], ahead
     tiles.multiply_bytes(rows, columns, ahead, sums);
 }
 
-/// `products[row][column] = (256 · high + low sums) · factors of row and column`, beginning with what `products` holds if
-/// `ADD` and with zero if not.
+/// `products[row][column] = sums · factors of row and column`, the sums brought together in units of 256, beginning with what
+/// `products` holds if `ADD` and with zero if not.
 ///
 /// # Panics
 /// There are too few factors or products.
@@ -148,9 +145,9 @@ mod x86 {
     pub(crate) fn is_available() -> bool {
         const BFLOAT16: u32 = 1 << 22;
         const TILES: u32 = 1 << 24;
-        is_x86_feature_detected!("avx512bf16")
-            && __cpuid_count(7, 0).edx & (BFLOAT16 | TILES) == BFLOAT16 | TILES
-            && is_permitted()
+        const BYTES: u32 = 1 << 25;
+        const ALL: u32 = BFLOAT16 | TILES | BYTES;
+        is_x86_feature_detected!("avx512bf16") && __cpuid_count(7, 0).edx & ALL == ALL && is_permitted()
     }
 
     /// Asks the system for the registers, which it gives to a process only then.
@@ -257,9 +254,7 @@ mod x86 {
                 );
             }
         }
-    }
 
-    impl Tiles {
         /// See [`super::multiply_bytes`].
         #[inline(always)]
         pub(super) fn multiply_bytes(&self, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
@@ -267,44 +262,43 @@ mod x86 {
             assert!(rows.len() >= columns.len() * ROW_WORDS);
             // SAFETY: `self` says that the registers are laid out; the lengths of what is read and written are compared.
             unsafe {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, nomem, preserves_flags)
-                );
-                for (step, columns) in columns.enumerate() {
-                    ahead.ask(step);
-                    // High with high to registers 0 and 1, low with high and high with low to 2 and 3.
+                let sums = sums.0.as_mut_ptr();
+                for group in 0..bytes::COLUMNS / BLOCK {
                     asm!(
-                        "tileloadd tmm4, [{rows} + {line}]",
-                        "tileloadd tmm6, [{columns} + {line}]",
-                        "tdpbssd tmm0, tmm4, tmm6",
-                        "tileloadd tmm7, [{columns} + {line} + 1024]",
-                        "tdpbssd tmm1, tmm4, tmm7",
-                        "tileloadd tmm5, [{rows} + {line} + 1024]",
-                        "tdpbssd tmm2, tmm5, tmm6",
-                        "tdpbssd tmm3, tmm5, tmm7",
-                        "tileloadd tmm6, [{columns} + {line} + 2048]",
-                        "tdpbssd tmm2, tmm4, tmm6",
-                        "tileloadd tmm7, [{columns} + {line} + 3072]",
-                        "tdpbssd tmm3, tmm4, tmm7",
-                        rows = in(reg) rows.as_ptr().add(step * ROW_WORDS),
-                        columns = in(reg) columns.as_ptr(),
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        options(nostack, nomem, preserves_flags)
+                    );
+                    for (step, columns) in columns.clone().enumerate() {
+                        if group == 0 {
+                            ahead.ask(step);
+                        }
+                        // High with high to register 0, low with high and high with low to 1, low with low to 2.
+                        asm!(
+                            "tileloadd tmm4, [{rows} + {line}]",
+                            "tileloadd tmm6, [{columns} + {line}]",
+                            "tdpbssd tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{rows} + {line} + 1024]",
+                            "tdpbssd tmm1, tmm5, tmm6",
+                            "tileloadd tmm7, [{columns} + {line} + 2048]",
+                            "tdpbssd tmm2, tmm5, tmm7",
+                            "tdpbssd tmm1, tmm4, tmm7",
+                            rows = in(reg) rows.as_ptr().add(step * ROW_WORDS),
+                            columns = in(reg) columns.as_ptr().add(group * TILE),
+                            line = in(reg) 64usize,
+                            options(nostack, readonly, preserves_flags)
+                        );
+                    }
+                    asm!(
+                        "tilestored [{sums} + {line}], tmm0",
+                        "tilestored [{sums} + {line} + 1024], tmm1",
+                        "tilestored [{sums} + {line} + 2048], tmm2",
+                        sums = in(reg) sums.add(group * 3 * TILE),
                         line = in(reg) 64usize,
-                        options(nostack, readonly, preserves_flags)
+                        options(nostack, preserves_flags)
                     );
                 }
-                asm!(
-                    "tilestored [{sums} + {line}], tmm0",
-                    "tilestored [{sums} + {line} + 1024], tmm1",
-                    "tilestored [{sums} + {line} + 2048], tmm2",
-                    "tilestored [{sums} + {line} + 3072], tmm3",
-                    sums = in(reg) sums.0.as_mut_ptr(),
-                    line = in(reg) 64usize,
-                    options(nostack, preserves_flags)
-                );
             }
         }
     }
@@ -446,16 +440,18 @@ mod x86 {
         let row_factors = &row_factors[..bytes::ROWS];
         let column_factors = &column_factors[..bytes::COLUMNS];
         let products = &mut products[..bytes::ROWS * bytes::COLUMNS];
-        // SAFETY: the slices were cut to the lengths that these places lie in.
+        // SAFETY: the slices were cut to the lengths that these places lie in; each row of `sums` is a cache line.
         unsafe {
             let factors = [0, 1].map(|group| _mm512_loadu_ps(column_factors.as_ptr().add(group * BLOCK)));
             for (row, row_factor) in row_factors.iter().enumerate() {
                 let row_factor = _mm512_set1_ps(*row_factor);
                 for (group, factor) in factors.into_iter().enumerate() {
-                    let place = sums.0.as_ptr().add(group * TILE + row * BLOCK);
+                    let place = sums.0.as_ptr().add(3 * group * TILE + row * BLOCK);
                     let high = _mm512_load_si512(place.cast());
-                    let low = _mm512_load_si512(place.add(2 * TILE).cast());
-                    let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low));
+                    let mixed = _mm512_load_si512(place.add(TILE).cast());
+                    let low = _mm512_srai_epi32::<8>(_mm512_load_si512(place.add(2 * TILE).cast()));
+                    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), _mm512_add_epi32(mixed, low));
+                    let sum = _mm512_cvtepi32_ps(sum);
                     let product = products.as_mut_ptr().add(row * bytes::COLUMNS + group * BLOCK);
                     let before = if ADD { _mm512_loadu_ps(product) } else { _mm512_setzero_ps() };
                     let sum = _mm512_fmadd_ps(row_factor, _mm512_mul_ps(sum, factor), before);
@@ -562,7 +558,12 @@ mod elsewhere {
         unreachable!("this tier has no tile registers")
     }
 
-    pub(crate) unsafe fn split_bytes(_: [&[f32; BLOCK]; 4], _: &[f32; BLOCK], _: &mut [i32], _: usize) {
+    pub(crate) unsafe fn split_bytes(
+        _: [&[f32; BLOCK]; crate::bytes::BLOCKS],
+        _: &[f32; BLOCK],
+        _: &mut [i32],
+        _: usize,
+    ) {
         unreachable!("this tier has no tile registers")
     }
 

@@ -14,8 +14,8 @@ pub(crate) enum Form {
     Pairs,
     /// The two bytes of 16-bit integers with scales, see `bytes`.
     Bytes,
-    /// Each the sum of so many bfloat16 numbers, see `amx`.
-    Bfloat16(usize),
+    /// Each the sum of three bfloat16 numbers, see `amx`.
+    Bfloat16,
 }
 
 impl Form {
@@ -31,7 +31,7 @@ impl Form {
     /// For attention.
     pub(crate) fn of_attention(isa: Isa, arithmetic: Arithmetic) -> Form {
         match Form::of_transformed(isa, arithmetic) {
-            Form::Float32 if isa.has_tiles() => Form::Bfloat16(amx::parts(arithmetic)),
+            Form::Float32 if isa.has_tiles() => Form::Bfloat16,
             form => form,
         }
     }
@@ -46,7 +46,7 @@ impl Form {
         match self {
             Form::Float32 => BLOCK,
             Form::Pairs | Form::Bytes => PAIRS,
-            Form::Bfloat16(parts) => parts * BLOCK / 2,
+            Form::Bfloat16 => amx::EXACT_PARTS * BLOCK / 2,
         }
     }
 
@@ -55,7 +55,7 @@ impl Form {
         match self {
             Form::Float32 | Form::Pairs => blocks,
             Form::Bytes => blocks.next_multiple_of(bytes::BLOCKS),
-            Form::Bfloat16(_) => blocks.next_multiple_of(amx::BLOCKS),
+            Form::Bfloat16 => blocks.next_multiple_of(amx::BLOCKS),
         }
     }
 }

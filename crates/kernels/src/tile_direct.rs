@@ -46,7 +46,10 @@ struct Shape {
 
 impl Shape {
     fn new(geometry: &Geometry, arithmetic: Arithmetic) -> Shape {
-        let parts = amx::parts(arithmetic);
+        let parts = match arithmetic {
+            Arithmetic::Float32 => amx::EXACT_PARTS,
+            Arithmetic::Integer16 => 2,
+        };
         let steps = blocks(geometry.input_channels).div_ceil(amx::BLOCKS);
         let side = |outputs: usize, axis: usize| (outputs - 1) * geometry.stride + geometry.kernel[axis];
         let words = |height: usize| side(height, 0) * side(WIDTH, 1) * ROW * parts * steps;

@@ -7,7 +7,7 @@
 //! points (`products`) and transforms back (`outputs`) while the products are still in the cache. The weights are
 //! transformed before (`weights`).
 //!
-//! The products are sums of `f32`, or exact sums of 16-bit integers with scales (`integers`).
+//! The products are sums of `f32`, or exact sums of 16-bit integers with scales (`integers`, `bytes`).
 //!
 //! Every value is computed in the same way wherever a batch ends and whichever task treats it: the sum over input
 //! channels is one chain in order, and tiles do not look at each other, not even for their scales.
@@ -170,7 +170,7 @@ struct Scratch<'a> {
     /// With integers: one tile's transformed inputs before they are rounded, `[point][input block of the split][16]`.
     tile_sources: &'a mut [f32],
     /// Transformed inputs, `[point][tile / pixels][input block][tile % pixels][16]`, with integers a pair in each
-    /// 32-bit word; points skewed. The micro-kernel reads them from front to back.
+    /// 32-bit word, or as `bytes` says, `[point][tile / 16][step]`; points skewed. The micro-kernel reads them from front to back.
     sources: &'a mut [f32],
     /// With integers: what undoes the scale, `[point][split][tile]`.
     source_factors: &'a mut [f32],

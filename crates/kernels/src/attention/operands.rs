@@ -14,6 +14,9 @@ use crate::{amx, bytes};
 /// while the queries pass by.
 const PASS: usize = 16;
 
+/// 32-bit words of a step of numbers in parts.
+const STEP: usize = amx::EXACT_PARTS * amx::PART;
+
 /// How a right operand lies: `[group of lanes columns][block of rows][16][lanes]`, or rounded
 /// `[group][block][pair][lanes]` or `[group][step]` as `bytes` says, and behind that, what undoes the scales,
 /// `[group][split][lanes]`; or split `[group][step]` as `amx` says.
@@ -49,7 +52,7 @@ impl Panels {
 
     fn factors(&self) -> usize {
         match self.form {
-            Form::Float32 | Form::Bfloat16(_) => 0,
+            Form::Float32 | Form::Bfloat16 => 0,
             Form::Pairs | Form::Bytes => self.groups * self.splits() * self.lanes(),
         }
     }
@@ -69,7 +72,7 @@ impl Panels {
     pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
         let room = match self.form {
             Form::Float32 => 0,
-            Form::Pairs | Form::Bytes | Form::Bfloat16(_) => SPLIT * BLOCK * self.lanes(),
+            Form::Pairs | Form::Bytes | Form::Bfloat16 => SPLIT * BLOCK * self.lanes(),
         };
         let packing = &Packing { panels: *self, fill, packed: SharedOutput::new(&mut packed[..self.len()]) };
         pool.run_in_room(self.groups * self.splits(), room, |room, index| {
@@ -139,7 +142,7 @@ impl Panels {
             }
             Form::Bytes => {
                 let registers = amx::Tiles::new(self.isa);
-                let mut products = amx::Sums::ZERO;
+                let mut products = amx::Sums::zero();
                 let [first_step, steps] =
                     [first, self.form.padded(count)].map(|blocks| blocks / bytes::BLOCKS);
                 let panels = group * self.group_words() + first_step * bytes::COLUMN_WORDS;
@@ -162,23 +165,22 @@ impl Panels {
                     }
                 }
             }
-            Form::Bfloat16(parts) => {
+            Form::Bfloat16 => {
                 let registers = amx::Tiles::new(self.isa);
-                let step = parts * amx::PART;
                 let [first, count] = [first, count].map(|blocks| blocks.div_ceil(amx::BLOCKS));
-                let panels = &words(packed)[group * self.group_words() + first * step..][..count * step];
-                for (pass, panel) in panels.chunks(amx::PASS * step).enumerate() {
+                let panels = &words(packed)[group * self.group_words() + first * STEP..][..count * STEP];
+                for (pass, panel) in panels.chunks(amx::PASS * STEP).enumerate() {
                     let next =
-                        self.following(panels.as_ptr().cast(), panels.len(), (pass + 1) * amx::PASS * step);
-                    let steps = panel.len() / step;
+                        self.following(panels.as_ptr().cast(), panels.len(), (pass + 1) * amx::PASS * STEP);
+                    let steps = panel.len() / STEP;
                     let ahead = Ahead::new(next, panel.len(), steps * queries / amx::ROWS);
                     for query in (0..queries).step_by(amx::ROWS) {
-                        let place = left.place_of_step(query, pass * amx::PASS, parts);
+                        let place = left.place_of_step(query, pass * amx::PASS);
                         let ahead = ahead.skip(query / amx::ROWS * steps);
                         let rows = amx::Rows::packed(&words(left.words)[place..], ahead);
-                        let starts = (0..panel.len()).step_by(step);
+                        let starts = (0..panel.len()).step_by(STEP);
                         let sums = &mut sums[query * amx::COLUMNS..];
-                        amx::multiply(&registers, parts, rows, starts, panel, sums);
+                        amx::multiply(&registers, amx::EXACT_PARTS, rows, starts, panel, sums);
                     }
                 }
             }
@@ -212,9 +214,7 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
     unsafe {
         let values = match panels.form {
             Form::Float32 => packed.part(start * block_len, count * block_len),
-            Form::Pairs | Form::Bytes | Form::Bfloat16(_) => {
-                &mut room[..panels.form.padded(count) * block_len]
-            }
+            Form::Pairs | Form::Bytes | Form::Bfloat16 => &mut room[..panels.form.padded(count) * block_len],
         };
         values.fill(0.0);
         for (block, rows) in values.chunks_exact_mut(block_len).enumerate().take(count) {
@@ -233,13 +233,12 @@ unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], ind
                 let factors = packed.part(panels.words() + index * T::LANES, T::LANES);
                 bytes::round_weights::<T>(values, words_mut(words), factors);
             }
-            Form::Bfloat16(parts) => {
-                let step = parts * amx::PART;
-                let start = group * panels.group_words() + first / amx::BLOCKS * step;
+            Form::Bfloat16 => {
+                let start = group * panels.group_words() + first / amx::BLOCKS * STEP;
                 for (index, pair) in values.chunks_exact(amx::BLOCKS * block_len).enumerate() {
-                    let words = packed.part(start + index * step, step);
+                    let words = packed.part(start + index * STEP, STEP);
                     let (low, high) = pair.split_at(block_len);
-                    amx::split_columns(parts, [low, high], words_mut(words));
+                    amx::split_columns(amx::EXACT_PARTS, [low, high], words_mut(words));
                 }
             }
         }
@@ -272,7 +271,7 @@ impl<'a> Left<'a> {
         match form {
             Form::Float32 => [values, 0, 0],
             Form::Pairs | Form::Bytes => [values, words, blocks.div_ceil(SPLIT) * queries],
-            Form::Bfloat16(_) => [values, words, 0],
+            Form::Bfloat16 => [values, words, 0],
         }
     }
 
@@ -292,9 +291,9 @@ impl<'a> Left<'a> {
     }
 
     /// Where the parts of a query's step begin.
-    fn place_of_step(&self, query: usize, step: usize, parts: usize) -> usize {
+    fn place_of_step(&self, query: usize, step: usize) -> usize {
         let steps = self.blocks.div_ceil(amx::BLOCKS);
-        (query / amx::ROWS * steps + step) * parts * amx::PART + query % amx::ROWS * amx::ROW
+        (query / amx::ROWS * steps + step) * STEP + query % amx::ROWS * amx::ROW
     }
 
     /// Brings the first `count` blocks of `values` into the form in which they are multiplied.
@@ -309,7 +308,7 @@ impl<'a> Left<'a> {
                 Form::Float32 => {}
                 Form::Pairs => self.round::<T>(count),
                 Form::Bytes => self.round_to_bytes::<T>(count),
-                Form::Bfloat16(parts) => self.split(count, parts),
+                Form::Bfloat16 => self.split(count),
             }
         }
     }
@@ -365,10 +364,10 @@ impl<'a> Left<'a> {
     }
 
     #[inline(always)]
-    unsafe fn split(&mut self, count: usize, parts: usize) {
+    unsafe fn split(&mut self, count: usize) {
         for step in 0..count.div_ceil(amx::BLOCKS) {
             for query in 0..self.queries {
-                let place = self.place_of_step(query, step, parts);
+                let place = self.place_of_step(query, step);
                 let block = |index: usize| {
                     self.values[(index * self.queries + query) * BLOCK..].first_chunk().expect("whole blocks")
                 };
@@ -377,7 +376,12 @@ impl<'a> Left<'a> {
                 let high = if last < count { block(last) } else { &[0.0; BLOCK] };
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
-                    amx::split_rows(parts, [low, high], &mut words_mut(self.words)[place..], amx::PART)
+                    amx::split_rows(
+                        amx::EXACT_PARTS,
+                        [low, high],
+                        &mut words_mut(self.words)[place..],
+                        amx::PART,
+                    )
                 };
             }
         }

@@ -13,8 +13,8 @@ use std::ops::Range;
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
-/// With bytes there are so many tiles whatever they take: products are so fast that the weights' way through the cache counts.
-const TILES_OF_BYTES: usize = 64;
+/// That of bytes: products are so fast that the weights' way through the cache counts more.
+const BUDGET_OF_BYTES: usize = 2 * SOURCES_BUDGET;
 
 /// Tiles that are multiplied at once.
 fn rows_at_once(isa: Isa, form: Form) -> usize {
@@ -85,15 +85,12 @@ impl Grid {
         let input_blocks = blocks(geometry.input_channels);
         let form = Form::of_transformed(isa, arithmetic);
         let words = form.padded(input_blocks) * form.words_per_block();
-        let most = if form == Form::Bytes {
-            TILES_OF_BYTES
-        } else {
-            // With integers the inputs of a split lie beside the transformed ones; those of one block do not count.
-            let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
-            let window = W::STEP * W::STEP * split * BLOCK;
-            let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
-            (SOURCES_BUDGET / tile_bytes).clamp(TILES[0], TILES[1])
-        };
+        // With integers the inputs of a split lie beside the transformed ones; those of one block do not count.
+        let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
+        let window = W::STEP * W::STEP * split * BLOCK;
+        let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
+        let budget = if form == Form::Bytes { BUDGET_OF_BYTES } else { SOURCES_BUDGET };
+        let most = (budget / tile_bytes).clamp(TILES[0], TILES[1]);
         let mut best = ([1, 1], usize::MAX);
         for rows in 1..=most.min(tiles[0]) {
             for columns in 1..=(most / rows).min(tiles[1]) {

@@ -28,7 +28,7 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
     next: Option<Batch>,
 ) {
     let tiles = batch.size[0] * batch.size[1];
-    let registers = (job.grid.form == Form::Bytes).then(|| amx::Tiles::new(job.isa));
+    let mut registers = (job.grid.form == Form::Bytes).then(|| (amx::Tiles::new(job.isa), amx::Sums::zero()));
     let rows_at_once = if registers.is_some() { bytes::ROWS } else { T::PIXELS };
     let steps = W::PRODUCTS * W::PRODUCTS * tiles.div_ceil(rows_at_once);
     let [height, width] = batch.size.map(|tiles| tiles * W::OUTPUTS);
@@ -53,14 +53,17 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 let places = [point, source];
-                match (job.grid.form, &registers) {
+                match (job.grid.form, &mut registers) {
                     (Form::Float32, _) => {
                         multiply_floats::<T>(job, scratch, tiles, group, places, &mut meanwhile)
                     }
                     (Form::Bytes, Some(registers)) => {
                         multiply_bytes(job, scratch, registers, tiles, group, places, &mut meanwhile)
                     }
-                    _ => multiply_integers::<T>(job, scratch, tiles, group, places, &mut meanwhile),
+                    (Form::Pairs, _) => {
+                        multiply_integers::<T>(job, scratch, tiles, group, places, &mut meanwhile)
+                    }
+                    (Form::Bytes, None) | (Form::Bfloat16, _) => unreachable!("{:?}", job.grid.form),
                 }
             }
         }
@@ -149,7 +152,7 @@ unsafe fn multiply_integers<T: Tile>(
 unsafe fn multiply_bytes(
     job: &Job<'_>,
     scratch: &mut Scratch<'_>,
-    registers: &amx::Tiles,
+    (registers, sums): &mut (amx::Tiles, amx::Sums),
     tiles: usize,
     group: usize,
     [point, source]: [usize; 2],
@@ -159,7 +162,6 @@ unsafe fn multiply_bytes(
     let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
     let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
     let products = &mut scratch.products[point * grid.product_stride..];
-    let mut sums = amx::Sums::ZERO;
     for (split, panel) in panel.chunks(bytes::SPLIT_WORDS).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..bytes::COLUMNS];
         let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
@@ -171,14 +173,14 @@ unsafe fn multiply_bytes(
                 meanwhile();
             }
             let rows = &sources[grid.first_row(tile, split)..];
-            amx::multiply_bytes(registers, rows, panel, ahead.skip(pass * steps), &mut sums);
+            amx::multiply_bytes(registers, rows, panel, ahead.skip(pass * steps), sums);
             let products = &mut products[tile * bytes::COLUMNS..][..bytes::ROWS * bytes::COLUMNS];
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 if split == 0 {
-                    amx::put_bytes::<false>(&sums, &factors[tile..], panel_factors, products);
+                    amx::put_bytes::<false>(sums, &factors[tile..], panel_factors, products);
                 } else {
-                    amx::put_bytes::<true>(&sums, &factors[tile..], panel_factors, products);
+                    amx::put_bytes::<true>(sums, &factors[tile..], panel_factors, products);
                 }
             }
         }

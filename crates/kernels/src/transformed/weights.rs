@@ -14,7 +14,8 @@ use crate::vector::Vector;
 use crate::weights::{Compact, Span};
 
 /// Where things lie in the transformed weights: panels (`[group][point][input block][16][lanes]`, with integers
-/// `[pair][lanes]` for `[16][lanes]`, points skewed), then, with integers, `f32` factors (`[group][point][split][lanes]`).
+/// `[pair][lanes]` for `[16][lanes]` or as `bytes` says, points skewed), then, with integers, `f32` factors
+/// (`[group][point][split][lanes]`).
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
     form: Form,

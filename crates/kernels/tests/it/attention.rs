@@ -121,11 +121,11 @@ fn values_of_any_size_keep_their_share() {
             .collect();
         let expected = oracle([&query, &key, &value], channels, tokens);
         each_tier(|isa, pool| {
-            // Tile registers take subnormal numbers for zero, and with them the last bits of what is little larger.
-            if isa.name() == "amx" && size < 1e-25 {
-                return;
-            }
             for (arithmetic, tolerance) in ARITHMETICS {
+                // Tile registers take subnormal parts for zero, and with them the last bits of what is little larger.
+                if isa.name() == "amx" && arithmetic == Arithmetic::Float32 && size < 1e-25 {
+                    continue;
+                }
                 let found = run(isa, pool, arithmetic, [&query, &key, &value], [channels, tokens]);
                 for (channel, (found, expected)) in
                     found.chunks_exact(tokens).zip(expected.chunks_exact(tokens)).enumerate()
