@@ -20,6 +20,7 @@ use crate::clips;
 use crate::convert::{self, Format, Written};
 use crate::local;
 use crate::place::{self, Place};
+use crate::signals;
 
 pub(crate) fn decode(files: &DecodeFiles) -> Result<()> {
     let (extension, fallback) = match files.format {
@@ -133,6 +134,7 @@ fn run(
     place: &PlaceArguments,
     work: impl Fn(&Job, &Place) -> Result<Vec<Written>> + Sync,
 ) -> Result<()> {
+    signals::discard_drafts();
     let opened = Place::open(place, jobs.len())?;
     let workers = match opened {
         Place::Here(_) => 1,

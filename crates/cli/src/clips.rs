@@ -85,10 +85,8 @@ fn write_behind(path: &Path, head: &[u8], frames: Spool) -> Result<()> {
 /// What a decode costs whose frames go into files. What is made of a frame at a time lies where activations have been; an
 /// MP4 encoder stays beside them.
 pub(crate) fn with_files(plan: PlanSummary, format: Format) -> PlanSummary {
-    /// Measured are 12 bytes for each pixel, of frames that the encoder compares with the next, and 1 MiB.
-    const MP4: [usize; 2] = [13, 2 << 20];
     let [.., height, width] = plan.output;
-    let kept = if format == Format::Mp4 { MP4[0] * height * width + MP4[1] } else { 0 };
+    let kept = if format == Format::Mp4 { Mp4Encoder::kept_bytes(width, height) } else { 0 };
     PlanSummary { peak_bytes: plan.peak_bytes + kept, ..plan }
 }
 
@@ -192,10 +190,11 @@ impl<'a> Writer<'a> {
 
     fn start(&self, path: &Path) -> Result<Sink> {
         let [.., height, width] = self.shape;
-        let spool = || Spool::new(path).with_context(|| cannot_write(path));
         Ok(match self.format {
-            Format::Mp4 => Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?), spool()?),
-            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?, spool()?),
+            Format::Mp4 => {
+                Sink::Mp4(Box::new(Mp4Encoder::new(width, height, &self.video)?), Spool::new(path))
+            }
+            Format::Webp => Sink::Webp(WebpAnimation::new(width, height, self.video.fps)?, Spool::new(path)),
             Format::Folder => {
                 std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
                 Sink::Folder(path.to_owned())

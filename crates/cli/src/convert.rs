@@ -15,7 +15,6 @@ use crate::local;
 use crate::pictures::{self, Pictures};
 use crate::place::{self, Place};
 use crate::remote::Remote;
-use crate::signals;
 use crate::tensors::{self, Tensor};
 
 /// What a decode writes.
@@ -189,7 +188,6 @@ fn decode_rows_here(
     let precision = options.place.engine.precision();
     let plan = autoencoder.plan_decode_rows(shape, precision, pictures::kept_per_pixel(format))?;
     let mut pictures = Pictures::new(&options.output, format, plan.output)?;
-    signals::discard_drafts();
     let (scaling, control) = (scaling(&options.place), local::control("decoding"));
     let (mut bad, mut failure) = (0, None);
     let done = autoencoder.decode_rows(&plan, values, &scaling, &control, &mut |rows| {

@@ -10,12 +10,13 @@ use remote_vae_engine::{Autoencoder, Precision, memory};
 use remote_vae_server::{ModelEntry, Server, ServerOptions};
 
 use crate::arguments::DemoOptions;
-use crate::{local, place, serve};
+use crate::{local, place, serve, signals};
 
 /// The photograph that comes with the program; source and licence stand beside it.
 const PHOTOGRAPH: &[u8] = include_bytes!("../assets/demo.png");
 
 pub(crate) fn run(options: &DemoOptions) -> Result<()> {
+    signals::discard_drafts();
     let autoencoder = Arc::new(local::autoencoder(&options.model, &options.engine)?);
     let file = match &options.image {
         Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,

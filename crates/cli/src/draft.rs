@@ -1,6 +1,6 @@
 //! Files that get their names when they are whole.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,13 @@ pub(crate) fn discard_all() {
         let _ = std::fs::remove_file(draft);
     }
     std::mem::forget(drafts);
+}
+
+/// Whether `path` is no file of its own: a device, a pipe, or one in `/dev` or `/proc`, as `/dev/stdout` may be a file that
+/// whoever opened it goes on with.
+pub(crate) fn is_special(path: &Path) -> bool {
+    ["/dev", "/proc"].iter().any(|folder| path.starts_with(folder))
+        || path.metadata().is_ok_and(|found| !found.is_file())
 }
 
 /// A file under another name beside its own, until it is whole; what had the name before stays until then. Links and
@@ -63,12 +70,10 @@ impl Draft {
             Err(_) if path.is_symlink() => return direct(),
             Err(_) => path.to_owned(),
         };
-        let found = own.metadata().ok();
-        // `/dev/stdout` may be a file, which whoever opened it goes on with.
-        let is_special = ["/dev", "/proc"].iter().any(|folder| path.starts_with(folder));
-        if is_special || !found.as_ref().is_none_or(Metadata::is_file) {
+        if is_special(path) {
             return direct();
         }
+        let found = own.metadata().ok();
         if found.is_some() {
             // Another file could take the place of one that may not be written.
             File::options().write(true).open(&own)?;

@@ -1,27 +1,41 @@
 //! Signals that end a command which has something to tidy up first. (A server has [`crate::serve`].)
 
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use crate::draft;
 
-/// From now on Ctrl-C and its like do `farewell`, remove files that are not whole, and end the process.
+type Farewell = Box<dyn FnOnce() + Send>;
+
+/// What is done first when a signal comes.
+static FAREWELL: Mutex<Option<Farewell>> = Mutex::new(None);
+
+/// From now on Ctrl-C and its like do `farewell` in place of what was to be done before, remove files that are not whole, and
+/// end the process.
 pub(crate) fn end_with(farewell: impl FnOnce() + Send + 'static) {
+    *FAREWELL.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(farewell));
+    discard_drafts();
+}
+
+/// From now on Ctrl-C and its like remove files that are not whole, and end the process.
+pub(crate) fn discard_drafts() {
+    static LISTENS: Once = Once::new();
+    LISTENS.call_once(listen);
+}
+
+fn listen() {
     let ignored = ignored();
     let wait = move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         let code = runtime.block_on(signal(ignored));
-        farewell();
+        let farewell = FAREWELL.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(farewell) = farewell {
+            farewell();
+        }
         draft::discard_all();
         std::process::exit(code);
     };
     // Without the thread the signal ends the process as ever.
     let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
-}
-
-/// As [`end_with`], with no farewell, however often it is called.
-pub(crate) fn discard_drafts() {
-    static LISTENS: Once = Once::new();
-    LISTENS.call_once(|| end_with(|| {}));
 }
 
 /// Signals that this process was started to ignore, as `nohup` does: a bit for each, from 1.

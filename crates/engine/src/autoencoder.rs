@@ -166,8 +166,8 @@ impl Autoencoder {
         Ok(self.plan(Operation::Decode, latents, precision)?.summary())
     }
 
-    /// The plan of [`Autoencoder::decode_rows`] for latents `[batch, channels, height, width]`, which counts `kept_per_pixel`
-    /// bytes that whoever takes the rows keeps for each pixel of one picture.
+    /// The plan of [`Autoencoder::decode_rows`] for latents `[batch, channels, height, width]`, beside which a budget has room
+    /// for `kept_per_pixel` bytes that whoever takes the rows keeps for each pixel of one picture.
     ///
     /// # Errors
     /// The shape does not fit the model, or there is no decoder.
@@ -324,7 +324,7 @@ impl Autoencoder {
         (precision, delivery): (Precision, Delivery),
     ) -> Result<Arc<Plan>, EngineError> {
         let graph = self.graph(operation, frames)?;
-        let make = || self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery });
+        let make = |delivery| self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery });
         let key = self.plan_key(operation, frames, (input, start), (precision, delivery));
         self.plans.get_or_make(key, make)
     }

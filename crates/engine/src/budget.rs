@@ -99,7 +99,7 @@ impl<'a> Search<'a> {
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
-        let (peak, flops, work) = (summary.peak_bytes, summary.flops, work(&plan));
+        let (peak, flops, work) = (self.task.peak_bytes(&summary), summary.flops, work(&plan));
         let cost = Cost { peak, flops, work, stored: plan.stored };
         self.known.borrow_mut().insert(means.clone(), cost.clone());
         Found { means, cost }
@@ -263,7 +263,8 @@ pub(crate) fn largest<'a>(
     let (mut share, mut above) = (0.0, 1.0);
     for _ in 0..HALVINGS {
         let middle = f64::midpoint(share, above);
-        let fits = at(middle).is_some_and(|task| Plan::new(&task, means).summary().peak_bytes <= budget);
+        let peak = |task: &Task<'_>| task.peak_bytes(&Plan::new(task, means).summary());
+        let fits = at(middle).is_some_and(|task| peak(&task) <= budget);
         *(if fits { &mut share } else { &mut above }) = middle;
     }
     for _ in 0..CHECKS {

@@ -193,9 +193,14 @@ fn rows_that_are_handed_on_are_not_counted_and_have_the_same_bytes() {
             let saved = bytes(2 * straight.output[2]) - bytes(by_rows.strip_rows());
             let need = by_rows.summary().peak_bytes;
             assert_eq!(straight.summary().peak_bytes - need, saved);
-            let keeping = plan(&of(Delivery::Rows { kept_per_pixel: 12 }), None).ok().unwrap();
             let [.., height, width] = straight.output;
-            assert_eq!(keeping.summary().peak_bytes - need, 12 * height * width);
+            let (keeping, kept) = (of(Delivery::Rows { kept_per_pixel: 12 }), 12 * height * width);
+            let beside = plan(&keeping, Some(need + kept)).ok().unwrap();
+            assert_eq!(beside.summary().peak_bytes, need);
+            match plan(&keeping, Some(need + kept - 1)) {
+                Ok(smaller) => assert!(smaller.summary().peak_bytes < need),
+                Err(shortage) => assert_eq!(shortage.need, need + kept),
+            }
             let expected = half.run(&straight, 1);
             assert!(half.run_rows(&by_rows, 1) == expected);
             let Err(Shortage { smallest, .. }) = plan(&rows, Some(0)) else {

@@ -19,7 +19,7 @@ use crate::groups::{Group, Means, Schedules, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
 use crate::strips::Slice;
-use crate::{EngineError, Precision, frames};
+use crate::{Delivery, EngineError, Precision, frames};
 
 /// One step of a plan: an operation on a whole tensor, or several together in strips of rows.
 #[derive(Clone, Debug)]
@@ -80,19 +80,6 @@ impl Step {
         }
         read.iter().map(Region::len).sum::<usize>() * size_of::<f32>()
     }
-}
-
-/// How the result of a plan is given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Delivery {
-    /// As one tensor, which the plan counts.
-    #[default]
-    Whole,
-    /// In rows as they are finished, of which the plan counts those of one strip.
-    Rows {
-        /// Bytes that whoever takes the rows keeps until a picture's last one, for each of its pixels. The plan counts them.
-        kept_per_pixel: usize,
-    },
 }
 
 /// What is to be planned.
@@ -185,7 +172,8 @@ pub struct PlanSummary {
     /// Bytes that comparing `fast` with `exact` takes beside the weights and the input before the first run; 0 in `exact`.
     pub probe_bytes: usize,
     /// Bytes at the peak: weights and what reading them took, activations, input and output (or the rows of it that are handed
-    /// on together, and what is kept of them), or what is compared before the first run, if that is more. What the process holds beside that (program, threads, the caller's own copies) is not in it.
+    /// on together), or what is compared before the first run, if that is more. What the process holds beside that (program,
+    /// threads, the caller's own copies, what is kept of the rows) is not in it.
     pub peak_bytes: usize,
 }
 
@@ -235,12 +223,10 @@ impl Plan {
             |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
         let weight_bytes = if self.reads_weights { self.step_weight_bytes } else { self.weight_bytes };
         let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
-        let [_, channels, height, width] = self.output;
+        let [_, channels, _, width] = self.output;
         let output_bytes = match self.delivery {
             Delivery::Whole => bytes(self.output, self.frames[1]),
-            Delivery::Rows { kept_per_pixel } => {
-                bytes([1, channels, self.strip_rows(), width], 1) + kept_per_pixel * height * width
-            }
+            Delivery::Rows { .. } => bytes([1, channels, self.strip_rows(), width], 1),
         };
         PlanSummary {
             input: self.input,
@@ -312,6 +298,11 @@ impl<'a> Task<'a> {
     /// Beside weights and input there must be room for so much before the first run.
     pub(crate) fn after_probe(self, probe_bytes: usize) -> Task<'a> {
         Task { probe_bytes, ..self }
+    }
+
+    /// Bytes at the peak of `summary`, and of what is kept beside it.
+    pub(crate) fn peak_bytes(&self, summary: &PlanSummary) -> usize {
+        summary.peak_bytes.saturating_add(self.delivery.kept_bytes(self.output[3], self.output[4]))
     }
 
     /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.

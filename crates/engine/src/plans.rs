@@ -24,6 +24,26 @@ pub(crate) struct Key {
     pub work_budget: Option<u64>,
 }
 
+impl Key {
+    /// As it is where nothing is kept beside the plan.
+    fn alone(&self) -> Key {
+        Key { delivery: self.delivery.alone(), ..*self }
+    }
+
+    /// Whether what came of [`Key::alone`] leaves room for what is kept. What a refusal says is true for its own key only.
+    fn is_met_by(&self, outcome: &Outcome) -> bool {
+        if self.delivery == self.delivery.alone() {
+            return true;
+        }
+        outcome.as_ref().is_ok_and(|plan| {
+            let [.., height, width] = plan.output;
+            let kept = self.delivery.kept_bytes(height, width);
+            let need = plan.summary().peak_bytes.saturating_add(kept) as u64;
+            self.work_budget.is_none_or(|budget| need <= budget)
+        })
+    }
+}
+
 /// The fields of [`EngineError::Budget`].
 #[derive(Clone, Copy)]
 struct Shortage {
@@ -47,21 +67,42 @@ impl Plans {
 
     /// Whether the plan, or that there is none, is known.
     pub(crate) fn knows(&self, key: &Key) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(known, _)| known == key)
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |key: &Key| known.iter().find(|(known, _)| known == key);
+        find(key).or_else(|| find(&key.alone()).filter(|(_, outcome)| key.is_met_by(outcome))).is_some()
     }
 
-    /// The plan for `key`, made by `make` unless it is known. What no budget can hold is remembered too; other errors are
-    /// found quickly and are not.
+    /// The plan for `key`, made by `make` unless it is known. Where there is room for what is kept beside it, it is the plan
+    /// that keeps nothing, so that all who keep something share that. What no budget can hold is remembered too; other errors
+    /// are found quickly and are not.
     pub(crate) fn get_or_make(
         &self,
         key: Key,
-        make: impl FnOnce() -> Result<Plan, EngineError>,
+        make: impl Fn(Delivery) -> Result<Plan, EngineError>,
     ) -> Result<Arc<Plan>, EngineError> {
+        // That there is one of its own says that the other has no room, also when that is known no more.
+        let own = if key.delivery == key.alone().delivery { None } else { self.latest(&key) };
+        let outcome = match own {
+            Some(outcome) => outcome,
+            None => match self.outcome(key.alone(), &make)? {
+                outcome if key.is_met_by(&outcome) => outcome,
+                _ => self.outcome(key, &make)?,
+            },
+        };
+        outcome.map_err(EngineError::from)
+    }
+
+    /// What is known or found for just this `key`.
+    fn outcome(
+        &self,
+        key: Key,
+        make: impl Fn(Delivery) -> Result<Plan, EngineError>,
+    ) -> Result<Outcome, EngineError> {
         if let Some(outcome) = self.latest(&key) {
-            return outcome.map_err(EngineError::from);
+            return Ok(outcome);
         }
         // Not under the lock: others need not wait for a search.
-        let outcome = match make() {
+        let outcome = match make(key.delivery) {
             Ok(plan) => Ok(Arc::new(plan)),
             Err(EngineError::Budget { need, budget, smallest, largest }) => {
                 Err(Shortage { need, budget, smallest, largest })
@@ -69,7 +110,7 @@ impl Plans {
             Err(error) => return Err(error),
         };
         self.keep(key, outcome.clone());
-        outcome.map_err(EngineError::from)
+        Ok(outcome)
     }
 
     /// What is known of `key`, which becomes the latest.
@@ -102,7 +143,13 @@ impl From<Shortage> for EngineError {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::path::Path;
+
+    use remote_vae_model::Model;
+
     use super::*;
+    use crate::{CpuEngine, Engine, EngineOptions, PlanRequest};
 
     fn key(side: usize) -> Key {
         let input = [1, 4, 1, side, side];
@@ -111,9 +158,9 @@ mod tests {
         Key { operation, still: false, input, start, precision, delivery, work_budget: None }
     }
 
-    fn refused(plans: &Plans, side: usize, made: &mut usize) {
-        let outcome = plans.get_or_make(key(side), || {
-            *made += 1;
+    fn refused(plans: &Plans, side: usize, made: &Cell<usize>) {
+        let outcome = plans.get_or_make(key(side), |_| {
+            made.set(made.get() + 1);
             Err(EngineError::Budget { need: side, budget: 1, smallest: 2, largest: None })
         });
         assert!(matches!(outcome, Err(EngineError::Budget { need, .. }) if need == side));
@@ -121,23 +168,91 @@ mod tests {
 
     #[test]
     fn the_latest_are_kept() {
-        let (plans, mut made) = (Plans::default(), 0);
+        let (plans, made) = (Plans::default(), Cell::new(0));
         for side in 0..Plans::MOST {
-            refused(&plans, side, &mut made);
+            refused(&plans, side, &made);
         }
-        refused(&plans, 0, &mut made);
-        assert_eq!(made, Plans::MOST);
-        refused(&plans, Plans::MOST, &mut made);
+        refused(&plans, 0, &made);
+        assert_eq!(made.get(), Plans::MOST);
+        refused(&plans, Plans::MOST, &made);
         assert!(plans.knows(&key(0)) && !plans.knows(&key(1)));
-        refused(&plans, 1, &mut made);
-        assert_eq!(made, Plans::MOST + 2);
+        refused(&plans, 1, &made);
+        assert_eq!(made.get(), Plans::MOST + 2);
         assert_eq!(plans.known.lock().unwrap().len(), Plans::MOST);
     }
 
     #[test]
     fn errors_that_are_found_quickly_are_not_kept() {
         let plans = Plans::default();
-        assert!(plans.get_or_make(key(1), || Err(EngineError::Cancelled)).is_err());
+        assert!(plans.get_or_make(key(1), |_| Err(EngineError::Cancelled)).is_err());
         assert!(!plans.knows(&key(1)));
+    }
+
+    #[test]
+    fn those_who_keep_something_share_a_plan_that_has_room_for_it() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
+        let model = Model::open(&path).unwrap();
+        let engine = CpuEngine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
+        let made = RefCell::new(Vec::new());
+        let rows = |kept_per_pixel| Delivery::Rows { kept_per_pixel };
+        let make = |delivery| {
+            made.borrow_mut().push(delivery);
+            let graph = model.require_decoder()?;
+            engine.plan_part(PlanRequest {
+                delivery,
+                ..PlanRequest::whole(graph, key(8).input, Precision::Exact)
+            })
+        };
+        let plan = make(rows(0)).unwrap();
+        let ([.., height, width], peak) = (plan.output, plan.summary().peak_bytes);
+        let room_for = |kept: usize| Some((peak + kept * height * width) as u64);
+        let forms = |plans: &Plans, work_budget, all: &[usize]| {
+            let key = |kept| Key { delivery: rows(kept), work_budget, ..key(8) };
+            made.borrow_mut().clear();
+            let get = |kept: &usize| {
+                let plan = plans.get_or_make(key(*kept), make).unwrap();
+                assert!(plans.knows(&key(*kept)));
+                plan
+            };
+            let found: Vec<_> = all.iter().map(get).collect();
+            (found, made.take(), plans.known.lock().unwrap().len())
+        };
+        for budget in [None, room_for(12)] {
+            let plans = Plans::default();
+            let (found, made, known) = forms(&plans, budget, &[3, 12, 0, 6, 3]);
+            assert!(found.iter().all(|plan| Arc::ptr_eq(plan, &found[0])));
+            assert_eq!((made, known), (vec![rows(0)], 1));
+        }
+        let plans = Plans::default();
+        let (found, made, known) = forms(&plans, room_for(6), &[12, 6, 12, 3]);
+        assert!(Arc::ptr_eq(&found[0], &found[2]) && Arc::ptr_eq(&found[1], &found[3]));
+        assert!(!Arc::ptr_eq(&found[0], &found[1]));
+        assert_eq!((made, known), (vec![rows(0), rows(12)], 2));
+        // Whoever holds a plan of its own runs by it when the other is forgotten.
+        plans.known.lock().unwrap().retain(|(key, _)| key.delivery == rows(12));
+        let (found, made, _) = forms(&plans, room_for(6), &[12]);
+        assert!(Arc::strong_count(&found[0]) > 1 && made.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_beside_what_is_kept_is_its_own() {
+        let (plans, rows) = (Plans::default(), |kept_per_pixel| Delivery::Rows { kept_per_pixel });
+        let key = |kept| Key { delivery: rows(kept), work_budget: Some(1), ..key(8) };
+        let made = Cell::new(0);
+        let need = |kept: usize| {
+            let make = |delivery: Delivery| {
+                made.set(made.get() + 1);
+                let need = 100 + delivery.kept_bytes(1, 1);
+                Err(EngineError::Budget { need, budget: 1, smallest: 2, largest: None })
+            };
+            match plans.get_or_make(key(kept), make) {
+                Err(EngineError::Budget { need, .. }) => need,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!plans.knows(&key(3)));
+        assert_eq!([3, 0, 3, 12].map(need), [103, 100, 103, 112]);
+        assert_eq!(made.get(), 3);
+        assert!([0, 3, 12].iter().all(|kept| plans.knows(&key(*kept))) && !plans.knows(&key(6)));
     }
 }

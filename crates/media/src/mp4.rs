@@ -101,7 +101,8 @@ struct CodedFrame {
 /// Writes one video.
 ///
 /// What [`push_rgb`](Self::push_rgb), [`push_planes`](Self::push_planes) and [`finish`](Self::finish) return, put
-/// together in order, is the file. In [`Mp4Layout::Indexed`] all of it comes from `finish`.
+/// together in order, is the file. In [`Mp4Layout::Indexed`] nothing comes before `finish`; what
+/// [`take_frames`](Self::take_frames) took is the file's end.
 pub struct Mp4Encoder {
     width: usize,
     height: usize,
@@ -133,6 +134,14 @@ fn unwritable(error: impl std::fmt::Display) -> MediaError {
 }
 
 impl Mp4Encoder {
+    /// Bytes that an encoder of `width` by `height` pixels keeps between frames, without what they have become.
+    pub fn kept_bytes(width: usize, height: usize) -> usize {
+        // Measured are 12 bytes for each pixel, of frames that are compared with the next, and 1 MiB.
+        const PER_PIXEL: usize = 13;
+        const ALWAYS: usize = 2 << 20;
+        width.saturating_mul(height).saturating_mul(PER_PIXEL).saturating_add(ALWAYS)
+    }
+
     /// Starts a video of `width` by `height` pixels.
     ///
     /// # Errors

@@ -40,19 +40,20 @@ impl Form {
         }
     }
 
-    /// Bytes of what is made of `bytes` while these are still there: of the engine's values, or of a decode's answer that is
-    /// put into text or `in_file`. Whatever is made of that has room where they were.
-    pub(crate) fn copy_bytes(&self, bytes: u64, in_file: bool) -> u64 {
-        match self {
+    /// `bytes`, and those of what is made of them while they are still there: of the engine's values, or of a decode's answer
+    /// that is put into text or `in_file`. Whatever is made of that has room where they were.
+    pub(crate) fn with_copy(&self, bytes: u64, in_file: bool) -> u64 {
+        let copy = match self {
             Form::Latents { negotiated, .. } => {
                 bytes / size_of::<f32>() as u64 * negotiated.float.size() as u64
             }
             Form::Growing(_) if in_file => bytes,
             Form::Growing(answer) if answer.negotiated().encoding == Encoding::Base64 => {
-                bytes.div_ceil(3) * 4
+                bytes.div_ceil(3).saturating_mul(4)
             }
             Form::Growing(_) => 0,
-        }
+        };
+        bytes.saturating_add(copy)
     }
 }
 

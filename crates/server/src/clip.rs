@@ -21,9 +21,6 @@ use crate::queue::{Cost, Output, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, engine_refusal};
 use crate::state::Shared;
 
-/// Bytes of a pixel in three colours.
-const COLOURS: u64 = 3;
-
 /// Checks the request and makes its job; `header` is that of the latents in the body.
 pub(crate) async fn prepare(
     shared: &Shared,
@@ -31,7 +28,7 @@ pub(crate) async fn prepare(
     negotiated: Negotiated,
     header: TensorHeader,
 ) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, body, lease, sees_end, caller, .. } = job;
+    let Job { autoencoder, parameters, precision, body, lease, in_file, sees_end, caller, .. } = job;
     let model = autoencoder.model();
     let channels = model.latent_channels();
     let (latents, layout) = latents_shape(&model.latent_space, &header, &parameters)?;
@@ -46,11 +43,11 @@ pub(crate) async fn prepare(
     let (operation, streams, answer_per_pixel) = (Operation::Decode, recipe.streams(), 0);
     let asked = Asked { operation, shape: latents, windows, precision, streams, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
-    let answer_bytes = answer_bytes(&recipe, pixels);
-    let cost = Cost { answer_bytes, ..cost(&summary) };
-
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
     let (chunks, answer) = Growing::new(negotiated, recipe.header(), streams);
+    let answer = Form::Growing(Box::new(answer));
+    let answer_bytes = answer.with_copy(recipe.bytes(), in_file).saturating_add(recipe.kept_bytes());
+    let cost = Cost { answer_bytes, ..cost(&summary) };
     let batch = output[0];
     let work: Work = Box::new(move |control| {
         let _plans = plans;
@@ -67,14 +64,7 @@ pub(crate) async fn prepare(
         autoencoder.decode_frames(values, latents, &scaling, windows, precision, control, &mut emit)?;
         Ok(Output::Given)
     });
-    let answer = Form::Growing(Box::new(answer));
     Ok(Prepared { place, work, answer, cost, held, frames: latents[2], pixels, batch })
-}
-
-/// Bytes of the answer at most: of a tensor its own, of a file those of its frames in the colours that are compressed.
-fn answer_bytes(recipe: &Recipe, pixels: u64) -> u64 {
-    let tensor = recipe.header().and_then(|header| header.byte_len().ok());
-    tensor.map_or(pixels.saturating_mul(COLOURS), |bytes| bytes as u64)
 }
 
 /// `[batch, channels, frames, height, width]` of the latents; where they are one frame, also how that lies.

@@ -57,6 +57,23 @@ impl Recipe {
         Some(TensorHeader { shape, dtype })
     }
 
+    /// Bytes of the answer at most: of a tensor its own, of a file those of its frames in the colours that are compressed.
+    pub(crate) fn bytes(&self) -> u64 {
+        /// Bytes of a pixel in three colours.
+        const COLOURS: u64 = 3;
+        let [batch, _, frames, height, width] = self.output;
+        let pixels = [batch, frames, height, width]
+            .iter()
+            .fold(COLOURS, |product, &side| product.saturating_mul(side as u64));
+        self.header().and_then(|header| header.byte_len().ok()).map_or(pixels, |bytes| bytes as u64)
+    }
+
+    /// Bytes that what makes the answer keeps beside it.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        let [.., height, width] = self.output;
+        if self.answer == Answer::Mp4 { Mp4Encoder::kept_bytes(width, height) as u64 } else { 0 }
+    }
+
     /// Starts.
     pub(crate) fn start(&self) -> Result<Maker, MediaError> {
         let [.., height, width] = self.output;

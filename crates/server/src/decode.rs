@@ -45,8 +45,9 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     check_form(negotiated.answer, output)?;
     let recipe = Recipe::new(negotiated, output, sees_end);
     let (chunks, answer) = Growing::new(negotiated, recipe.header(), recipe.streams());
-    let (answer, answer_bytes) = (Form::Growing(Box::new(answer)), recipe.bytes());
-    let answer_per_pixel = per_pixel(answer_bytes + answer.copy_bytes(answer_bytes, in_file), output);
+    let answer = Form::Growing(Box::new(answer));
+    let answer_bytes = answer.with_copy(recipe.bytes(), in_file);
+    let answer_per_pixel = per_pixel(answer_bytes, output);
     // Whoever waits for a plan has a place: so many wait at most, and no client has all of them.
     let place = shared.reserve(&caller)?;
     let (operation, streams) = (Operation::Decode, false);

@@ -20,7 +20,7 @@ use crate::clip;
 use crate::decode::check_scaling;
 use crate::error::Refusal;
 use crate::planning::{self, Asked, Planned};
-use crate::queue::{Output, Place, Tensor, Work};
+use crate::queue::{Cost, Output, Place, Tensor, Work};
 use crate::request::{Job, Prepared, check_clip_size, cost, max_pixels, random_bits};
 use crate::state::Shared;
 
@@ -37,7 +37,7 @@ enum Pixels {
 
 /// Checks the request and makes its job. A file is unpacked and resized here, beside the engine.
 pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, Refusal> {
-    let Job { autoencoder, parameters, precision, kind, body, lease, accept, caller, .. } = job;
+    let Job { autoencoder, parameters, precision, kind, body, lease, accept, in_file, caller, .. } = job;
     let model = autoencoder.model();
     let space = &model.latent_space;
     let scaling = parameters.scaling();
@@ -101,7 +101,9 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     });
     let negotiated = negotiate_encode(&parameters, accept.as_deref());
     let answer = Form::Latents { negotiated, frames: takes_clips.then_some(summary.frames[1]) };
-    Ok(Prepared { place, work, answer, cost: cost(&summary), held, frames: shape[2], pixels: count, batch })
+    let cost = cost(&summary);
+    let cost = Cost { answer_bytes: answer.with_copy(cost.answer_bytes, in_file), ..cost };
+    Ok(Prepared { place, work, answer, cost, held, frames: shape[2], pixels: count, batch })
 }
 
 /// The distribution's mode unless moments or a sample are asked for; without a seed every sample is another one.

@@ -54,10 +54,7 @@ impl Asked {
         }
         match (operation, takes_clips) {
             (Operation::Decode, false) => {
-                let plan = autoencoder.plan_decode_rows(picture, precision, answer_per_pixel)?.summary();
-                let [.., height, width] = plan.output;
-                let peak_bytes = plan.peak_bytes.saturating_sub(answer_per_pixel * height * width);
-                Ok(PlanSummary { peak_bytes, ..plan })
+                Ok(autoencoder.plan_decode_rows(picture, precision, answer_per_pixel)?.summary())
             }
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
             (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),

@@ -54,6 +54,7 @@ pub(crate) struct Prepared {
     pub(crate) place: Place,
     pub(crate) work: Work,
     pub(crate) answer: answer::Form,
+    /// Its answer with whatever is there beside it.
     pub(crate) cost: Cost,
     /// Bytes that the body, or what was unpacked from it, holds until the work begins.
     pub(crate) held: u64,
@@ -173,8 +174,6 @@ async fn accept(
     let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let end = deadline.map(|(end, _)| end);
     let cost = Cost { kept: purpose == Purpose::Job, ..cost };
-    let copies = form.copy_bytes(cost.answer_bytes, in_file);
-    let cost = Cost { answer_bytes: cost.answer_bytes.saturating_add(copies), ..cost };
     // The values of latents are in the plan, and become the answer; what is made of them takes the place of the plan's
     // activations, which are gone by then.
     let counted_twice = if matches!(form, answer::Form::Growing(_)) { 0 } else { cost.answer_bytes };
@@ -255,7 +254,7 @@ pub(crate) fn too_late(limit: Duration) -> Refusal {
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
-/// What the queue wants to know of a plan.
+/// What the queue wants to know of a plan, whose values are the answer.
 pub(crate) fn cost(plan: &PlanSummary) -> Cost {
     let values = plan.output.iter().fold(plan.frames[1], |product, &side| product.saturating_mul(side));
     Cost {

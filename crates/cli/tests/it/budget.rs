@@ -137,17 +137,38 @@ fn output_and_peak(folder: &Path, arguments: &[&str]) -> (Vec<u8>, u64) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let (mut pipe, status) = (process.stdout.take().unwrap(), format!("/proc/{}/status", process.id()));
+    let (mut pipe, id) = (process.stdout.take().unwrap(), process.id());
     let (mut output, mut part, mut peak, mut length) = (Vec::new(), vec![0; 4096], 0, 1);
     while length > 0 {
         length = pipe.read(&mut part).unwrap();
         output.extend(&part[..length]);
-        let status = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        peak = line.map_or(peak, |kib| kib.parse::<u64>().unwrap() << 10);
+        peak = most_held(id).unwrap_or(peak);
     }
     assert!(process.wait().unwrap().success(), "{arguments:?}");
     (output, peak)
+}
+
+/// The most that the process held while it ran.
+fn peak(folder: &Path, arguments: &[&str]) -> u64 {
+    let mut command = program();
+    let command = command.current_dir(folder).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    let (mut process, mut peak) = (command.spawn().unwrap(), 0);
+    let status = loop {
+        peak = most_held(process.id()).unwrap_or(peak);
+        if let Some(status) = process.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    };
+    assert!(status.success(), "{arguments:?}");
+    peak
+}
+
+/// The most bytes that a process that runs held until now.
+fn most_held(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    Some(line?.parse::<u64>().unwrap() << 10)
 }
 
 /// 12 MiB of pixels: none of a PNG or JPEG file are kept, those of a WebP file count.
@@ -188,9 +209,11 @@ fn files_of_clips_do_not_grow_in_memory() {
     let model = format!("{}/../engine/tests/golden_video/hunyuan", env!("CARGO_MANIFEST_DIR"));
     let plan = ["plan", &model, "--size", "128x96", "--frames", "161", "--threads", "2", "--json"];
     let plan: Value = serde_json::from_str(&stdout(folder.path(), &plan)).unwrap();
-    let decode = ["decode", "latents.safetensors", "-o", "-", "--model", &model, "--threads", "2"];
+    let decode = ["decode", "latents.safetensors", "--model", &model, "--threads", "2", "-o"];
     for (format, plan) in [("webp", &plan), ("mp4", &plan), ("safetensors", &plan["tensor"])] {
-        let (file, measured) = output_and_peak(folder.path(), &[&decode[..], &["--format", format]].concat());
+        let output = format!("clip.{format}");
+        let measured = peak(folder.path(), &[&decode[..], &[&output]].concat());
+        let file = std::fs::read(folder.path().join(output)).unwrap();
         let expected = plan["expected_peak_bytes"].as_u64().unwrap();
         let mib = |bytes: u64| bytes as f64 / MIB as f64;
         eprintln!("{format}: {} bytes, {:.1} MiB of {:.1}", file.len(), mib(measured), mib(expected));
@@ -199,26 +222,37 @@ fn files_of_clips_do_not_grow_in_memory() {
     }
 }
 
+const SIGTERM: i32 = 15;
+
 #[test]
 fn a_signal_leaves_what_had_the_name_before() {
     let folder = tempfile::tempdir().unwrap();
     latents(&folder.path().join("latents.safetensors"), &[1, 4, 256, 256]);
-    std::fs::write(folder.path().join("a.png"), b"before").unwrap();
     let model = format!("{}/../engine/tests/golden/tiny", env!("CARGO_MANIFEST_DIR"));
-    let arguments = ["decode", "latents.safetensors", "-o", "a.png", "--model", &model];
-    let mut process = program().current_dir(folder.path()).args(arguments).spawn().unwrap();
     let drafts = || {
         let entries = std::fs::read_dir(folder.path()).unwrap();
         entries
             .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "part"))
             .count()
     };
-    while drafts() == 0 {
-        assert!(process.try_wait().unwrap().is_none(), "the program ended before it wrote anything");
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    let listens = |process| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+        u64::from_str_radix(caught.trim(), 16).unwrap() >> (SIGTERM - 1) & 1 == 1
+    };
+    // That of a tensor is there for a moment only: whoever listens removes it.
+    for (output, has_draft) in [("a.png", true), ("a.safetensors", false)] {
+        let path = folder.path().join(output);
+        std::fs::write(&path, b"before").unwrap();
+        let arguments = ["decode", "latents.safetensors", "-o", output, "--model", &model];
+        let mut process = program().current_dir(folder.path()).args(arguments).spawn().unwrap();
+        while drafts() < usize::from(has_draft) || !listens(process.id()) {
+            assert!(process.try_wait().unwrap().is_none(), "the program ended before the signal: {output}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let id = process.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert_eq!(process.wait().unwrap().code(), Some(128 + SIGTERM), "{output}");
+        assert_eq!((drafts(), std::fs::read(&path).unwrap()), (0, b"before".to_vec()), "{output}");
     }
-    let id = process.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-    assert_eq!(process.wait().unwrap().code(), Some(143));
-    assert_eq!((drafts(), std::fs::read(folder.path().join("a.png")).unwrap()), (0, b"before".to_vec()));
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision};
+use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision, Windows};
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use serde_json::json;
 
+use crate::clip::hunyuan;
 use crate::hooked::{Hooked, Hooks};
 use crate::support::*;
 
@@ -119,6 +120,30 @@ async fn a_plan_that_fills_the_budget_with_its_answer_is_taken() {
             let server = TestServer::with(options(), vec![("default", model)]).await;
             let query = format!("output_type={output}&{}", tensor_query(&LATENTS, Dtype::Float16));
             let response = server.post(&format!("/?{query}"), latents(&LATENTS, 62).0).send().await.unwrap();
+            assert_eq!(response.status(), expected, "{output} within {room} of {need} bytes");
+        }
+    }
+}
+
+/// The encoder of an MP4 file keeps some pixels of each frame; the frames count as what they may become at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_an_mp4_file_counts_with_its_answer() {
+    const LATENTS: [usize; 5] = [1, 4, 3, 4, 6];
+    let windows = Windows { frames: false, tiles: None };
+    let clip = hunyuan();
+    let [_, _, frames, height, width] = clip.clip_pixels(LATENTS).unwrap();
+    let plan = clip.plan_decode_clip(LATENTS, windows, Precision::Exact).unwrap();
+    let pixels = 3 * frames * height * width;
+    let encoder = 13 * height * width + (2 << 20);
+    for (output, answer) in [("pt&partial_postprocess=true", pixels), ("mp4", pixels + encoder)] {
+        let need = (plan.peak_bytes + answer) as u64;
+        for (room, expected) in [(need, 200), (need - 1, 413)] {
+            let engine = Hooked::with_room(engine(), room, Hooks::default());
+            let model = Arc::new(Autoencoder::new(clip.model().clone(), engine));
+            let server = TestServer::with(options(), vec![("default", model)]).await;
+            let query =
+                format!("output_type={output}&windows=off&{}", tensor_query(&LATENTS, Dtype::Float16));
+            let response = server.post(&format!("/?{query}"), latents(&LATENTS, 64).0).send().await.unwrap();
             assert_eq!(response.status(), expected, "{output} within {room} of {need} bytes");
         }
     }
