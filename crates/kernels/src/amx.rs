@@ -262,43 +262,53 @@ mod x86 {
             assert!(rows.len() >= columns.len() * ROW_WORDS);
             // SAFETY: `self` says that the registers are laid out; the lengths of what is read and written are compared.
             unsafe {
-                let sums = sums.0.as_mut_ptr();
-                for group in 0..bytes::COLUMNS / BLOCK {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "tilezero tmm4",
+                    "tilezero tmm5",
+                    options(nostack, nomem, preserves_flags)
+                );
+                for (step, columns) in columns.enumerate() {
+                    ahead.ask(step);
+                    // For each group of columns: high with high, high with low both ways, low with low.
                     asm!(
-                        "tilezero tmm0",
-                        "tilezero tmm1",
-                        "tilezero tmm2",
-                        options(nostack, nomem, preserves_flags)
-                    );
-                    for (step, columns) in columns.clone().enumerate() {
-                        if group == 0 {
-                            ahead.ask(step);
-                        }
-                        // High with high to register 0, low with high and high with low to 1, low with low to 2.
-                        asm!(
-                            "tileloadd tmm4, [{rows} + {line}]",
-                            "tileloadd tmm6, [{columns} + {line}]",
-                            "tdpbssd tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{rows} + {line} + 1024]",
-                            "tdpbssd tmm1, tmm5, tmm6",
-                            "tileloadd tmm7, [{columns} + {line} + 2048]",
-                            "tdpbssd tmm2, tmm5, tmm7",
-                            "tdpbssd tmm1, tmm4, tmm7",
-                            rows = in(reg) rows.as_ptr().add(step * ROW_WORDS),
-                            columns = in(reg) columns.as_ptr().add(group * TILE),
-                            line = in(reg) 64usize,
-                            options(nostack, readonly, preserves_flags)
-                        );
-                    }
-                    asm!(
-                        "tilestored [{sums} + {line}], tmm0",
-                        "tilestored [{sums} + {line} + 1024], tmm1",
-                        "tilestored [{sums} + {line} + 2048], tmm2",
-                        sums = in(reg) sums.add(group * 3 * TILE),
+                        "tileloadd tmm6, [{rows} + {line}]",
+                        "tileloadd tmm7, [{columns} + {line}]",
+                        "tdpbssd tmm0, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line} + 2048]",
+                        "tdpbssd tmm1, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line} + 1024]",
+                        "tdpbssd tmm3, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line} + 3072]",
+                        "tdpbssd tmm4, tmm6, tmm7",
+                        "tileloadd tmm6, [{rows} + {line} + 1024]",
+                        "tdpbssd tmm5, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line} + 1024]",
+                        "tdpbssd tmm4, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line}]",
+                        "tdpbssd tmm1, tmm6, tmm7",
+                        "tileloadd tmm7, [{columns} + {line} + 2048]",
+                        "tdpbssd tmm2, tmm6, tmm7",
+                        rows = in(reg) rows.as_ptr().add(step * ROW_WORDS),
+                        columns = in(reg) columns.as_ptr(),
                         line = in(reg) 64usize,
-                        options(nostack, preserves_flags)
+                        options(nostack, readonly, preserves_flags)
                     );
                 }
+                asm!(
+                    "tilestored [{sums} + {line}], tmm0",
+                    "tilestored [{sums} + {line} + 1024], tmm1",
+                    "tilestored [{sums} + {line} + 2048], tmm2",
+                    "tilestored [{sums} + {line} + 3072], tmm3",
+                    "tilestored [{sums} + {line} + 4096], tmm4",
+                    "tilestored [{sums} + {line} + 5120], tmm5",
+                    sums = in(reg) sums.0.as_mut_ptr(),
+                    line = in(reg) 64usize,
+                    options(nostack, preserves_flags)
+                );
             }
         }
     }
