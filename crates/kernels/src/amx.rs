@@ -102,16 +102,6 @@ impl Sums {
     }
 }
 
-/// `sums = Σ over steps of rows · columns`, as [`crate::bytes`] lays them out; `ahead` is asked for meanwhile, a part in each
-/// step.
-///
-/// # Panics
-/// There are fewer steps of rows than of columns.
-#[inline(always)]
-pub(crate) fn multiply_bytes(tiles: &Tiles, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
-    tiles.multiply_bytes(rows, columns, ahead, sums);
-}
-
 /// `products[row][column] = sums · factors of row and column`, the sums brought together in units of 256, beginning with what
 /// `products` holds if `ADD` and with zero if not.
 ///
@@ -255,9 +245,13 @@ mod x86 {
             }
         }
 
-        /// See [`super::multiply_bytes`].
+        /// `sums = Σ over steps of rows · columns`, as [`crate::bytes`] lays them out; `ahead` is asked for meanwhile, a part in each
+        /// step.
+        ///
+        /// # Panics
+        /// There are fewer steps of rows than of columns.
         #[inline(always)]
-        pub(super) fn multiply_bytes(&self, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
+        pub(crate) fn multiply_bytes(&self, rows: &[i32], columns: &[i32], ahead: Ahead, sums: &mut Sums) {
             let columns = columns.chunks_exact(COLUMN_WORDS);
             assert!(rows.len() >= columns.len() * ROW_WORDS);
             // SAFETY: `self` says that the registers are laid out; the lengths of what is read and written are compared.
@@ -559,7 +553,7 @@ mod elsewhere {
             match *self {}
         }
 
-        pub(super) fn multiply_bytes(&self, _: &[i32], _: &[i32], _: Ahead, _: &mut Sums) {
+        pub(crate) fn multiply_bytes(&self, _: &[i32], _: &[i32], _: Ahead, _: &mut Sums) {
             match *self {}
         }
     }

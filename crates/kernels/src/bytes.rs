@@ -127,7 +127,7 @@ pub(crate) unsafe fn round_weights<T: Tile>(values: &[f32], out: &mut [i32], fac
 mod tests {
     use super::*;
     use crate::ahead::Ahead;
-    use crate::amx::{Sums, Tiles, multiply_bytes, put_bytes};
+    use crate::amx::{Sums, Tiles, put_bytes};
     use crate::isa::{Isa, dispatch};
 
     /// Integers whose scale is one: the largest of each row and column is the limit.
@@ -163,7 +163,7 @@ mod tests {
                 round_sources::<T::Vector>(values, factor, &mut row_words[row * ROW..], 0);
             }
             round_weights::<T>(columns, &mut column_words, &mut column_factors);
-            multiply_bytes(&Tiles::new(isa), &row_words, &column_words, Ahead::NONE, &mut sums);
+            Tiles::new(isa).multiply_bytes(&row_words, &column_words, Ahead::NONE, &mut sums);
             put_bytes::<false>(&sums, &row_factors, &column_factors, products);
             put_bytes::<true>(&sums, &row_factors, &column_factors, products);
         }

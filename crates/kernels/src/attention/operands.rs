@@ -157,7 +157,7 @@ impl Panels {
                     for query in (0..queries).step_by(bytes::ROWS) {
                         let ahead = ahead.skip(query / bytes::ROWS * steps);
                         let rows = &words(left.words)[left.first_row(query, split)..];
-                        amx::multiply_bytes(&registers, rows, panel, ahead, &mut products);
+                        registers.multiply_bytes(rows, panel, ahead, &mut products);
                         let row_factors = &left.factors[split * queries + query..];
                         let sums = &mut sums[query * bytes::COLUMNS..];
                         // SAFETY: the caller vouches for the CPU.
@@ -306,8 +306,7 @@ impl<'a> Left<'a> {
         unsafe {
             match self.form {
                 Form::Float32 => {}
-                Form::Pairs => self.round::<T>(count),
-                Form::Bytes => self.round_to_bytes::<T>(count),
+                Form::Pairs | Form::Bytes => self.round::<T>(count),
                 Form::Bfloat16 => self.split(count),
             }
         }
@@ -315,49 +314,29 @@ impl<'a> Left<'a> {
 
     #[inline(always)]
     unsafe fn round<T: Tile>(&mut self, count: usize) {
-        const { assert!(T::PIXELS <= MOST_POINTS) };
+        const { assert!(T::PIXELS <= MOST_POINTS && bytes::ROWS <= MOST_POINTS) };
+        let rows = if self.form == Form::Bytes { bytes::ROWS } else { T::PIXELS };
         for split in 0..count.div_ceil(SPLIT) {
-            for query in (0..self.queries).step_by(T::PIXELS) {
+            for query in (0..self.queries).step_by(rows) {
                 let values = Sources {
                     values: &self.values[(split * SPLIT * self.queries + query) * BLOCK..],
                     strides: [BLOCK, self.queries * BLOCK],
                     blocks: SPLIT.min(count - split * SPLIT),
                 };
-                let place = self.place::<T>(query, split);
-                let factors = &mut self.factors[split * self.queries + query..][..T::PIXELS];
+                let place = match self.form {
+                    Form::Bytes => self.first_row(query, split),
+                    _ => self.place::<T>(query, split),
+                };
+                let factors = &mut self.factors[split * self.queries + query..][..rows];
                 let words = &mut words_mut(self.words)[place..];
                 // SAFETY: the caller vouches for the CPU.
                 unsafe {
-                    integers::quantize_sources::<T::Vector>(
-                        values,
-                        factors,
-                        words,
-                        [PAIRS, T::PIXELS * PAIRS],
-                    );
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn round_to_bytes<T: Tile>(&mut self, count: usize) {
-        for split in 0..count.div_ceil(SPLIT) {
-            for query in (0..self.queries).step_by(bytes::ROWS) {
-                let values = Sources {
-                    values: &self.values[(split * SPLIT * self.queries + query) * BLOCK..],
-                    strides: [BLOCK, self.queries * BLOCK],
-                    blocks: SPLIT.min(count - split * SPLIT),
-                };
-                let place = self.first_row(query, split);
-                let factors = &mut self.factors[split * self.queries + query..][..bytes::ROWS];
-                // SAFETY: the caller vouches for the CPU.
-                unsafe {
-                    bytes::round_sources::<T::Vector>(
-                        values,
-                        factors,
-                        &mut words_mut(self.words)[place..],
-                        bytes::ROW,
-                    );
+                    if self.form == Form::Bytes {
+                        bytes::round_sources::<T::Vector>(values, factors, words, bytes::ROW);
+                    } else {
+                        let strides = [PAIRS, T::PIXELS * PAIRS];
+                        integers::quantize_sources::<T::Vector>(values, factors, words, strides);
+                    }
                 }
             }
         }

@@ -173,7 +173,7 @@ unsafe fn multiply_bytes(
                 meanwhile();
             }
             let rows = &sources[grid.first_row(tile, split)..];
-            amx::multiply_bytes(registers, rows, panel, ahead.skip(pass * steps), sums);
+            registers.multiply_bytes(rows, panel, ahead.skip(pass * steps), sums);
             let products = &mut products[tile * bytes::COLUMNS..][..bytes::ROWS * bytes::COLUMNS];
             // SAFETY: the caller vouches for the CPU.
             unsafe {
