@@ -1,8 +1,8 @@
 //! Times one convolution as a decoder runs it (norm, SiLU, convolution, residual):
-//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL]]]]]]`.
+//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL [INPUT]]]]]]]`.
 //!
 //! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`, KERNEL the kernel's
-//! side (3). The rate counts the multiplications of the definition, whatever the algorithm does.
+//! side (3), INPUT `norm` or `plain`, which leaves norm and SiLU out. The rate counts the multiplications of the definition, whatever the algorithm does.
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, map};
@@ -57,7 +57,10 @@ fn main() {
     let mut output = Buffer::zeroed(storage.len(blocks(output_channels) * side * side)).expect("memory");
     let scratch_len = Convolution::scratch_len(isa, &geometry, upsample, arithmetic);
     let mut scratch = Buffer::zeroed(scratch_len).expect("memory");
-    let prologue = Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample };
+    let prologue = match arguments.get(10).map(String::as_str) {
+        Some("plain") => Prologue { upsample, ..Prologue::default() },
+        _ => Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample },
+    };
     let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
     let mut times: Vec<f64> = (0..number(6, 7))
         .map(|_| {

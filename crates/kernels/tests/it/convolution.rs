@@ -265,6 +265,27 @@ fn many_channels_take_several_passes_and_smaller_patches() {
 }
 
 #[test]
+fn what_is_read_where_it_lies_is_right_inside_large_pictures() {
+    let upsampled = Case { upsample: 2, ..plain_case(20, 9, [75, 110]) };
+    let summed = Case { residual: true, after: Activation::Relu, ..plain_case(17, 20, [110, 150]) };
+    for case in [summed, upsampled] {
+        let data = case.data();
+        let expected = case.oracle(&data);
+        each_tier(|isa, pool| {
+            let found = case.check(isa, pool, Arithmetic::Float32, &data, &expected);
+            // A norm that changes nothing has the input gathered.
+            let ones = Data {
+                scale: vec![1.0; data.scale.len()],
+                shift: vec![0.0; data.shift.len()],
+                ..case.data()
+            };
+            let gathered = Case { norm: true, ..case.clone() };
+            assert!(gathered.run(isa, pool, Arithmetic::Float32, &ones, false) == found, "{}", isa.name());
+        });
+    }
+}
+
+#[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let winograd = plain_case(33, 70, [37, 50]);
     let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
