@@ -211,6 +211,22 @@ fn strips_of_few_output_channels_have_the_bytes_of_the_whole() {
 }
 
 #[test]
+fn strips_of_strided_tiles_have_the_bytes_of_the_whole() {
+    let (kernel, stride, padding) = ([3, 3], 2, [0, 1, 0, 1]);
+    let geometry = Geometry { input_channels: 20, output_channels: 260, kernel, stride, padding };
+    for (storage, norm) in [(Storage::Float32, false), (Storage::Half, true)] {
+        let (size, edge, strips) = ([61, 30], Edge::Zero, vec![2, 1, 5]);
+        let case = Case { geometry, size, upsample: 1, norm, residual: true, edge, storage, strips };
+        each_tier(|isa, pool| {
+            for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
+                let (whole, joined) = case.run(isa, pool, arithmetic);
+                assert!(whole == joined, "{} {}: {case:?}", isa.name(), arithmetic.name());
+            }
+        });
+    }
+}
+
+#[test]
 fn windows_that_are_read_where_they_lie_have_the_bytes_of_the_whole() {
     let geometry =
         Geometry { input_channels: 20, output_channels: 17, kernel: [3, 3], stride: 1, padding: [1; 4] };
