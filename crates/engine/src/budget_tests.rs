@@ -145,6 +145,29 @@ fn any_means_give_the_same_bytes() {
 }
 
 #[test]
+fn nobody_runs_further_ahead_at_the_top_than_later() {
+    let (half, factor) = &halves()[0];
+    for precision in Precision::ALL {
+        let task = half.task([40 * factor, 9 * factor], precision, 1);
+        let streamed = Search::new(&task).streamable;
+        let plan = Plan::new(&task, &Means { streamed, strip_pixels: 1, ..Means::default() });
+        let strips: Vec<_> =
+            plan.steps.iter().filter_map(|step| Some((step, step.slices.as_ref()?))).collect();
+        assert!(strips.iter().any(|(step, _)| step.operations.len() > 4));
+        for (step, slices) in strips {
+            for member in 0..step.operations.len() {
+                let mut rows =
+                    slices.iter().filter(|slice| slice.member == member).map(|slice| slice.rows.len());
+                let first = rows.next().unwrap();
+                // The fold's grid begins before the picture, so that a first strip may hold less than one tile more.
+                let most = rows.max().map_or(first, |later| later + 3);
+                assert!(first <= most, "{}: {first} rows before at most {most}", step.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn any_budget_is_kept_and_gives_the_same_bytes() {
     for (half, factor) in halves() {
         for precision in Precision::ALL {

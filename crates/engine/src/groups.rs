@@ -13,7 +13,7 @@ use remote_vae_kernels::layout::blocks;
 
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
-use crate::strips::{Over, Schedule, schedule};
+use crate::strips::{Over, Schedule, grid, schedule};
 
 /// How memory is saved; nothing by default.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +167,12 @@ pub(crate) fn last_reads(shapes: &Shapes<'_>, groups: &[Group]) -> HashMap<Value
     last
 }
 
+/// Rows of a strip of about `rows` where some member's tiles have `step`: whole tiles, unless it is to be smaller.
+fn strip_rows(rows: usize, step: usize) -> usize {
+    let whole = (rows + step / 2) / step * step;
+    if whole > 0 { whole } else { rows / LEAST_ROWS * LEAST_ROWS }.max(LEAST_ROWS)
+}
+
 struct Grouping<'a> {
     shapes: &'a Shapes<'a>,
     steps: &'a [FusedStep],
@@ -262,7 +268,8 @@ impl Grouping<'_> {
             (Fused::NormStatistics { input, .. }, _) => shapes.width(*input),
             (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.width(node),
         };
-        let rows = (self.means.strip_pixels / width / LEAST_ROWS * LEAST_ROWS).max(LEAST_ROWS);
+        let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
+        let rows = strip_rows(self.means.strip_pixels / width, steps.max().unwrap_or(1));
         let outputs = group.members.iter().map(|member| member.output).collect();
         let uncut = (outputs, group.sinks.clone(), group.overs.clone(), rows);
         let cut = schedules.known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));

@@ -43,6 +43,9 @@ pub(crate) struct Schedule {
 
 /// The schedule of `members`, those of `sinks` making about `rows` rows of the last one's output at a time. An error is
 /// the node of a tensor that would be written over before it was read.
+///
+/// Each sink asks for the rows that it reads, and so does every member before it, no more than the share of `rows` at a time:
+/// so also at the top, where all have to get ahead of their readers, nobody runs further ahead than later.
 pub(crate) fn schedule(
     shapes: &Shapes<'_>,
     members: &[FusedStep],
@@ -50,43 +53,27 @@ pub(crate) fn schedule(
     overs: &[Over],
     rows: usize,
 ) -> Result<Schedule, usize> {
-    let sources = members.iter().enumerate().map(|(at, member)| sources(members, at, member)).collect();
-    let mut state = State { shapes, members, sources, made: vec![0; members.len()] };
     let heights: Vec<usize> = members.iter().map(|member| height(shapes, member)).collect();
     let total = sinks.last().map_or(0, |sink| heights[*sink]);
-    let (mut slices, mut kept) = (Vec::new(), vec![0; members.len()]);
+    let share = |end: usize, member: usize| (end * heights[member]).div_ceil(total);
+    let mut state = State {
+        shapes,
+        members,
+        overs,
+        sources: members.iter().enumerate().map(|(at, member)| sources(members, at, member)).collect(),
+        strips: (0..members.len()).map(|member| share(rows, member)).collect(),
+        made: vec![0; members.len()],
+        kept: vec![0; members.len()],
+        slices: Vec::new(),
+    };
     let mut target = 0;
     while target < total {
         target = (target + rows).min(total);
-        let mut wanted = state.made.clone();
         for sink in sinks {
-            wanted[*sink] = wanted[*sink].max((target * heights[*sink]).div_ceil(total));
-        }
-        for member in (0..members.len()).rev() {
-            let [step, skip] = grid(shapes, &members[member]);
-            let whole = (wanted[member] + skip).next_multiple_of(step) - skip;
-            let none = wanted[member] <= state.made[member];
-            wanted[member] = if none { state.made[member] } else { whole.min(heights[member]) };
-            for (value, maker) in state.sources[member].clone() {
-                if let Some(maker) = maker {
-                    wanted[maker] = wanted[maker].max(state.needs(member, value, wanted[member]));
-                }
-            }
-        }
-        for (member, end) in wanted.into_iter().enumerate() {
-            if end <= state.made[member] {
-                continue;
-            }
-            for over in overs.iter().filter(|over| over.member == member) {
-                if state.is_unread(over, end) {
-                    return Err(over.node);
-                }
-            }
-            kept[member] = kept[member].max(end - state.oldest(member));
-            slices.push(Slice { member, rows: state.made[member]..end });
-            state.made[member] = end;
+            state.make(*sink, share(target, *sink))?;
         }
     }
+    let State { slices, kept, .. } = state;
     let mut seen = HashSet::new();
     let is_new = |slice: &&Slice| seen.insert((slice.member, slice.rows.len(), slice.rows.start == 0));
     let kinds = slices.iter().filter(is_new).cloned().collect();
@@ -110,13 +97,44 @@ fn sources(members: &[FusedStep], at: usize, member: &FusedStep) -> Vec<(Value, 
 struct State<'a> {
     shapes: &'a Shapes<'a>,
     members: &'a [FusedStep],
+    overs: &'a [Over],
     /// What each member reads, and who makes it.
     sources: Vec<Vec<(Value, Option<usize>)>>,
+    /// Rows that each member makes at a time, about.
+    strips: Vec<usize>,
     /// Rows that each member has made.
     made: Vec<usize>,
+    /// As in [`Schedule`], so far.
+    kept: Vec<usize>,
+    slices: Vec<Slice>,
 }
 
 impl State<'_> {
+    /// Lets `member` have made `end` rows at least, and those before it what that needs.
+    fn make(&mut self, member: usize, end: usize) -> Result<(), usize> {
+        let [step, skip] = grid(self.shapes, &self.members[member]);
+        let height = height(self.shapes, &self.members[member]);
+        let between_tiles = |row: usize| ((row + skip).next_multiple_of(step) - skip).min(height);
+        while self.made[member] < end {
+            let start = self.made[member];
+            let end = between_tiles(end.min(start + self.strips[member]));
+            for (value, maker) in self.sources[member].clone() {
+                if let Some(maker) = maker {
+                    self.make(maker, self.needs(member, value, end))?;
+                }
+            }
+            for over in self.overs.iter().filter(|over| over.member == member) {
+                if self.is_unread(over, end) {
+                    return Err(over.node);
+                }
+            }
+            self.kept[member] = self.kept[member].max(end - self.oldest(member));
+            self.slices.push(Slice { member, rows: start..end });
+            self.made[member] = end;
+        }
+        Ok(())
+    }
+
     /// Rows of `value` that `member` needs before it can have made `rows`.
     fn needs(&self, member: usize, value: Value, rows: usize) -> usize {
         self.rows_read(member, value, 0..rows).end
@@ -189,7 +207,7 @@ fn height(shapes: &Shapes<'_>, member: &FusedStep) -> usize {
 
 /// Where a member's slices may end, whichever arithmetic it gets: `[step, skip]`, as
 /// [`remote_vae_kernels::convolution::Geometry::strip_grid`].
-fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
+pub(crate) fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
     match &member.operation {
         Fused::Convolution { node, source, .. } => {
             let geometry = shapes.geometry(*node);

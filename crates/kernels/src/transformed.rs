@@ -20,6 +20,7 @@ mod weights;
 
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
+use crate::form::Form;
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
@@ -39,8 +40,6 @@ pub(crate) const MOST_OUTPUTS: usize = 6;
 const TAPS: usize = 3;
 /// Points lie this many 32-bit words further apart than they are long: one cache line, lest all fall into one cache set.
 const SKEW: usize = 16;
-/// Tasks for each thread, so that none waits long for the last.
-const TASKS_PER_THREAD: usize = 4;
 
 /// The maps of a fast convolution with three taps, in one direction; arrays are filled as far as the map reaches.
 pub(crate) trait Transform {
@@ -120,9 +119,7 @@ pub(crate) fn run<W: Transform>(
     }
     let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic);
     let groups = geometry.output_channels.div_ceil(isa.lanes());
-    // Each part transforms the inputs anew, so a batch is cut no finer than the threads need.
-    let parts = (pool.threads() * TASKS_PER_THREAD).div_ceil(grid.batches() * frames.len()).min(groups);
-    let groups_per_task = groups.div_ceil(parts);
+    let groups_per_task = groups_per_task(pool.threads(), grid.batches() * frames.len(), groups, grid.form);
     let weights = &*scratch;
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
@@ -147,6 +144,19 @@ pub(crate) fn run<W: Transform>(
         let scratch = &mut Scratch::new(room, &lens);
         dispatch!(isa, task::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
     });
+}
+
+/// How many groups of output channels a task treats: all of a batch's, unless the threads would wait for each other. Each task
+/// transforms the inputs of its batch, which takes as long as the products of some groups.
+fn groups_per_task(threads: usize, batches: usize, groups: usize, form: Form) -> usize {
+    let inputs = match form {
+        Form::Bytes => 6,
+        Form::Pairs => 2,
+        Form::Float32 | Form::Bfloat16 => 1,
+    };
+    let time = |each: &usize| (batches * groups.div_ceil(*each)).div_ceil(threads) * (inputs + each);
+    // Of equals the one with the fewest tasks.
+    (1..=groups).rev().min_by_key(time).unwrap_or(1)
 }
 
 struct Job<'a> {
@@ -207,6 +217,22 @@ unsafe fn task<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
             let next = if group + 1 == groups.end { next } else { None };
             products::multiply::<T, W>(job, scratch, batch, group, next);
             outputs::transform::<T, W>(job, scratch, batch, group);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_where_threads_would_wait() {
+        for form in [Form::Float32, Form::Pairs, Form::Bytes] {
+            assert_eq!(groups_per_task(1, 5, 16, form), 16);
+            assert_eq!(groups_per_task(2, 6, 4, form), 4);
+            assert_eq!(groups_per_task(4, 1, 16, form), 4);
+            assert_eq!(groups_per_task(64, 2, 16, form), 1);
+            assert_eq!(groups_per_task(3, 7, 1, form), 1);
         }
     }
 }

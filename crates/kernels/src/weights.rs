@@ -4,6 +4,9 @@ use crate::convolution::Geometry;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
 
+/// Values that are looked at together, without a branch for each.
+const PART: usize = 1024;
+
 /// Values in the narrowest type that holds each of them exactly.
 pub(crate) enum Compact {
     Float32(Vec<f32>),
@@ -17,7 +20,8 @@ impl Compact {
         if weight.iter().all(|value| value.to_bits() & 0xffff == 0) {
             return Compact::BFloat16(panels(isa, geometry, weight, |value| (value.to_bits() >> 16) as u16));
         }
-        if weight.iter().all(|value| to_half(*value).is_some()) {
+        let are_halves = |part: &[f32]| part.iter().fold(true, |all, value| all & to_half(*value).is_some());
+        if weight.chunks(PART).all(are_halves) {
             return Compact::Float16(panels(isa, geometry, weight, |value| to_half(value).unwrap_or(0)));
         }
         Compact::Float32(panels(isa, geometry, weight, |value| value))
@@ -92,13 +96,19 @@ pub(crate) fn panels<T: Copy + Default>(
     let lanes = isa.lanes();
     let group_len = blocks(input_channels) * taps * BLOCK * lanes;
     let mut panels = vec![T::default(); output_channels.div_ceil(lanes) * group_len];
-    for output in 0..output_channels {
-        let group = &mut panels[output / lanes * group_len..][..group_len];
-        for input in 0..input_channels {
-            let source = &weight[(output * input_channels + input) * taps..][..taps];
-            for (tap, value) in source.iter().enumerate() {
-                let row = (input / BLOCK * taps + tap) * BLOCK + input % BLOCK;
-                group[row * lanes + output % lanes] = store(*value);
+    let block_len = taps * BLOCK * lanes;
+    for (group, panel) in panels.chunks_exact_mut(group_len).enumerate() {
+        let outputs = group * lanes..((group + 1) * lanes).min(output_channels);
+        // What is written meanwhile stays in the cache.
+        for (block, panel) in panel.chunks_exact_mut(block_len).enumerate() {
+            let inputs = block * BLOCK..((block + 1) * BLOCK).min(input_channels);
+            for (lane, output) in outputs.clone().enumerate() {
+                let sources = &weight[(output * input_channels + inputs.start) * taps..];
+                for (input, source) in sources.chunks_exact(taps).take(inputs.len()).enumerate() {
+                    for (tap, value) in source.iter().enumerate() {
+                        panel[(tap * BLOCK + input) * lanes + lane] = store(*value);
+                    }
+                }
             }
         }
     }

@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::ModelError;
 use crate::graph::{BATCH_NORM_EPSILON, BatchNorm, Folded, Part, WeightSpec};
 use crate::header::{self, StorageType, TensorEntry, format_error, tensor_error};
@@ -264,10 +267,24 @@ fn append(values: &mut Vec<f32>, storage: StorageType, data: &[u8]) {
     match storage {
         StorageType::F64 => values.extend(data.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32)),
         StorageType::F32 => values.extend(data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-        StorageType::F16 => values.extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
+        StorageType::F16 => append_halves(values, data),
         StorageType::BF16 => values.extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
         StorageType::F8E4M3 => values.extend(data.iter().map(|&byte| f8_e4m3_to_f32(byte))),
         StorageType::Other(_) => {}
+    }
+}
+
+/// Appends F16 values, many in each conversion: one by one each would ask what the processor can.
+fn append_halves(values: &mut Vec<f32>, data: &[u8]) {
+    let mut halves = [f16::ZERO; 1024];
+    for pairs in data.as_chunks::<2>().0.chunks(halves.len()) {
+        let halves = &mut halves[..pairs.len()];
+        for (half, pair) in halves.iter_mut().zip(pairs) {
+            *half = f16::from_le_bytes(*pair);
+        }
+        let start = values.len();
+        values.resize(start + halves.len(), 0.0);
+        halves.convert_to_f32_slice(&mut values[start..]);
     }
 }
 
