@@ -145,8 +145,8 @@ fn finished<T: Tile>(
 ) -> [f32; BLOCK] {
     let mut pixel = *sums;
     if let Some(other) = other {
-        for lane in 0..BLOCK {
-            pixel[lane] += other[lane];
+        for (sum, other) in pixel.iter_mut().zip(other) {
+            *sum += other;
         }
     }
     activate::<T>(activation, &mut pixel);
