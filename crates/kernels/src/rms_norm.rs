@@ -135,12 +135,12 @@ impl Edit for Scaled<'_> {
     unsafe fn edit<T: Tile>(&self, from: usize, values: &mut [f32]) {
         let scales = &self.scales[from - self.first..];
         for (pixel, scale) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales) {
-            for lane in 0..BLOCK {
-                pixel[lane] *= scale * self.factors[lane];
+            for (value, factor) in pixel.iter_mut().zip(self.factors) {
+                *value *= scale * factor;
             }
             if let Some(summands) = self.summands {
-                for lane in 0..BLOCK {
-                    pixel[lane] += summands[lane];
+                for (value, summand) in pixel.iter_mut().zip(summands) {
+                    *value += summand;
                 }
             }
         }
