@@ -1,8 +1,8 @@
 //! Times one convolution as a decoder runs it (norm, SiLU, convolution, residual):
-//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL]]]]]]`.
+//! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL [INPUT [STRIDE]]]]]]]]`.
 //!
 //! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`, KERNEL the kernel's
-//! side (3). The rate counts the multiplications of the definition, whatever the algorithm does.
+//! side (3), INPUT `norm` or `plain`, which leaves norm and SiLU out, STRIDE 1 or 2. The rate counts the multiplications of the definition, whatever the algorithm does.
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, map};
@@ -29,20 +29,15 @@ fn main() {
         Some("integer16") => Arithmetic::Integer16,
         Some(other) => panic!("arithmetic {other:?} is neither float32 nor integer16"),
     };
-    let kernel = number(9, 3);
-    let geometry = Geometry {
-        input_channels,
-        output_channels,
-        kernel: [kernel; 2],
-        stride: 1,
-        padding: [kernel / 2; 4],
-    };
+    let (kernel, stride) = (number(9, 3), number(11, 1));
+    let geometry =
+        Geometry { input_channels, output_channels, kernel: [kernel; 2], stride, padding: [kernel / 2; 4] };
     let pool = Pool::new(None).expect("threads");
     let spread = (3.0 / (kernel * kernel * input_channels) as f32).sqrt();
     let weight: Vec<f32> =
         (0..output_channels * input_channels * kernel * kernel).map(|i| noise(i) * spread).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
-    let side = size * upsample;
+    let side = size * upsample / stride;
     let values: Vec<f32> = (0..blocked_len(input_channels, size * size)).map(|i| noise(i) * 2.0).collect();
     let storage = match arguments.get(8).map(String::as_str) {
         Some("half") => Storage::Half,
@@ -57,7 +52,10 @@ fn main() {
     let mut output = Buffer::zeroed(storage.len(blocks(output_channels) * side * side)).expect("memory");
     let scratch_len = Convolution::scratch_len(isa, &geometry, upsample, arithmetic);
     let mut scratch = Buffer::zeroed(scratch_len).expect("memory");
-    let prologue = Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample };
+    let prologue = match arguments.get(10).map(String::as_str) {
+        Some("plain") => Prologue { upsample, ..Prologue::default() },
+        _ => Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample },
+    };
     let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
     let mut times: Vec<f64> = (0..number(6, 7))
         .map(|_| {

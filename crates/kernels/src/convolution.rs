@@ -12,6 +12,7 @@ use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
 use crate::pool::Pool;
 use crate::prologue::Source;
+use crate::strided::WinogradStrided;
 use crate::strip::Strip;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use crate::upsample_fold::UpsampleFold;
@@ -58,12 +59,15 @@ pub enum Algorithm {
     Winograd6,
     /// One product for each weight and output, in tile registers.
     TileDirect,
+    /// 3×3 kernel of stride 2 in tiles of 3×3 outputs: three fifths of the products.
+    WinogradStrided,
     /// Nearest upsampling by two folded into a 3×3 kernel: less than a fifth of the products.
     UpsampleFold,
 }
 
 impl Algorithm {
-    /// `direct`, `pointwise`, `shift add`, `tile direct`, `winograd 4x4`, `winograd 6x6` or `upsample fold`.
+    /// `direct`, `pointwise`, `shift add`, `tile direct`, `winograd 4x4`, `winograd 6x6`,
+    /// `winograd 3x3 of stride 2` or `upsample fold`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Direct => "direct",
@@ -72,6 +76,7 @@ impl Algorithm {
             Algorithm::TileDirect => "tile direct",
             Algorithm::Winograd4 => "winograd 4x4",
             Algorithm::Winograd6 => "winograd 6x6",
+            Algorithm::WinogradStrided => "winograd 3x3 of stride 2",
             Algorithm::UpsampleFold => "upsample fold",
         }
     }
@@ -111,12 +116,14 @@ impl Geometry {
     pub fn algorithm(&self, isa: Isa, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
         if shift_add::fits(self) {
             Algorithm::ShiftAdd
-        } else if !self.is_transformable() && isa.has_tiles() {
+        } else if !self.is_transformable(isa) && isa.has_tiles() {
             Algorithm::TileDirect
         } else if pointwise::fits(self) && upsample <= 1 {
             Algorithm::Pointwise
-        } else if !self.is_transformable() {
+        } else if !self.is_transformable(isa) {
             Algorithm::Direct
+        } else if self.stride == 2 {
+            Algorithm::WinogradStrided
         } else if upsample == 2 && self.padding == [1; 4] {
             Algorithm::UpsampleFold
         } else if arithmetic == Arithmetic::Integer16
@@ -140,6 +147,7 @@ impl Geometry {
             Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd | Algorithm::TileDirect => [1, 0],
             Algorithm::Winograd4 => transformed::strip_grid::<Winograd4>(),
             Algorithm::Winograd6 => transformed::strip_grid::<Winograd6>(),
+            Algorithm::WinogradStrided => transformed::strip_grid::<WinogradStrided>(),
             Algorithm::UpsampleFold => transformed::strip_grid::<UpsampleFold>(),
         }
     }
@@ -152,8 +160,12 @@ impl Geometry {
         start.min(height)..end.div_ceil(factor).min(height)
     }
 
-    fn is_transformable(&self) -> bool {
-        self.kernel == [3, 3] && self.stride == 1 && !shift_add::fits(self)
+    /// Whether its weights are kept for a transform. Strided convolutions of few channels are faster without, in tile registers
+    /// also those of more; input channels must not decide, because [`Geometry::without_taps`] has fewer.
+    fn is_transformable(&self, isa: Isa) -> bool {
+        let least = if isa.has_tiles() { 256 } else { 64 };
+        let strided = self.stride == 2 && self.output_channels >= least;
+        self.kernel == [3, 3] && (self.stride == 1 || strided) && !shift_add::fits(self)
     }
 }
 
@@ -190,7 +202,7 @@ impl Convolution {
     /// # Panics
     /// A length does not fit the geometry.
     pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
-        let weights = if geometry.is_transformable() {
+        let weights = if geometry.is_transformable(isa) {
             Weights::Transformed(Compact::new(isa, &geometry, weight))
         } else if shift_add::fits(&geometry) {
             Weights::Direct(shift_add::panels(isa, &geometry, weight))
@@ -213,7 +225,7 @@ impl Convolution {
             return shift_add::weight_bytes(isa, geometry) + columns * size_of::<f32>();
         }
         let rows = blocks(geometry.input_channels) * geometry.kernel[0] * geometry.kernel[1] * BLOCK;
-        let each = if narrow && geometry.is_transformable() { size_of::<u16>() } else { size_of::<f32>() };
+        let each = if narrow && geometry.is_transformable(isa) { size_of::<u16>() } else { size_of::<f32>() };
         columns * (rows * each + size_of::<f32>())
     }
 
@@ -227,6 +239,9 @@ impl Convolution {
             Algorithm::TileDirect => tile_direct::weights_len(geometry, arithmetic),
             Algorithm::Winograd4 => transformed::weights_len::<Winograd4>(isa, geometry, arithmetic),
             Algorithm::Winograd6 => transformed::weights_len::<Winograd6>(isa, geometry, arithmetic),
+            Algorithm::WinogradStrided => {
+                transformed::weights_len::<WinogradStrided>(isa, geometry, arithmetic)
+            }
             Algorithm::UpsampleFold => transformed::weights_len::<UpsampleFold>(isa, geometry, arithmetic),
         }
     }
@@ -250,6 +265,9 @@ impl Convolution {
             }
             Algorithm::Winograd6 => {
                 transformed::worker_bytes::<Winograd6>(isa, geometry, rows, size[1], arithmetic)
+            }
+            Algorithm::WinogradStrided => {
+                transformed::worker_bytes::<WinogradStrided>(isa, geometry, rows, size[1], arithmetic)
             }
             Algorithm::UpsampleFold => {
                 transformed::worker_bytes::<UpsampleFold>(isa, geometry, rows, size[1], arithmetic)
@@ -432,6 +450,7 @@ impl Convolution {
                     let run = match algorithm {
                         Algorithm::UpsampleFold => transformed::run::<UpsampleFold>,
                         Algorithm::Winograd6 => transformed::run::<Winograd6>,
+                        Algorithm::WinogradStrided => transformed::run::<WinogradStrided>,
                         _ => transformed::run::<Winograd4>,
                     };
                     run(isa, pool, layer, weights, frames, scratch, ready);

@@ -5,7 +5,7 @@ use crate::layout::{BLOCK, blocks};
 use crate::math::{multiply_add, silu, tanh};
 use crate::microkernel::Tile;
 use crate::pool::Pool;
-use crate::tensor::{SharedTensor, Tensor, TensorMut};
+use crate::tensor::{Edit, SharedTensor, Tensor, TensorMut};
 
 /// A nonlinearity that other operations can carry in their prologue or epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -171,36 +171,43 @@ fn in_chunks(isa: Isa, pool: &Pool, input: Option<Tensor<'_>>, output: TensorMut
 
 #[inline(always)]
 unsafe fn change_chunk<T: Tile>(job: &Job<'_>, [start, groups]: [usize; 2]) {
-    let change = |first: usize, values: &mut [f32]| match job.change {
-        Change::Map { map, channels, pixels } => {
-            map_chunk::<T>(map, values);
-            // Only a shift moves the padding, which the last block has.
-            if matches!(map, Map::Affine { shift, .. } if shift != 0.0) && !channels.is_multiple_of(BLOCK) {
-                let whole = (channels / BLOCK * pixels).saturating_sub(first).min(values.len() / BLOCK);
-                for pixel in values[whole * BLOCK..].as_chunks_mut::<BLOCK>().0 {
-                    pixel[channels % BLOCK..].fill(0.0);
-                }
-            }
-        }
-        Change::Add(term) => {
-            for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                // SAFETY: the caller vouches for the CPU.
-                let term = unsafe { term.group::<T>(first + index) };
-                for lane in 0..BLOCK {
-                    pixel[lane] += term[lane];
-                }
-            }
-        }
-        Change::Multiply(factor) => {
-            for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                // SAFETY: the caller vouches for the CPU.
-                let factor = unsafe { factor.group::<T>(first + index) };
-                for lane in 0..BLOCK {
-                    pixel[lane] *= factor[lane];
-                }
-            }
-        }
-    };
     // SAFETY: the caller vouches for the CPU; chunks of different indices do not overlap.
-    unsafe { job.output.edit::<T>(start, groups, job.input, change) }
+    unsafe { job.output.edit::<T>(start, groups, job.input, &job.change) }
+}
+
+impl Edit for Change<'_> {
+    #[inline(always)]
+    unsafe fn edit<T: Tile>(&self, first: usize, values: &mut [f32]) {
+        match *self {
+            Change::Map { map, channels, pixels } => {
+                map_chunk::<T>(map, values);
+                // Only a shift moves the padding, which the last block has.
+                if matches!(map, Map::Affine { shift, .. } if shift != 0.0) && !channels.is_multiple_of(BLOCK)
+                {
+                    let whole = (channels / BLOCK * pixels).saturating_sub(first).min(values.len() / BLOCK);
+                    for pixel in values[whole * BLOCK..].as_chunks_mut::<BLOCK>().0 {
+                        pixel[channels % BLOCK..].fill(0.0);
+                    }
+                }
+            }
+            Change::Add(term) => {
+                for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                    // SAFETY: the caller vouches for the CPU.
+                    let term = unsafe { term.group::<T>(first + index) };
+                    for lane in 0..BLOCK {
+                        pixel[lane] += term[lane];
+                    }
+                }
+            }
+            Change::Multiply(factor) => {
+                for (index, pixel) in values.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                    // SAFETY: the caller vouches for the CPU.
+                    let factor = unsafe { factor.group::<T>(first + index) };
+                    for lane in 0..BLOCK {
+                        pixel[lane] *= factor[lane];
+                    }
+                }
+            }
+        }
+    }
 }

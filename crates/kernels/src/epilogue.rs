@@ -81,9 +81,34 @@ impl Target<'_> {
         // Zero weights alone do not keep the padding at zero: 0 · NaN is NaN.
         let used = (self.channels - block * BLOCK).min(BLOCK);
         let Epilogue { residual, activation } = self.epilogue;
+        // The usual cases, whose loops have nothing to decide.
+        if let (SharedTensor::Float32(output), BLOCK) = (&self.output, used) {
+            // SAFETY: the caller's contract.
+            let output = unsafe { output.part(offset * BLOCK, columns * BLOCK) }.as_chunks_mut::<BLOCK>().0;
+            match residual {
+                Residual::None => {
+                    for (index, pixel) in output.iter_mut().enumerate() {
+                        *pixel = finished::<T>(activation, sums_at(values, index * stride), None);
+                    }
+                    return;
+                }
+                Residual::InPlace => {
+                    for (index, pixel) in output.iter_mut().enumerate() {
+                        *pixel = finished::<T>(activation, sums_at(values, index * stride), Some(pixel));
+                    }
+                    return;
+                }
+                Residual::Tensor(Tensor::Float32(residual)) => {
+                    let others = &residual[residual_offset * BLOCK..][..columns * BLOCK];
+                    for (index, (pixel, other)) in output.iter_mut().zip(others.as_chunks().0).enumerate() {
+                        *pixel = finished::<T>(activation, sums_at(values, index * stride), Some(other));
+                    }
+                    return;
+                }
+                Residual::Tensor(_) => {}
+            }
+        }
         for index in 0..columns {
-            let mut pixel: [f32; BLOCK] =
-                *values[index * stride..].first_chunk().expect("one value for each lane");
             let place = offset + index;
             // SAFETY: the caller's contract.
             let other = unsafe {
@@ -93,12 +118,7 @@ impl Target<'_> {
                     Residual::InPlace => Some(self.output.get::<T>(place)),
                 }
             };
-            if let Some(other) = other {
-                for lane in 0..BLOCK {
-                    pixel[lane] += other[lane];
-                }
-            }
-            activate::<T>(activation, &mut pixel);
+            let mut pixel = finished::<T>(activation, sums_at(values, index * stride), other.as_ref());
             if used < BLOCK {
                 for (lane, value) in pixel.iter_mut().enumerate() {
                     *value = if lane < used { *value } else { 0.0 };
@@ -108,4 +128,27 @@ impl Target<'_> {
             unsafe { self.output.put::<T>(place, pixel) };
         }
     }
+}
+
+/// The sums of one pixel, which begin at `start`.
+#[inline(always)]
+fn sums_at(values: &[f32], start: usize) -> &[f32; BLOCK] {
+    values[start..].first_chunk().expect("one value for each lane")
+}
+
+/// `activation(sums + other)`
+#[inline(always)]
+fn finished<T: Tile>(
+    activation: Activation,
+    sums: &[f32; BLOCK],
+    other: Option<&[f32; BLOCK]>,
+) -> [f32; BLOCK] {
+    let mut pixel = *sums;
+    if let Some(other) = other {
+        for (sum, other) in pixel.iter_mut().zip(other) {
+            *sum += other;
+        }
+    }
+    activate::<T>(activation, &mut pixel);
+    pixel
 }

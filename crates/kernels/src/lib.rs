@@ -36,6 +36,7 @@ mod reduce;
 pub mod rms_norm;
 mod shared;
 mod shift_add;
+mod strided;
 pub mod strip;
 mod tensor;
 mod tile_direct;

@@ -11,7 +11,7 @@ use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
 use crate::microkernel::Tile;
 use crate::pool::Pool;
-use crate::tensor::{SharedTensor, Tensor, TensorMut};
+use crate::tensor::{Edit, SharedTensor, Tensor, TensorMut};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -307,16 +307,19 @@ struct Job<'a> {
 
 #[inline(always)]
 unsafe fn apply_stretch<T: Tile>(job: &Job<'_>, [start, groups]: [usize; 2]) {
-    let (scale, shift) = job.affine;
     // SAFETY: the caller vouches for the CPU; stretches of different blocks and places do not overlap.
-    unsafe {
-        job.output.edit::<T>(start, groups, Some(job.input), |_, values| {
-            for pixel in values.as_chunks_mut::<BLOCK>().0 {
-                for lane in 0..BLOCK {
-                    pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
-                }
+    unsafe { job.output.edit::<T>(start, groups, Some(job.input), job) }
+}
+
+impl Edit for Job<'_> {
+    #[inline(always)]
+    unsafe fn edit<T: Tile>(&self, _: usize, values: &mut [f32]) {
+        let (scale, shift) = self.affine;
+        for pixel in values.as_chunks_mut::<BLOCK>().0 {
+            for lane in 0..BLOCK {
+                pixel[lane] = multiply_add::<T>(pixel[lane], scale[lane], shift[lane]);
             }
-            activate::<T>(job.activation, values);
-        });
+        }
+        activate::<T>(self.activation, values);
     }
 }

@@ -123,6 +123,29 @@ impl Source<'_> {
         }
     }
 
+    /// The window that [`Source::gather`] would fill, where it lies in memory as it is: from its first value on, and the
+    /// values from one of its rows to the next.
+    #[inline(always)]
+    pub(crate) fn window(
+        &self,
+        block: usize,
+        corner: [usize; 2],
+        [rows, columns]: [usize; 2],
+    ) -> Option<(&[f32], usize)> {
+        let [height, width] = self.size;
+        let Prologue { affine: None, activation: Activation::None, .. } = self.prologue else { return None };
+        let (tap, block) = (block / self.frame_blocks, block % self.frame_blocks);
+        let (Tensor::Float32(values), frame) = self.frame(self.frames[tap]?) else { return None };
+        let [top, left] = [corner[0].checked_sub(self.padding[0])?, corner[1].checked_sub(self.padding[1])?];
+        let inside = top + rows <= height && left + columns <= width;
+        let first = place(top, self.rows);
+        if self.factor > 1 || !inside || first + rows > self.rows {
+            return None;
+        }
+        let start = (((frame * self.frame_blocks + block) * self.rows + first) * width + left) * BLOCK;
+        Some((&values[start..], width * BLOCK))
+    }
+
     /// The tensor that holds a frame, and which of its frames it is.
     #[inline(always)]
     fn frame(&self, frame: usize) -> (Tensor<'_>, usize) {

@@ -6,7 +6,7 @@ use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
 use crate::microkernel::Tile;
 use crate::pool::Pool;
-use crate::tensor::{SharedTensor, Tensor, TensorMut};
+use crate::tensor::{Edit, SharedTensor, Tensor, TensorMut};
 
 /// Neighbouring pixels that are treated together.
 const PIXELS: usize = 64;
@@ -113,22 +113,37 @@ unsafe fn stretch<T: Tile>(job: &Job<'_>, index: usize) {
         let first = block * job.pixels + start;
         let summands: Option<&[f32; BLOCK]> =
             job.summands.and_then(|summands| summands[block * BLOCK..].first_chunk());
+        let change = Scaled { first, scales: &scales, factors, summands, activation: job.activation };
         // SAFETY: the caller vouches for the CPU; stretches of different blocks and places do not overlap.
-        unsafe {
-            job.output.edit::<T>(first, count, Some(job.input), |from, values| {
-                let scales = &scales[from - first..];
-                for (pixel, scale) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales) {
-                    for lane in 0..BLOCK {
-                        pixel[lane] *= scale * factors[lane];
-                    }
-                    if let Some(summands) = summands {
-                        for lane in 0..BLOCK {
-                            pixel[lane] += summands[lane];
-                        }
-                    }
+        unsafe { job.output.edit::<T>(first, count, Some(job.input), &change) }
+    }
+}
+
+/// What becomes of a channel block of a stretch once the lengths of its pixels are known.
+struct Scaled<'a> {
+    /// Index of the stretch's first group.
+    first: usize,
+    /// Of each pixel.
+    scales: &'a [f32],
+    factors: &'a [f32; BLOCK],
+    summands: Option<&'a [f32; BLOCK]>,
+    activation: Activation,
+}
+
+impl Edit for Scaled<'_> {
+    #[inline(always)]
+    unsafe fn edit<T: Tile>(&self, from: usize, values: &mut [f32]) {
+        let scales = &self.scales[from - self.first..];
+        for (pixel, scale) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales) {
+            for (value, factor) in pixel.iter_mut().zip(self.factors) {
+                *value *= scale * factor;
+            }
+            if let Some(summands) = self.summands {
+                for (value, summand) in pixel.iter_mut().zip(summands) {
+                    *value += summand;
                 }
-                activate::<T>(job.activation, values);
-            });
+            }
         }
+        activate::<T>(self.activation, values);
     }
 }

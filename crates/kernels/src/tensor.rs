@@ -261,6 +261,16 @@ pub(crate) enum SharedTensor<'a> {
 /// Groups that [`SharedTensor::edit`] converts at a time.
 const PIECE: usize = 64;
 
+/// What [`SharedTensor::edit`] does to groups: a trait and not a closure, because the compiler builds closures without the
+/// tier's instructions wherever it does not inline them.
+pub(crate) trait Edit {
+    /// Changes the values of groups, of which the first has the index `first`.
+    ///
+    /// # Safety
+    /// The CPU has the tier.
+    unsafe fn edit<T: Tile>(&self, first: usize, values: &mut [f32]);
+}
+
 impl<'a> SharedTensor<'a> {
     pub(crate) fn new(tensor: TensorMut<'a>) -> SharedTensor<'a> {
         match tensor {
@@ -333,7 +343,7 @@ impl<'a> SharedTensor<'a> {
         start: usize,
         groups: usize,
         from: Option<Tensor<'_>>,
-        mut edit: impl FnMut(usize, &mut [f32]),
+        edit: &impl Edit,
     ) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -343,7 +353,7 @@ impl<'a> SharedTensor<'a> {
                     if let Some(from) = from {
                         from.part(start, groups).read::<T>(values);
                     }
-                    edit(start, values);
+                    edit.edit::<T>(start, values);
                 }
                 SharedTensor::Half(values, exponents) => {
                     let (values, exponents) = (values.part(start, groups), exponents.part(start, groups));
@@ -353,7 +363,7 @@ impl<'a> SharedTensor<'a> {
                         let (first, room) = (start + piece * PIECE, &mut room[..values.len() * BLOCK]);
                         from.map_or(Tensor::Half(values, exponents), |from| from.part(first, values.len()))
                             .read::<T>(room);
-                        edit(first, room);
+                        edit.edit::<T>(first, room);
                         let slots = values.iter_mut().zip(exponents);
                         for (room, (slot, exponent)) in room.as_chunks::<BLOCK>().0.iter().zip(slots) {
                             *exponent = narrow_group::<T::Vector>(room, slot);

@@ -27,21 +27,38 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
         let place = if job.grid.form.is_integers() { block % SPLIT } else { 0 };
+        let ahead = (block + 1 < input_blocks).then_some(block + 1);
+        let whole =
+            job.source.window(block, corner, [rows, columns]).filter(|_| !job.grid.form.is_integers());
+        if let Some((inputs, row_stride)) = whole {
+            // SAFETY: the caller vouches for the CPU.
+            unsafe {
+                transform_block::<T, W>(
+                    job,
+                    (inputs, row_stride),
+                    scratch.sources,
+                    batch,
+                    block,
+                    room,
+                    |row| {
+                        if let Some(ahead) = ahead {
+                            for row in row * W::STEP..(row + 1) * W::STEP {
+                                job.source.prefetch_row(ahead, [corner[0] + row, corner[1]], columns);
+                            }
+                        }
+                    },
+                )
+            };
+            continue;
+        }
         let window = &mut scratch.window[place * window_len..][..window_len];
         // SAFETY: the caller vouches for the CPU.
-        unsafe {
-            job.source.gather::<T>(
-                block,
-                corner,
-                columns,
-                window,
-                (block + 1 < input_blocks).then_some(block + 1),
-            )
-        };
+        unsafe { job.source.gather::<T>(block, corner, columns, window, ahead) };
         // SAFETY: the caller vouches for the CPU.
         unsafe {
             if !job.grid.form.is_integers() {
-                transform_block::<T, W>(job, scratch, batch, block, room);
+                let inputs = (&*window, columns * BLOCK);
+                transform_block::<T, W>(job, inputs, scratch.sources, batch, block, room, |_| {});
             } else if place + 1 == SPLIT || block + 1 == input_blocks {
                 transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
             }
@@ -49,21 +66,23 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     }
 }
 
-/// The window's one channel block, number `block` → transformed inputs.
+/// A window of channel block number `block`, rows of it as far apart as `inputs` says → transformed inputs; `meanwhile` is
+/// called with each row of tiles.
 #[inline(always)]
 unsafe fn transform_block<T: Tile, W: Transform>(
     job: &Job<'_>,
-    scratch: &mut Scratch<'_>,
-    batch: Batch,
+    (inputs, row_stride): (&[f32], usize),
+    sources: &mut [f32],
+    Batch { size: [rows, columns], .. }: Batch,
     block: usize,
     room: &mut [[T::Vector; MOST]; MOST],
+    meanwhile: impl Fn(usize),
 ) {
-    let Batch { size: [rows, columns], .. } = batch;
-    let row_stride = window_side::<W>(columns) * BLOCK;
     for row in 0..rows {
+        meanwhile(row);
         for column in 0..columns {
-            let inputs = &scratch.window[row * W::STEP * row_stride + column * W::STEP * BLOCK..];
-            let out = &mut scratch.sources[place::<T>(job, row * columns + column, block) * BLOCK..];
+            let inputs = &inputs[row * W::STEP * row_stride + column * W::STEP * BLOCK..];
+            let out = &mut sources[place::<T>(job, row * columns + column, block) * BLOCK..];
             // SAFETY: the caller vouches for the CPU.
             unsafe { transform_tile::<T::Vector, W>(inputs, row_stride, out, job.grid.source_stride, room) };
         }

@@ -265,6 +265,27 @@ fn many_channels_take_several_passes_and_smaller_patches() {
 }
 
 #[test]
+fn what_is_read_where_it_lies_is_right_inside_large_pictures() {
+    let upsampled = Case { upsample: 2, ..plain_case(20, 9, [75, 110]) };
+    let summed = Case { residual: true, after: Activation::Relu, ..plain_case(17, 20, [110, 150]) };
+    for case in [summed, upsampled] {
+        let data = case.data();
+        let expected = case.oracle(&data);
+        each_tier(|isa, pool| {
+            let found = case.check(isa, pool, Arithmetic::Float32, &data, &expected);
+            // A norm that changes nothing has the input gathered.
+            let ones = Data {
+                scale: vec![1.0; data.scale.len()],
+                shift: vec![0.0; data.shift.len()],
+                ..case.data()
+            };
+            let gathered = Case { norm: true, ..case.clone() };
+            assert!(gathered.run(isa, pool, Arithmetic::Float32, &ones, false) == found, "{}", isa.name());
+        });
+    }
+}
+
+#[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let winograd = plain_case(33, 70, [37, 50]);
     let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
@@ -281,7 +302,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn not_a_number_reaches_what_the_kernel_reaches_and_at_most_the_tiles_around() {
-    // The kernel's own reach, and that of the transforms' tiles of 4×4 or 6×6 outputs.
+    // The kernel's own reach, and that of the transforms' tiles of 4×4 or 6×6 outputs, with strides of 3×3.
     let three = Geometry { kernel: [3, 3], ..plain_case(4, 5, [9, 9]).geometry };
     let few = Geometry { output_channels: 4, ..three };
     let cases = [
@@ -290,6 +311,7 @@ fn not_a_number_reaches_what_the_kernel_reaches_and_at_most_the_tiles_around() {
         (three, 2, 7..=10, 7..=10, 7..=10, 7..=10),
         (few, 1, 3..=5, 3..=5, 3..=5, 3..=5),
         (few, 2, 7..=10, 7..=10, 7..=10, 7..=10),
+        (strided(4, 256), 1, 1..=2, 1..=2, 0..=2, 0..=2),
     ];
     for (geometry, upsample, rows, columns, tile_rows, tile_columns) in cases {
         let case = Case { geometry, upsample, ..plain_case(4, geometry.output_channels, [9, 9]) };
@@ -410,6 +432,31 @@ fn vector_neural_network_instructions_change_no_byte() {
         for arithmetic in ARITHMETICS {
             let run = |isa| case.run(isa, &pool, arithmetic, &data, false);
             assert!(run(with) == run(without), "{arithmetic:?} {:?}", case.geometry);
+        }
+    }
+}
+
+/// As an encoder halves a picture.
+fn strided(input_channels: usize, output_channels: usize) -> Geometry {
+    Geometry { input_channels, output_channels, kernel: [3, 3], stride: 2, padding: [0, 1, 0, 1] }
+}
+
+#[test]
+fn strides_are_right_in_tiles() {
+    for (channels, size) in [([20, 66], [37, 75]), ([150, 256], [14, 25]), ([3, 300], [2, 2])] {
+        for padding in [[0, 1, 0, 1], [1; 4]] {
+            let geometry = Geometry { padding, ..strided(channels[0], channels[1]) };
+            let norm = channels[0] == 150;
+            let case = Case { geometry, norm, residual: true, ..plain_case(channels[0], channels[1], size) };
+            let data = case.data();
+            let expected = case.oracle(&data);
+            each_tier_and_arithmetic(|isa, pool, arithmetic| {
+                let found = case.check(isa, pool, arithmetic, &data, &expected);
+                assert_eq!(case.run(isa, pool, arithmetic, &data, true), found, "in place, {}", isa.name());
+                let in_tile_registers = isa.name() == "amx" && channels[1] < 256;
+                let algorithm = geometry.algorithm(isa, 1, arithmetic);
+                assert_eq!(algorithm == Algorithm::WinogradStrided, !in_tile_registers, "{}", isa.name());
+            });
         }
     }
 }

@@ -49,6 +49,8 @@ struct Case {
     geometry: Geometry,
     size: [usize; 2],
     upsample: usize,
+    /// Whether norm and SiLU come first.
+    norm: bool,
     residual: bool,
     edge: Edge,
     storage: Storage,
@@ -63,7 +65,7 @@ prop_compose! {
         stride in prop_oneof![3 => Just(1), 1 => Just(2)],
         padding in prop_oneof![Just([1; 4]), [0usize..2, 0usize..2, 0usize..2, 0usize..2]],
         size in (1usize..40, 1usize..14), upsample in 1usize..4,
-        residual in any::<bool>(), replicates in any::<bool>(), half in any::<bool>(), strips in prop::collection::vec(1usize..4, 1..4),
+        norm in any::<bool>(), residual in any::<bool>(), replicates in any::<bool>(), half in any::<bool>(), strips in prop::collection::vec(1usize..4, 1..4),
     ) -> Case {
         let geometry = Geometry {
             input_channels: channels.0, output_channels: channels.1, kernel: [kernel; 2], stride, padding,
@@ -71,7 +73,7 @@ prop_compose! {
         let storage = if half { Storage::Half } else { Storage::Float32 };
         let near = padding[0].max(padding[1]) < kernel;
         let edge = if replicates && near { Edge::Replicate } else { Edge::Zero };
-        Case { geometry, size: [size.0, size.1], upsample, residual, edge, storage, strips }
+        Case { geometry, size: [size.0, size.1], upsample, norm, residual, edge, storage, strips }
     }
 }
 
@@ -98,8 +100,8 @@ impl Case {
         let convolution = Convolution::new(isa, self.geometry, &weight, None);
         let table = blocked(&values(input_channels, 3), input_channels, 1);
         let prologue = Prologue {
-            affine: Some((&table, &table)),
-            activation: Activation::Silu,
+            affine: self.norm.then_some((&table, &table)),
+            activation: if self.norm { Activation::Silu } else { Activation::None },
             upsample: self.upsample,
         };
         let filled = |channels, pixels, rows, width, seed| {
@@ -199,7 +201,40 @@ fn strips_of_few_output_channels_have_the_bytes_of_the_whole() {
             Geometry { input_channels, output_channels, kernel: [3, 3], stride: 1, padding: [1; 4] };
         let strips = vec![1, 9, 3];
         let edge = if input_channels == 20 { Edge::Replicate } else { Edge::Zero };
-        let case = Case { geometry, size: [40, 150], upsample: 1, residual: true, edge, storage, strips };
+        let (size, upsample, norm, residual) = ([40, 150], 1, true, true);
+        let case = Case { geometry, size, upsample, norm, residual, edge, storage, strips };
+        each_tier(|isa, pool| {
+            let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
+            assert!(whole == joined, "{}: {case:?}", isa.name());
+        });
+    }
+}
+
+#[test]
+fn strips_of_strided_tiles_have_the_bytes_of_the_whole() {
+    let (kernel, stride, padding) = ([3, 3], 2, [0, 1, 0, 1]);
+    let geometry = Geometry { input_channels: 20, output_channels: 260, kernel, stride, padding };
+    for (storage, norm) in [(Storage::Float32, false), (Storage::Half, true)] {
+        let (size, edge, strips) = ([61, 30], Edge::Zero, vec![2, 1, 5]);
+        let case = Case { geometry, size, upsample: 1, norm, residual: true, edge, storage, strips };
+        each_tier(|isa, pool| {
+            for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
+                let (whole, joined) = case.run(isa, pool, arithmetic);
+                assert!(whole == joined, "{} {}: {case:?}", isa.name(), arithmetic.name());
+            }
+        });
+    }
+}
+
+#[test]
+fn windows_that_are_read_where_they_lie_have_the_bytes_of_the_whole() {
+    let geometry =
+        Geometry { input_channels: 20, output_channels: 17, kernel: [3, 3], stride: 1, padding: [1; 4] };
+    for (upsample, residual, edge) in
+        [(1, true, Edge::Zero), (2, false, Edge::Zero), (1, false, Edge::Replicate)]
+    {
+        let (size, norm, storage, strips) = ([60, 150], false, Storage::Float32, vec![2, 1, 5]);
+        let case = Case { geometry, size, upsample, norm, residual, edge, storage, strips };
         each_tier(|isa, pool| {
             let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
             assert!(whole == joined, "{}: {case:?}", isa.name());
