@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 use crate::EngineError;
 use crate::fusion::{Fused, Value};
@@ -30,10 +31,9 @@ const PATIENCE: usize = 8;
 #[derive(Clone)]
 struct Found {
     means: Means,
-    cost: Cost,
+    cost: Rc<Cost>,
 }
 
-#[derive(Clone)]
 struct Cost {
     peak: usize,
     flops: u64,
@@ -72,7 +72,7 @@ struct Search<'a> {
     task: &'a Task<'a>,
     schedules: RefCell<Schedules>,
     /// What was tried before.
-    known: RefCell<HashMap<Means, Cost>>,
+    known: RefCell<HashMap<Means, Rc<Cost>>>,
     streamable: BTreeSet<usize>,
     /// Nodes whose values several convolutions read.
     shared: BTreeSet<usize>,
@@ -97,13 +97,13 @@ impl<'a> Search<'a> {
 
     fn found(&self, means: Means) -> Found {
         if let Some(cost) = self.known.borrow().get(&means) {
-            return Found { cost: cost.clone(), means };
+            return Found { cost: Rc::clone(cost), means };
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
         let (peak, flops, work) = (self.task.peak_bytes(&summary), summary.flops, work(&plan));
-        let cost = Cost { peak, flops, work, stored: plan.stored };
-        self.known.borrow_mut().insert(means.clone(), cost.clone());
+        let cost = Rc::new(Cost { peak, flops, work, stored: plan.stored });
+        self.known.borrow_mut().insert(means.clone(), Rc::clone(&cost));
         Found { means, cost }
     }
 
