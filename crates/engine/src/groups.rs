@@ -62,9 +62,9 @@ pub(crate) struct Group {
     pub strips: Option<Arc<Schedule>>,
 }
 
-/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, what is kept,
-/// and rows of a strip.
-type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, Vec<Head>, usize);
+/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, and
+/// rows of a strip.
+type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, usize);
 
 /// Groups of one task that were cut before: the plans that a search tries differ in few of them.
 #[derive(Default)]
@@ -292,8 +292,13 @@ impl Grouping<'_> {
         };
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
         let rows = strip_rows(self.means.strip_pixels / width, steps.max().unwrap_or(1));
+        if !group.heads.is_empty() {
+            // Each number of kept rows is tried once: remembered, they would take more memory than what they save.
+            *group = self.scheduled(group.clone(), rows);
+            return;
+        }
         let outputs = group.members.iter().map(|member| member.output).collect();
-        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), group.heads.clone(), rows);
+        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), rows);
         let cut = schedules.known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));
         *group = cut.clone();
     }

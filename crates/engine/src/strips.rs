@@ -169,7 +169,8 @@ impl State<'_> {
                     return Err(over.node);
                 }
             }
-            self.kept[member] = self.kept[member].max(end - self.oldest(member));
+            // The first rows may lie before those that are read: up to where a tile or a strip begins.
+            self.kept[member] = self.kept[member].max(end - self.oldest(member).min(start));
             self.slices.push(Slice { member, rows: start..end, recalled });
             self.made[member] = end;
         }
