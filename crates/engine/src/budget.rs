@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 use crate::EngineError;
 use crate::fusion::{Fused, Value};
@@ -15,6 +16,8 @@ use crate::plan::{Plan, Task};
 
 /// Pixels of a strip: enough that its steps feed many threads, or less where memory is short, down to a row of tiles.
 pub(crate) const STRIP_PIXELS: [usize; 3] = [1 << 15, 1 << 13, 1];
+/// How often the number of rows that are kept is halved in search of the most.
+const HEAD_HALVINGS: usize = 6;
 /// No plan does more work than this many straight ones.
 const MOST_WORK: u64 = 3;
 /// Floating-point operations that take as long as reading a byte of weights anew, about.
@@ -28,10 +31,9 @@ const PATIENCE: usize = 8;
 #[derive(Clone)]
 struct Found {
     means: Means,
-    cost: Cost,
+    cost: Rc<Cost>,
 }
 
-#[derive(Clone)]
 struct Cost {
     peak: usize,
     flops: u64,
@@ -70,7 +72,7 @@ struct Search<'a> {
     task: &'a Task<'a>,
     schedules: RefCell<Schedules>,
     /// What was tried before.
-    known: RefCell<HashMap<Means, Cost>>,
+    known: RefCell<HashMap<Means, Rc<Cost>>>,
     streamable: BTreeSet<usize>,
     /// Nodes whose values several convolutions read.
     shared: BTreeSet<usize>,
@@ -95,13 +97,13 @@ impl<'a> Search<'a> {
 
     fn found(&self, means: Means) -> Found {
         if let Some(cost) = self.known.borrow().get(&means) {
-            return Found { cost: cost.clone(), means };
+            return Found { cost: Rc::clone(cost), means };
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
         let (peak, flops, work) = (self.task.peak_bytes(&summary), summary.flops, work(&plan));
-        let cost = Cost { peak, flops, work, stored: plan.stored };
-        self.known.borrow_mut().insert(means.clone(), cost.clone());
+        let cost = Rc::new(Cost { peak, flops, work, stored: plan.stored });
+        self.known.borrow_mut().insert(means.clone(), Rc::clone(&cost));
         Found { means, cost }
     }
 
@@ -136,7 +138,7 @@ impl<'a> Search<'a> {
             if means.shares_scratch && best.is_some() {
                 break;
             }
-            match self.from(straight, means, budget) {
+            match self.from(straight, means, budget).map(|found| self.with_head(found, budget)) {
                 Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
                     best = Some(found);
                 }
@@ -146,6 +148,39 @@ impl<'a> Search<'a> {
             }
         }
         best.ok_or(smallest)
+    }
+
+    /// With rows kept of the streamed tensor of which they save most work for their memory, as many as there is room for.
+    fn with_head(&self, found: Found, budget: usize) -> Found {
+        let shapes = self.task.shapes();
+        let with = |node: usize, rows: usize| {
+            let mut means = found.means.clone();
+            means.heads.insert(node, rows);
+            self.found(means)
+        };
+        let saved_for_a_byte = |node: usize| {
+            let rows = shapes.height(node) / 2;
+            let bytes =
+                shapes.storage(Value::Node(node)).len(shapes.blocks(node) * rows * shapes.width(node));
+            found.cost.work.saturating_sub(with(node, rows).cost.work) / (bytes as u64).max(1)
+        };
+        let streamed = found.means.streamed.iter().map(|node| (saved_for_a_byte(*node), *node));
+        let Some((1.., node)) = streamed.max() else { return found };
+        let (mut best, mut above) = (found.clone(), shapes.height(node));
+        let mut rows = 0;
+        for _ in 0..HEAD_HALVINGS {
+            let middle = usize::midpoint(rows, above);
+            let tried = with(node, middle);
+            if tried.cost.peak > budget {
+                above = middle;
+                continue;
+            }
+            rows = middle;
+            if tried.cost.work < best.cost.work {
+                best = tried;
+            }
+        }
+        best
     }
 
     /// Whether there is a plan within `budget`; found sooner than the one with the least work.

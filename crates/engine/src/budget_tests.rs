@@ -123,7 +123,7 @@ fn any_means_give_the_same_bytes() {
         half in 0usize..6, sides in (2usize..9, 1usize..9), fast in any::<bool>(), threads in 0usize..3,
         streamed in any::<u64>(), rarely in any::<u64>(), overwritten in any::<u64>(),
         strip_pixels in prop_oneof![Just(1usize), 1usize..2000], reads_weights in any::<bool>(),
-        shares_scratch in any::<bool>(),
+        shares_scratch in any::<bool>(), heads in any::<u64>(), head_rows in 1usize..80,
     )| {
         let (half, factor) = &halves[half];
         let precision = if fast { Precision::Fast } else { Precision::Exact };
@@ -133,6 +133,7 @@ fn any_means_give_the_same_bytes() {
         let means = Means {
             streamed: chosen(search.streamable.iter().copied(), streamed & rarely).collect(),
             overwritten: chosen(0..half.graph.nodes.len(), overwritten).collect(),
+            heads: chosen(0..half.graph.nodes.len(), heads).map(|node| (node, head_rows)).collect(),
             strip_pixels,
             reads_weights,
             shares_scratch,
@@ -142,6 +143,31 @@ fn any_means_give_the_same_bytes() {
         prop_assert!(half.run(&saving, threads) == expected, "{means:?}");
         prop_assert!(half.run_rows(&saving, threads) == expected, "rows, {means:?}");
     });
+}
+
+#[test]
+fn rows_that_are_kept_are_not_computed_again() {
+    let (half, factor) = &halves()[0];
+    for precision in Precision::ALL {
+        let task = half.task([24 * factor, 9 * factor], precision, 1);
+        let streamed = Search::new(&task).streamable;
+        let expected = half.run(&Plan::new(&task, &Means::default()), 1);
+        let without = Means { streamed, strip_pixels: 1, ..Means::default() };
+        let all = Plan::new(&task, &without).summary().flops;
+        let mut saving = 0;
+        for node in without.streamed.clone() {
+            let with = |rows| Plan::new(&task, &Means { heads: [(node, rows)].into(), ..without.clone() });
+            let [less, more] = [24, 72].map(with);
+            // A tensor that one step makes, or that has fewer rows, has none to keep.
+            if recalls(&more) {
+                let [some, most] = [&less, &more].map(|plan| all - plan.summary().flops);
+                assert!(some <= most, "node {node}: {some} saved by fewer rows, {most} by more");
+                saving += usize::from(0 < some && some < most);
+                assert!(half.run(&more, 1) == expected, "node {node}");
+            }
+        }
+        assert!(saving > 4, "{saving}");
+    }
 }
 
 #[test]
@@ -203,6 +229,14 @@ struct Seen {
     smallest: usize,
     panoramas: usize,
     batches: usize,
+    recalling: usize,
+}
+
+/// Whether a step of `plan` takes rows that an earlier one kept.
+fn recalls(plan: &Plan) -> bool {
+    plan.steps
+        .iter()
+        .any(|step| step.slices.iter().flat_map(|slices| slices.iter()).any(|slice| slice.recalled))
 }
 
 #[test]
@@ -270,7 +304,8 @@ fn a_batch_of_odd_sides_or_a_panorama_has_the_same_bytes_within_any_budget() {
         seen.smallest += usize::from(share == 0);
         seen.panoramas += usize::from(sides.0.max(sides.1) >= 48);
         seen.batches += usize::from(batch > 1);
+        seen.recalling += usize::from(recalls(&found));
     });
-    let Seen { by_steps, in_strips, smallest, panoramas, batches } = seen.into_inner();
-    assert!([by_steps, in_strips, smallest, panoramas, batches].iter().all(|cases| *cases > 0));
+    let Seen { by_steps, in_strips, smallest, panoramas, batches, recalling } = seen.into_inner();
+    assert!([by_steps, in_strips, smallest, panoramas, batches, recalling].iter().all(|cases| *cases > 0));
 }

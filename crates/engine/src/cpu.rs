@@ -44,7 +44,7 @@ pub struct CpuEngine {
 
 /// What a process takes once it works, beside what is planned: code and tables that are read from the program's file when
 /// they are first used, the model's graph and the index of its file, the threads' stacks, and the allocator's own.
-const WORKING_BYTES: u64 = 6 << 20;
+const WORKING_BYTES: u64 = 8 << 20;
 
 impl CpuEngine {
     /// An engine with threads of its own.

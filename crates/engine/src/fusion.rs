@@ -18,6 +18,15 @@ pub(crate) enum Value {
     Copy(usize),
 }
 
+impl Value {
+    /// The graph node that it is of.
+    pub(crate) fn node(self) -> usize {
+        match self {
+            Value::Node(node) | Value::Table(node) | Value::Copy(node) => node,
+        }
+    }
+}
+
 /// How a convolution reads its input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Source {

@@ -5,7 +5,7 @@
 //! anew, strip by strip. A tensor that is *overwritten* gives its place to the results of the convolutions that read it.
 //! Both change where numbers lie, and how often they are computed, but not one bit of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use remote_vae_kernels::Storage;
@@ -13,7 +13,7 @@ use remote_vae_kernels::layout::blocks;
 
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
-use crate::strips::{Over, Schedule, grid, schedule};
+use crate::strips::{Head, Over, Schedule, grid, schedule};
 
 /// How memory is saved; nothing by default.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,8 @@ pub(crate) struct Means {
     pub streamed: BTreeSet<usize>,
     /// Nodes whose values are overwritten.
     pub overwritten: BTreeSet<usize>,
+    /// Rows from the top of streamed tensors, by node, that the first group that makes them keeps for those after it.
+    pub heads: BTreeMap<usize, usize>,
     /// Pixels of a strip, about.
     pub strip_pixels: usize,
     /// Whether each step reads its weights anew.
@@ -39,6 +41,7 @@ impl Default for Means {
         Means {
             streamed: BTreeSet::new(),
             overwritten: BTreeSet::new(),
+            heads: BTreeMap::new(),
             strip_pixels: crate::budget::STRIP_PIXELS[0],
             reads_weights: false,
             shares_scratch: false,
@@ -54,13 +57,14 @@ pub(crate) struct Group {
     /// Those whose output is stored.
     pub sinks: Vec<usize>,
     pub overs: Vec<Over>,
+    pub heads: Vec<Head>,
     /// `None` where the only member runs as a whole.
     pub strips: Option<Arc<Schedule>>,
 }
 
-/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, and
-/// rows of a strip.
-type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, usize);
+/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, what is kept,
+/// and rows of a strip.
+type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, Vec<Head>, usize);
 
 /// Groups of one task that were cut before: the plans that a search tries differ in few of them.
 #[derive(Default)]
@@ -141,7 +145,10 @@ pub(crate) fn groups(
         let sinks: Vec<usize> = sinks.iter().map(position).collect();
         let overs = own.map_or_else(Vec::new, |(value, _)| grouping.places_over(*value, &sinks, &members));
         let members = members.iter().map(|member| steps[*member].clone()).collect();
-        groups.push(Group { members, sinks, overs, strips: None });
+        groups.push(Group { members, sinks, overs, heads: Vec::new(), strips: None });
+    }
+    for (node, rows) in &means.heads {
+        grouping.keep_head(*node, *rows, &mut groups);
     }
     let last_reads = last_reads(shapes, &groups);
     for (index, group) in groups.iter_mut().enumerate() {
@@ -217,6 +224,21 @@ impl Grouping<'_> {
         (last_statistics < last && !needed_before).then_some(writers)
     }
 
+    /// Lets the first of `groups` that streams the value of `node` keep its first `rows` rows, less what is no whole tile.
+    fn keep_head(&self, node: usize, rows: usize, groups: &mut [Group]) {
+        let mut recalled = false;
+        for group in groups {
+            let made = |member: &FusedStep| member.output == Value::Node(node);
+            let Some(member) = group.members.iter().position(made) else { continue };
+            let [step, skip] = grid(self.shapes, &group.members[member]);
+            let rows = ((rows + skip) / step * step).saturating_sub(skip);
+            if 0 < rows && rows < self.shapes.height(node) && !group.sinks.contains(&member) {
+                group.heads.push(Head { member, rows, recalled });
+                recalled = true;
+            }
+        }
+    }
+
     /// Channel blocks of a step's output.
     fn blocks(&self, step: usize) -> usize {
         match self.steps[step].output {
@@ -271,7 +293,7 @@ impl Grouping<'_> {
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
         let rows = strip_rows(self.means.strip_pixels / width, steps.max().unwrap_or(1));
         let outputs = group.members.iter().map(|member| member.output).collect();
-        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), rows);
+        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), group.heads.clone(), rows);
         let cut = schedules.known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));
         *group = cut.clone();
     }
@@ -280,7 +302,7 @@ impl Grouping<'_> {
     fn scheduled(&self, mut group: Group, rows: usize) -> Group {
         let shapes = self.shapes;
         loop {
-            match schedule(shapes, &group.members, &group.sinks, &group.overs, rows) {
+            match schedule(shapes, &group.members, &group.sinks, &group.overs, &group.heads, rows) {
                 Ok(schedule) => {
                     group.strips = Some(Arc::new(schedule));
                     return group;
@@ -296,6 +318,7 @@ impl Grouping<'_> {
                     group.members.insert(0, copy);
                     group.sinks.iter_mut().for_each(|sink| *sink += 1);
                     group.overs.iter_mut().for_each(|over| over.member += 1);
+                    group.heads.iter_mut().for_each(|head| head.member += 1);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Places in one arena for all tensors of the groups, by size and lifetime.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::BLOCK;
@@ -18,6 +18,8 @@ pub(crate) struct Places {
     pub output: Region,
     /// Rows of the output that lie in memory.
     pub output_rows: usize,
+    /// Where the output's first rows are kept for other groups, and how many.
+    pub head: Option<(Region, usize)>,
     /// Whether the output is the graph's result, whose rows are handed on as they are finished.
     pub leaves: bool,
     pub scratch: Region,
@@ -92,6 +94,7 @@ impl Layout {
         let until = |value: Value, made: usize| last_reads.get(&value).map_or(made, |last| made.max(*last));
         let held = builder.hold(Storage::Float32, shapes.groups(input), [0, until(input, 0)]);
         builder.stored.insert(input, held);
+        let heads = hold_heads(&mut builder, groups);
         let mut rings: Vec<Vec<Option<(Held, usize)>>> = Vec::new();
         let mut scratches: Vec<Vec<(Option<Held>, bool)>> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
@@ -139,6 +142,10 @@ impl Layout {
             Region { values, exponents, storage: held.storage, groups: held.groups }
         };
         let places = groups.iter().zip(&rings).zip(&scratches).map(|((group, rings), scratches)| {
+            let head_of = |at: usize| {
+                let head = group.heads.iter().find(|head| head.member == at)?;
+                Some((region(heads.get(&group.members[at].output)?), head.rows))
+            };
             let of = |at: usize| {
                 let member = &group.members[at];
                 let (output, output_rows) = match &rings[at] {
@@ -160,6 +167,7 @@ impl Layout {
                 Places {
                     output,
                     output_rows,
+                    head: head_of(at),
                     leaves: shapes.leaves_by_rows(member),
                     scratch: scratch.as_ref().map(&region).unwrap_or_default(),
                     own_scratch: *own_scratch,
@@ -176,6 +184,23 @@ impl Layout {
             stored,
         }
     }
+}
+
+/// Places for the rows that groups keep for each other.
+fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Held> {
+    let mut lives: BTreeMap<Value, (usize, [usize; 2])> = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        for head in &group.heads {
+            let life = lives.entry(group.members[head.member].output).or_insert((head.rows, [index, index]));
+            life.1[1] = index;
+        }
+    }
+    let shapes = builder.shapes;
+    let held = lives.into_iter().map(|(value, (rows, life))| {
+        let groups = shapes.blocks(value.node()) * rows * shapes.width(value.node());
+        (value, builder.hold(shapes.storage(value), groups, life))
+    });
+    held.collect()
 }
 
 /// Whether the output of a group's member number `at` has a place for all its rows.

@@ -18,7 +18,7 @@ use crate::fusion::{Fused, FusedStep, Value, fuse};
 use crate::groups::{Group, Means, Schedules, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
-use crate::strips::Slice;
+use crate::strips::{Head, Slice};
 use crate::{Delivery, EngineError, Precision, frames};
 
 /// One step of a plan: an operation on a whole tensor, or several together in strips of rows.
@@ -211,7 +211,8 @@ impl Plan {
     pub(crate) fn transformed_anew(&self) -> u64 {
         let of = |step: &Step| {
             let slices = step.slices.iter().flat_map(|slices| slices.iter());
-            let shared = slices.map(|slice| &step.operations[slice.member].places);
+            let shared = slices.filter(|slice| !slice.recalled);
+            let shared = shared.map(|slice| &step.operations[slice.member].places);
             shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
         };
         self.steps.iter().map(of).sum()
@@ -467,7 +468,7 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
             most = group.members.iter().map(|member| of(member, None)).fold(most, usize::max);
             continue;
         };
-        for Slice { member, rows } in &schedule.kinds {
+        for Slice { member, rows, .. } in &schedule.kinds {
             most = most.max(of(&group.members[*member], Some(rows)));
         }
     }
@@ -475,7 +476,20 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
 }
 
 fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
-    let described: Vec<Described> = group.members.iter().map(|member| describe_one(shapes, member)).collect();
+    let mut described: Vec<Described> =
+        group.members.iter().map(|member| describe_one(shapes, member)).collect();
+    for (member, described) in described.iter_mut().enumerate() {
+        let Some(schedule) = &group.strips else { break };
+        // Rows that are recalled, or left out because what they are needed for is, cost nothing.
+        let ours = schedule.slices.iter().filter(|slice| slice.member == member && !slice.recalled);
+        let (computed, all) =
+            (ours.map(|slice| slice.rows.len() as u64).sum::<u64>(), described.output[1] as u64);
+        described.flops = described.flops / all.max(1) * computed;
+    }
+    for Head { member, rows, recalled } in &group.heads {
+        let how = if *recalled { "kept before" } else { "kept" };
+        described[*member].operation += &format!(", {rows} rows {how}");
+    }
     let last = group.sinks.last().map_or(0, |sink| *sink);
     let stored = group.sinks.iter().map(|sink| places[*sink].output.len()).sum();
     let flops = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.flops));

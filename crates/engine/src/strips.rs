@@ -19,6 +19,17 @@ pub(crate) struct Slice {
     pub member: usize,
     /// Rows of its output; of a norm's statistics, rows of what it reads.
     pub rows: Range<usize>,
+    /// Whether they are copied from those that an earlier group kept.
+    pub recalled: bool,
+}
+
+/// The first rows of a member's output, which the first group that makes them keeps for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Head {
+    pub member: usize,
+    pub rows: usize,
+    /// Whether an earlier group has kept them.
+    pub recalled: bool,
 }
 
 /// A member whose output is written over a tensor that the group reads.
@@ -35,7 +46,8 @@ pub(crate) struct Over {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Schedule {
     pub slices: Arc<[Slice]>,
-    /// One slice of each kind: those of one member that begin at the top or do not, and have equally many rows.
+    /// One slice of each kind that is computed: those of one member that begin at the top or do not, and have equally many
+    /// rows.
     pub kinds: Vec<Slice>,
     /// Rows of each member's output that must be in memory at the same time.
     pub kept: Vec<usize>,
@@ -51,6 +63,7 @@ pub(crate) fn schedule(
     members: &[FusedStep],
     sinks: &[usize],
     overs: &[Over],
+    heads: &[Head],
     rows: usize,
 ) -> Result<Schedule, usize> {
     let heights: Vec<usize> = members.iter().map(|member| height(shapes, member)).collect();
@@ -60,12 +73,14 @@ pub(crate) fn schedule(
         shapes,
         members,
         overs,
+        heads,
         sources: members.iter().enumerate().map(|(at, member)| sources(members, at, member)).collect(),
         strips: (0..members.len()).map(|member| share(rows, member)).collect(),
         made: vec![0; members.len()],
         kept: vec![0; members.len()],
         slices: Vec::new(),
     };
+    state.skip(sinks);
     let mut target = 0;
     while target < total {
         target = (target + rows).min(total);
@@ -76,7 +91,7 @@ pub(crate) fn schedule(
     let State { slices, kept, .. } = state;
     let mut seen = HashSet::new();
     let is_new = |slice: &&Slice| seen.insert((slice.member, slice.rows.len(), slice.rows.start == 0));
-    let kinds = slices.iter().filter(is_new).cloned().collect();
+    let kinds = slices.iter().filter(|slice| !slice.recalled).filter(is_new).cloned().collect();
     Ok(Schedule { slices: slices.into(), kinds, kept })
 }
 
@@ -98,11 +113,12 @@ struct State<'a> {
     shapes: &'a Shapes<'a>,
     members: &'a [FusedStep],
     overs: &'a [Over],
+    heads: &'a [Head],
     /// What each member reads, and who makes it.
     sources: Vec<Vec<(Value, Option<usize>)>>,
     /// Rows that each member makes at a time, about.
     strips: Vec<usize>,
-    /// Rows that each member has made.
+    /// Rows that each member has made, with those before that nobody needs.
     made: Vec<usize>,
     /// As in [`Schedule`], so far.
     kept: Vec<usize>,
@@ -110,6 +126,29 @@ struct State<'a> {
 }
 
 impl State<'_> {
+    /// Rows of `member` that an earlier group has kept.
+    fn recalled(&self, member: usize) -> usize {
+        let head = self.heads.iter().find(|head| head.member == member && head.recalled);
+        head.map_or(0, |head| head.rows)
+    }
+
+    /// Passes over the first rows of each member but `sinks` that nobody reads, because what they would be read for is recalled.
+    fn skip(&mut self, sinks: &[usize]) {
+        for member in (0..self.members.len()).rev().filter(|member| !sinks.contains(member)) {
+            let mut needed = height(self.shapes, &self.members[member]);
+            for reader in member + 1..self.members.len() {
+                let computed = self.made[reader].max(self.recalled(reader));
+                for (value, maker) in &self.sources[reader] {
+                    if *maker == Some(member) {
+                        needed = needed.min(self.unread_from(reader, *value, computed));
+                    }
+                }
+            }
+            let [step, skip] = grid(self.shapes, &self.members[member]);
+            self.made[member] = ((needed + skip) / step * step).saturating_sub(skip);
+        }
+    }
+
     /// Lets `member` have made `end` rows at least, and those before it what that needs.
     fn make(&mut self, member: usize, end: usize) -> Result<(), usize> {
         let [step, skip] = grid(self.shapes, &self.members[member]);
@@ -117,9 +156,11 @@ impl State<'_> {
         let between_tiles = |row: usize| ((row + skip).next_multiple_of(step) - skip).min(height);
         while self.made[member] < end {
             let start = self.made[member];
-            let end = between_tiles(end.min(start + self.strips[member]));
+            let end = end.min(start + self.strips[member]);
+            let recalled = start < self.recalled(member);
+            let end = if recalled { end.min(self.recalled(member)) } else { between_tiles(end) };
             for (value, maker) in self.sources[member].clone() {
-                if let Some(maker) = maker {
+                if let Some(maker) = maker.filter(|_| !recalled) {
                     self.make(maker, self.needs(member, value, end))?;
                 }
             }
@@ -129,7 +170,7 @@ impl State<'_> {
                 }
             }
             self.kept[member] = self.kept[member].max(end - self.oldest(member));
-            self.slices.push(Slice { member, rows: start..end });
+            self.slices.push(Slice { member, rows: start..end, recalled });
             self.made[member] = end;
         }
         Ok(())
@@ -142,7 +183,12 @@ impl State<'_> {
 
     /// The first row of `value` that `member` has not finished with.
     fn unread(&self, member: usize, value: Value) -> usize {
-        let (made, height) = (self.made[member], height(self.shapes, &self.members[member]));
+        self.unread_from(member, value, self.made[member].max(self.recalled(member)))
+    }
+
+    /// The first row of `value` that `member` reads for its rows from `made` on.
+    fn unread_from(&self, member: usize, value: Value, made: usize) -> usize {
+        let height = height(self.shapes, &self.members[member]);
         match (&self.members[member].operation, value) {
             (_, Value::Node(node)) if made >= height => self.shapes.height(node),
             (Fused::NormStatistics { input, .. }, _) => {

@@ -22,7 +22,7 @@ impl Compact {
         }
         let are_halves = |part: &[f32]| part.iter().fold(true, |all, value| all & to_half(*value).is_some());
         if weight.chunks(PART).all(are_halves) {
-            return Compact::Float16(panels(isa, geometry, weight, |value| to_half(value).unwrap_or(0)));
+            return Compact::Float16(panels(isa, geometry, weight, half_bits));
         }
         Compact::Float32(panels(isa, geometry, weight, |value| value))
     }
@@ -59,12 +59,16 @@ impl Compact {
 
 /// The half-precision number that equals `value`, if there is one. NaN has none: its payload could be lost.
 fn to_half(value: f32) -> Option<u16> {
+    let half = half_bits(value);
+    (value.abs() <= 65504.0 && from_half(half) == value).then_some(half)
+}
+
+/// The half-precision number that equals `value`, which is one.
+#[inline(always)]
+fn half_bits(value: f32) -> u16 {
     let sign = (value.to_bits() >> 16) as u16 & 0x8000;
-    let magnitude = value.abs();
     // Scaling by 2^-112 moves the exponent's bias from 127 to 15 and makes halves' subnormals those of `f32`.
-    let bits = (magnitude * f32::from_bits(15 << 23)).to_bits();
-    let half = sign | (bits >> 13) as u16;
-    (magnitude <= 65504.0 && bits & 0x1fff == 0 && from_half(half) == value).then_some(half)
+    sign | ((value.abs() * f32::from_bits(15 << 23)).to_bits() >> 13) as u16
 }
 
 /// Exact. The argument is finite, as all that [`to_half`] makes.

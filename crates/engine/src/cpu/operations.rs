@@ -81,11 +81,17 @@ impl CpuProgram {
             self.operation(run, &step.operations[0], None, history, arena)?;
             return control.check();
         };
-        let mut sums: Vec<Option<Sums>> = step.operations.iter().map(|_| None).collect();
-        for (index, Slice { member, rows }) in slices.iter().enumerate() {
+        let mut begun: Vec<Begun> = step.operations.iter().map(|_| Begun::default()).collect();
+        for (index, Slice { member, rows, recalled }) in slices.iter().enumerate() {
             control.check()?;
             let operation = &step.operations[*member];
-            self.operation(run, operation, Some((rows, &mut sums[*member])), None, arena)?;
+            if *recalled {
+                self.copy_head(plan, operation, rows.clone(), true, arena);
+            } else {
+                self.operation(run, operation, Some((rows, &mut begun[*member])), None, arena)?;
+                begun[*member].weights_ready = operation.places.own_scratch;
+                self.copy_head(plan, operation, rows.clone(), false, arena);
+            }
             if operation.places.leaves {
                 let ring = (&*place(arena, operation.places.output), operation.places.output_rows);
                 output.take(plan, sample, ring, rows.clone())?;
@@ -98,12 +104,34 @@ impl CpuProgram {
         control.check()
     }
 
-    /// Runs one operation, as a whole or some rows of it; statistics of rows are summed up in what comes with these.
+    /// Copies those of `rows` that are kept for other groups from there (`recalled`) or to there.
+    fn copy_head(
+        &self,
+        plan: &Plan,
+        PlacedOperation { fused, places }: &PlacedOperation,
+        rows: Range<usize>,
+        recalled: bool,
+        arena: &mut [f32],
+    ) {
+        let (Fused::Convolution { node, .. }, Some((head, kept))) = (fused, places.head) else { return };
+        if rows.start >= kept {
+            return;
+        }
+        let mut views = Views::new(arena, &[places.output, head]);
+        let [from, to] = if recalled { [head, places.output] } else { [places.output, head] };
+        let [from_rows, to_rows] =
+            if recalled { [kept, places.output_rows] } else { [places.output_rows, kept] };
+        let to = (views.take_tensor(to), to_rows);
+        let rows = rows.start..rows.end.min(kept);
+        copy_rows(&self.pool, (views.tensor(from), from_rows), to, plan.sizes[*node][2], rows);
+    }
+
+    /// Runs one operation, as a whole or some rows of it.
     fn operation(
         &self,
         Run { plan, layers, calibration, control, .. }: Run<'_>,
         operation: &PlacedOperation,
-        strip: Option<(&Range<usize>, &mut Option<Sums>)>,
+        strip: Option<(&Range<usize>, &mut Begun)>,
         history: Option<&mut History>,
         arena: &mut [f32],
     ) -> Result<(), EngineError> {
@@ -131,13 +159,13 @@ impl CpuProgram {
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
                 match strip {
                     None => operands.run(pool, arithmetic, epilogue, scratch, output),
-                    Some((rows, _)) => {
+                    Some((rows, begun)) => {
                         let strip = Strip {
                             rows: rows.clone(),
                             input_rows: places.reads[0].1,
                             output_rows: places.output_rows,
                             residual_rows,
-                            weights_ready: places.own_scratch && rows.start > 0,
+                            weights_ready: begun.weights_ready,
                         };
                         operands.run_strip(pool, arithmetic, epilogue, &strip, scratch, output);
                     }
@@ -154,12 +182,13 @@ impl CpuProgram {
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
                 let (scale, shift) = views.take(places.output).split_at_mut(places.output.len() / 2);
                 let values = views.tensor(reads[0]);
-                let Some((rows, sums)) = strip else {
+                let Some((rows, begun)) = strip else {
                     let shape = [frames(*input), pixels(*input)];
                     norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
                     return Ok(());
                 };
-                let sums = sums.get_or_insert_with(|| Sums::new(plan.channels[*input], pixels(*input)));
+                let new = || Sums::new(plan.channels[*input], pixels(*input));
+                let sums = begun.sums.get_or_insert_with(new);
                 let [_, height, width] = plan.sizes[*input];
                 let taken = |rows| strips::pixels_taken(rows, height, width);
                 sums.add(isa, pool, values, taken(rows.start)..taken(rows.end));
@@ -317,6 +346,15 @@ impl CpuProgram {
         }
         Ok(())
     }
+}
+
+/// What an operation has of its earlier strips.
+#[derive(Default)]
+struct Begun {
+    /// Whether its scratch still holds its transformed weights.
+    weights_ready: bool,
+    /// A norm's sums so far.
+    sums: Option<Sums>,
 }
 
 /// What a convolution reads, beside a residual.
