@@ -33,7 +33,7 @@ pub(crate) struct Means {
     pub shares_scratch: bool,
 }
 
-/// The least rows of a strip that is asked for: those of a row of the smallest tiles. Larger tiles make it larger.
+/// The least rows of a strip that is asked for: those of a row of most tiles. Larger tiles make it larger.
 const LEAST_ROWS: usize = 4;
 
 impl Default for Means {

@@ -2,7 +2,8 @@
 //! `throughput INPUT_CHANNELS OUTPUT_CHANNELS SIZE [UPSAMPLE [TIER [RUNS [ARITHMETIC [STORAGE [KERNEL [INPUT [STRIDE]]]]]]]]`.
 //!
 //! SIZE is the input's side; ARITHMETIC is `float32` or `integer16`, STORAGE `float32` or `half`, KERNEL the kernel's
-//! side (3), INPUT `norm` or `plain`, which leaves norm and SiLU out, STRIDE 1 or 2. The rate counts the multiplications of the definition, whatever the algorithm does.
+//! side (3), INPUT `norm` or `plain`, which leaves norm and SiLU out, STRIDE 1 or 2. The rate counts the multiplications of the
+//! definition, whatever the algorithm does.
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, map};
@@ -37,7 +38,7 @@ fn main() {
     let weight: Vec<f32> =
         (0..output_channels * input_channels * kernel * kernel).map(|i| noise(i) * spread).collect();
     let convolution = Convolution::new(isa, geometry, &weight, None);
-    let side = size * upsample / stride;
+    let [side, _] = geometry.output_size([size * upsample; 2]).expect("the kernel fits");
     let values: Vec<f32> = (0..blocked_len(input_channels, size * size)).map(|i| noise(i) * 2.0).collect();
     let storage = match arguments.get(8).map(String::as_str) {
         Some("half") => Storage::Half,
@@ -54,7 +55,10 @@ fn main() {
     let mut scratch = Buffer::zeroed(scratch_len).expect("memory");
     let prologue = match arguments.get(10).map(String::as_str) {
         Some("plain") => Prologue { upsample, ..Prologue::default() },
-        _ => Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample },
+        None | Some("norm") => {
+            Prologue { affine: Some((&table, &table)), activation: Activation::Silu, upsample }
+        }
+        Some(other) => panic!("input {other:?} is neither norm nor plain"),
     };
     let epilogue = Epilogue { residual: Residual::InPlace, activation: Activation::None };
     let mut times: Vec<f64> = (0..number(6, 7))

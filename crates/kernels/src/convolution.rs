@@ -3,8 +3,8 @@
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
 //! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
 //! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) or F(6×6, 3×3)
-//! (`winograd`), or the fold of nearest upsampling
-//! into the weights (`upsample_fold`).
+//! (`winograd`), their like for strides of two (`strided`), or the fold of nearest upsampling into the weights
+//! (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
@@ -152,12 +152,15 @@ impl Geometry {
         }
     }
 
-    /// Rows of an input of `height` (before nearest upsampling by `upsample`) that the output rows `rows` depend on.
+    /// Rows of an input of `height` (before nearest upsampling by `upsample`) that the output rows `rows` are made of. The
+    /// last ones look at all that is left, also at a row that a stride leaves over: it may lie in a tile.
     pub fn rows_read(&self, rows: &Range<usize>, upsample: usize, height: usize) -> Range<usize> {
-        let (factor, top) = (upsample.max(1), self.padding[0]);
-        let end = (rows.end.saturating_sub(1) * self.stride + self.kernel[0]).saturating_sub(top);
+        let (factor, [top, bottom, ..]) = (upsample.max(1), self.padding);
         let start = (rows.start * self.stride).saturating_sub(top) / factor;
-        start.min(height)..end.div_ceil(factor).min(height)
+        let is_last = rows.end * self.stride + self.kernel[0] > height * factor + top + bottom;
+        let end = (rows.end.saturating_sub(1) * self.stride + self.kernel[0]).saturating_sub(top);
+        let end = if is_last { height } else { end.div_ceil(factor).min(height) };
+        start.min(height)..end
     }
 
     /// Whether its weights are kept for a transform. Strided convolutions of few channels are faster without, in tile registers
@@ -278,7 +281,7 @@ impl Convolution {
     /// Convolves `input` (blocked, `size` = its `[height, width]` before upsampling) into `output` (blocked).
     ///
     /// Values that are not finite reach the outputs whose kernel covers them, and with transformed weights they may
-    /// reach any other of the tiles (4×4 or 6×6) whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
+    /// reach any other of the tiles (3×3, 4×4 or 6×6) whose inputs hold them; [`Arithmetic::Integer16`] makes NaN of infinities too.
     ///
     /// # Panics
     /// A length does not fit the geometry, `scratch` is not [`Convolution::scratch_len`] long, or the kernel does not

@@ -1,4 +1,4 @@
-//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has seven
+//! The numbers of a VAE on a CPU: one file per operation, thin wrappers per instruction set. Convolution has eight
 //! algorithms, everything else one.
 //!
 //! The crate knows nothing of models or graphs. Activations lie in the *blocked* layout of [`layout`],

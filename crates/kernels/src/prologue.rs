@@ -218,3 +218,56 @@ fn repeat_edges(row: &mut [f32], before: usize, after: usize) {
         pixels[after..].fill(last);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two frames of two channel blocks of 9×7 pixels, of which `rows` rows lie in memory.
+    fn source(values: &[f32], rows: usize) -> Source<'_> {
+        Source {
+            input: values.into(),
+            history: &[],
+            frames: std::array::from_fn(|tap| (tap < 2).then_some(tap)),
+            frame_blocks: 2,
+            replicate: false,
+            size: [9, 7],
+            rows,
+            prologue: Prologue::default(),
+            factor: 1,
+            padding: [1, 1],
+        }
+    }
+
+    #[test]
+    fn a_window_is_read_where_it_lies_if_it_lies_in_one_piece() {
+        let values: Vec<f32> = (0..2 * 2 * 9 * 7 * BLOCK).map(|index| index as f32).collect();
+        let whole = source(&values, 9);
+        let start = |source: Source<'_>, block, corner| {
+            let (values, stride) = source.window(block, corner, [4, 3])?;
+            assert_eq!(stride, 7 * BLOCK);
+            Some(values[0] as usize / BLOCK)
+        };
+        // One pixel of padding lies before the picture.
+        assert_eq!(start(whole, 0, [1, 1]), Some(0));
+        assert_eq!(start(whole, 3, [6, 5]), Some((3 * 9 + 5) * 7 + 4));
+        for corner in [[0, 1], [1, 0], [7, 1], [1, 6]] {
+            assert_eq!(start(whole, 0, corner), None, "{corner:?}");
+        }
+        let ring = source(&values[..2 * 2 * 6 * 7 * BLOCK], 6);
+        assert_eq!(start(ring, 1, [2, 3]), Some((6 + 1) * 7 + 2));
+        assert_eq!(start(ring, 1, [4, 3]), None);
+        // Row 6 of the picture lies where row 0 did; the picture ends before a window from there on.
+        let (values, _) = ring.window(1, [7, 3], [3, 3]).unwrap();
+        assert_eq!(values[0] as usize / BLOCK, 6 * 7 + 2);
+        let norm = [1.0; 2 * BLOCK];
+        for prologue in [
+            Prologue { affine: Some((&norm, &norm)), ..Prologue::default() },
+            Prologue { activation: Activation::Relu, ..Prologue::default() },
+        ] {
+            assert_eq!(start(Source { prologue, ..whole }, 0, [1, 1]), None);
+        }
+        assert_eq!(start(Source { factor: 2, ..whole }, 0, [1, 1]), None);
+        assert_eq!(start(Source { frames: [None; MAX_TAPS], ..whole }, 0, [1, 1]), None);
+    }
+}

@@ -1,4 +1,4 @@
-//! Direct convolution in tile registers, for the kernels and strides that no transform fits.
+//! Direct convolution in tile registers, for the kernels and strides that no transform fits or pays for.
 //!
 //! A task gathers the input of one square of outputs, two channel blocks at a time, and splits it into parts (`amx`). For
 //! each tap of the kernel the rows of a register are then sixteen neighbouring pixels of that patch as it lies; nothing

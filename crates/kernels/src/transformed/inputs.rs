@@ -26,39 +26,22 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     let window_len = rows * columns * BLOCK;
     let input_blocks = job.grid.input_blocks;
     for block in 0..input_blocks {
-        let place = if job.grid.form.is_integers() { block % SPLIT } else { 0 };
         let ahead = (block + 1 < input_blocks).then_some(block + 1);
-        let whole =
-            job.source.window(block, corner, [rows, columns]).filter(|_| !job.grid.form.is_integers());
-        if let Some((inputs, row_stride)) = whole {
+        let is_float = !job.grid.form.is_integers();
+        let whole = if is_float { job.source.window(block, corner, [rows, columns]) } else { None };
+        if let Some(inputs) = whole {
             // SAFETY: the caller vouches for the CPU.
-            unsafe {
-                transform_block::<T, W>(
-                    job,
-                    (inputs, row_stride),
-                    scratch.sources,
-                    batch,
-                    block,
-                    room,
-                    |row| {
-                        if let Some(ahead) = ahead {
-                            for row in row * W::STEP..(row + 1) * W::STEP {
-                                job.source.prefetch_row(ahead, [corner[0] + row, corner[1]], columns);
-                            }
-                        }
-                    },
-                )
-            };
+            unsafe { transform_block::<T, W>(job, inputs, scratch.sources, batch, block, room, ahead) };
             continue;
         }
+        let place = if is_float { 0 } else { block % SPLIT };
         let window = &mut scratch.window[place * window_len..][..window_len];
         // SAFETY: the caller vouches for the CPU.
-        unsafe { job.source.gather::<T>(block, corner, columns, window, ahead) };
-        // SAFETY: the caller vouches for the CPU.
         unsafe {
-            if !job.grid.form.is_integers() {
+            job.source.gather::<T>(block, corner, columns, window, ahead);
+            if is_float {
                 let inputs = (&*window, columns * BLOCK);
-                transform_block::<T, W>(job, inputs, scratch.sources, batch, block, room, |_| {});
+                transform_block::<T, W>(job, inputs, scratch.sources, batch, block, room, None);
             } else if place + 1 == SPLIT || block + 1 == input_blocks {
                 transform_split::<T, W>(job, scratch, batch, [block / SPLIT, place + 1], room);
             }
@@ -66,20 +49,26 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     }
 }
 
-/// A window of channel block number `block`, rows of it as far apart as `inputs` says → transformed inputs; `meanwhile` is
-/// called with each row of tiles.
+/// A window of channel block number `block`, rows of it as far apart as `inputs` says → transformed inputs; asks for the
+/// same window of the block `ahead` meanwhile.
 #[inline(always)]
 unsafe fn transform_block<T: Tile, W: Transform>(
     job: &Job<'_>,
     (inputs, row_stride): (&[f32], usize),
     sources: &mut [f32],
-    Batch { size: [rows, columns], .. }: Batch,
+    Batch { origin, size: [rows, columns] }: Batch,
     block: usize,
     room: &mut [[T::Vector; MOST]; MOST],
-    meanwhile: impl Fn(usize),
+    ahead: Option<usize>,
 ) {
+    let [top, left] = origin.map(|tile| tile * W::STEP);
     for row in 0..rows {
-        meanwhile(row);
+        if let Some(ahead) = ahead {
+            let end = if row + 1 < rows { (row + 1) * W::STEP } else { window_side::<W>(rows) };
+            for y in row * W::STEP..end {
+                job.source.prefetch_row(ahead, [top + y, left], window_side::<W>(columns));
+            }
+        }
         for column in 0..columns {
             let inputs = &inputs[row * W::STEP * row_stride + column * W::STEP * BLOCK..];
             let out = &mut sources[place::<T>(job, row * columns + column, block) * BLOCK..];

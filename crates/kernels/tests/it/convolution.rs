@@ -288,9 +288,15 @@ fn what_is_read_where_it_lies_is_right_inside_large_pictures() {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let winograd = plain_case(33, 70, [37, 50]);
-    let direct = Case { geometry: Geometry { stride: 2, ..winograd.geometry }, ..winograd.clone() };
+    let narrow = Geometry { stride: 2, output_channels: 40, ..winograd.geometry };
+    let direct = Case { geometry: narrow, ..plain_case(33, 40, [37, 50]) };
+    let strides = Case { geometry: strided(33, 260), ..plain_case(33, 260, [37, 50]) };
     let fold = Case { upsample: 2, ..winograd.clone() };
-    for case in [winograd, direct, fold] {
+    let generic = Isa::by_name("generic").unwrap();
+    let algorithms =
+        [Algorithm::Winograd4, Algorithm::Direct, Algorithm::WinogradStrided, Algorithm::UpsampleFold];
+    for (case, algorithm) in [winograd, direct, strides, fold].into_iter().zip(algorithms) {
+        assert_eq!(case.geometry.algorithm(generic, case.upsample, Arithmetic::Float32), algorithm);
         let data = case.data();
         for (isa, arithmetic) in Isa::available().into_iter().flat_map(|isa| ARITHMETICS.map(|a| (isa, a))) {
             let run = |threads| case.run(isa, &Pool::new(Some(threads)).unwrap(), arithmetic, &data, false);
@@ -443,18 +449,20 @@ fn strided(input_channels: usize, output_channels: usize) -> Geometry {
 
 #[test]
 fn strides_are_right_in_tiles() {
-    for (channels, size) in [([20, 66], [37, 75]), ([150, 256], [14, 25]), ([3, 300], [2, 2])] {
-        for padding in [[0, 1, 0, 1], [1; 4]] {
+    for (channels, size, upsample) in
+        [([20, 66], [37, 75], 1), ([150, 256], [14, 25], 1), ([3, 300], [7, 5], 3)]
+    {
+        for padding in [[0, 1, 0, 1], [1; 4], [0; 4], [1, 0, 1, 0]] {
             let geometry = Geometry { padding, ..strided(channels[0], channels[1]) };
-            let norm = channels[0] == 150;
-            let case = Case { geometry, norm, residual: true, ..plain_case(channels[0], channels[1], size) };
+            let plain = plain_case(channels[0], channels[1], size);
+            let case = Case { geometry, norm: channels[0] == 150, residual: true, upsample, ..plain };
             let data = case.data();
             let expected = case.oracle(&data);
             each_tier_and_arithmetic(|isa, pool, arithmetic| {
                 let found = case.check(isa, pool, arithmetic, &data, &expected);
                 assert_eq!(case.run(isa, pool, arithmetic, &data, true), found, "in place, {}", isa.name());
                 let in_tile_registers = isa.name() == "amx" && channels[1] < 256;
-                let algorithm = geometry.algorithm(isa, 1, arithmetic);
+                let algorithm = geometry.algorithm(isa, upsample, arithmetic);
                 assert_eq!(algorithm == Algorithm::WinogradStrided, !in_tile_registers, "{}", isa.name());
             });
         }
