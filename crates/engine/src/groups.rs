@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use remote_vae_kernels::Storage;
-use remote_vae_kernels::layout::blocks;
 
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
@@ -241,11 +240,7 @@ impl Grouping<'_> {
 
     /// Channel blocks of a step's output.
     fn blocks(&self, step: usize) -> usize {
-        match self.steps[step].output {
-            Value::Node(node) | Value::Table(node) | Value::Copy(node) => {
-                blocks(self.shapes.graph.nodes[node].channels)
-            }
-        }
+        self.shapes.blocks(self.steps[step].output.node())
     }
 
     /// One after the other in the value of node `over`, as many as there is room for.
@@ -286,9 +281,9 @@ impl Grouping<'_> {
             }
         }
         let last = group.sinks.last().map_or(0, |sink| *sink);
-        let width = match (&group.members[last].operation, group.members[last].output) {
-            (Fused::NormStatistics { input, .. }, _) => shapes.width(*input),
-            (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.width(node),
+        let width = match &group.members[last].operation {
+            Fused::NormStatistics { input, .. } => shapes.width(*input),
+            _ => shapes.width(group.members[last].output.node()),
         };
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
         let rows = strip_rows(self.means.strip_pixels / width, steps.max().unwrap_or(1));

@@ -1,25 +1,27 @@
 //! The plan: steps with places in one arena, and what they cost, known before anything runs. Which steps run in strips
 //! is decided in [`crate::budget`].
 
+mod describe;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use remote_vae_kernels::Isa;
-use remote_vae_kernels::convolution::{Convolution, Geometry};
+use remote_vae_kernels::convolution::Convolution;
 use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::linear_attention;
-use remote_vae_model::{Graph, Node, Operation, Reach, Start};
+use remote_vae_model::{Graph, Node, Operation, Start};
 
 use crate::arena::Region;
 use crate::budget::STRIP_PIXELS;
-use crate::fusion::{Fused, FusedStep, Value, fuse};
+use crate::fusion::{Fused, FusedStep, fuse};
 use crate::groups::{Group, Means, Schedules, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
-use crate::strips::{Head, Slice};
-use crate::{Delivery, EngineError, Precision, frames};
+use crate::strips::Slice;
+use crate::{Delivery, EngineError, Precision};
 
 /// One step of a plan: an operation on a whole tensor, or several together in strips of rows.
 #[derive(Clone, Debug)]
@@ -332,7 +334,7 @@ impl<'a> Task<'a> {
         let steps = groups
             .into_iter()
             .zip(layout.places)
-            .map(|(group, places)| describe(&shapes, group, places))
+            .map(|(group, places)| describe::describe(&shapes, group, places))
             .collect();
         Plan {
             input: picture(self.input),
@@ -473,132 +475,4 @@ fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
         }
     }
     most
-}
-
-fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
-    let mut described: Vec<Described> =
-        group.members.iter().map(|member| describe_one(shapes, member)).collect();
-    for (member, described) in described.iter_mut().enumerate() {
-        let Some(schedule) = &group.strips else { break };
-        // Rows that are recalled, or left out because what they are needed for is, cost nothing.
-        let ours = schedule.slices.iter().filter(|slice| slice.member == member && !slice.recalled);
-        let (computed, all) =
-            (ours.map(|slice| slice.rows.len() as u64).sum::<u64>(), described.output[1] as u64);
-        described.flops = described.flops / all.max(1) * computed;
-    }
-    for Head { member, rows, recalled } in &group.heads {
-        let how = if *recalled { "kept before" } else { "kept" };
-        described[*member].operation += &format!(", {rows} rows {how}");
-    }
-    let last = group.sinks.last().map_or(0, |sink| *sink);
-    let stored = group.sinks.iter().map(|sink| places[*sink].output.len()).sum();
-    let flops = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.flops));
-    let layers: Vec<[String; 2]> = match &group.strips {
-        Some(_) if described.len() > 1 => {
-            described.iter().map(|one| [one.name.clone(), one.operation.clone()]).collect()
-        }
-        _ => Vec::new(),
-    };
-    let operation = match &group.strips {
-        None => described[last].operation.clone(),
-        Some(_) if layers.is_empty() => format!("{} in strips", described[last].operation),
-        Some(_) => format!("{} layers in strips", layers.len()),
-    };
-    let operations = group.members.into_iter().zip(places);
-    Step {
-        name: described[last].name.clone(),
-        operation,
-        output: described[last].output,
-        flops,
-        layers,
-        output_len: stored,
-        operations: operations
-            .map(|(member, places)| PlacedOperation { fused: member.operation, places })
-            .collect(),
-        slices: group.strips.map(|schedule| Arc::clone(&schedule.slices)),
-    }
-}
-
-struct Described {
-    name: String,
-    operation: String,
-    output: [usize; 3],
-    flops: u64,
-}
-
-fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
-    let graph = shapes.graph;
-    let of = |node: usize| {
-        let [_, height, width] = shapes.sizes[node];
-        [graph.nodes[node].channels, height, width]
-    };
-    let (node, output) = match (&step.operation, step.output) {
-        (Fused::Convolution { node, .. } | Fused::GroupedConvolution { node, .. }, Value::Node(last)) => {
-            (*node, of(last))
-        }
-        (_, Value::Node(node) | Value::Copy(node)) => (node, of(node)),
-        (_, Value::Table(node)) => (node, [2, graph.nodes[node].channels, 1]),
-    };
-    let made_frames = match step.output {
-        Value::Node(last) => shapes.sizes[last][0],
-        Value::Table(_) | Value::Copy(_) => 1,
-    };
-    let (operation, flops) = match &step.operation {
-        Fused::Convolution { node, source, .. } => {
-            let geometry = shapes.geometry(*node);
-            let node = &graph.nodes[*node];
-            let Geometry { kernel: [rows, columns], .. } = geometry;
-            let Operation::Convolution { time, .. } = node.operation else {
-                unreachable!("a convolution step starts from a convolution node")
-            };
-            // Taps that read zeros before the clip are not multiplied.
-            let input_frames = shapes.sizes[source.base][0];
-            let mut clip = frames::clip(input_frames, source.doubles_frames, &time, shapes.start, 0);
-            clip.before = if clip.continues { clip.history() } else { 0 };
-            let read: usize = (0..made_frames).map(|frame| time.taps - clip.zero_taps(frame)).sum();
-            let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
-            let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            let outputs = outputs.saturating_mul(read as u64);
-            let algorithm =
-                geometry.algorithm(shapes.isa, source.upsample, shapes.precision.arithmetics()[0]).name();
-            let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
-            (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
-        }
-        Fused::Attention { reach, .. } => {
-            let (tokens, frames) = ((output[1] * output[2]) as u64, made_frames as u64);
-            let seen = match reach {
-                Reach::Frame => frames,
-                // Frame n sees n frames.
-                Reach::Past => frames.saturating_mul(frames + 1) / 2,
-            };
-            let products =
-                tokens.saturating_mul(tokens).saturating_mul(output[0] as u64).saturating_mul(seen);
-            ("attention".into(), products.saturating_mul(4))
-        }
-        Fused::GroupedConvolution { node, .. } => {
-            let Operation::GroupedConvolution { kernel, group, .. } = graph.nodes[*node].operation else {
-                unreachable!("a grouped step starts from a grouped node")
-            };
-            let outputs = output.iter().product::<usize>() as u64;
-            let outputs = outputs.saturating_mul(made_frames as u64);
-            let taps = (kernel * kernel * group) as u64;
-            let kind = if group == 1 { "depthwise".to_owned() } else { format!("in groups of {group}") };
-            (format!("convolution {kernel}x{kernel}, {kind}"), outputs.saturating_mul(2 * taps))
-        }
-        Fused::LinearAttention { head, .. } => {
-            let outputs = output.iter().product::<usize>() as u64;
-            let products = outputs.saturating_mul(made_frames as u64).saturating_mul(*head as u64);
-            ("linear attention".into(), products.saturating_mul(4))
-        }
-        Fused::NormStatistics { .. } => ("norm statistics".into(), 0),
-        Fused::NormApply { .. } | Fused::RmsNorm { .. } => ("norm".into(), 0),
-        Fused::Map { .. } => ("map".into(), 0),
-        Fused::Upsample { .. } => ("upsample".into(), 0),
-        Fused::FirstFrame { .. } | Fused::DoubleFrames { .. } => ("frames".into(), 0),
-        Fused::Expand { .. } | Fused::Collect { .. } => ("rearrange".into(), 0),
-        Fused::Add { .. } => ("add".into(), 0),
-        Fused::Multiply { .. } => ("multiply".into(), 0),
-        Fused::Copy { .. } => ("kept rows".into(), 0),
-    };
-    Described { name: graph.nodes[node].name.clone(), operation, output, flops }
 }

@@ -246,9 +246,9 @@ impl State<'_> {
 
 /// Rows of a member's output; of statistics, of what they are taken of.
 fn height(shapes: &Shapes<'_>, member: &FusedStep) -> usize {
-    match (&member.operation, member.output) {
-        (Fused::NormStatistics { input, .. } | Fused::Copy { input }, _) => shapes.height(*input),
-        (_, Value::Node(node) | Value::Table(node) | Value::Copy(node)) => shapes.height(node),
+    match &member.operation {
+        Fused::NormStatistics { input, .. } | Fused::Copy { input } => shapes.height(*input),
+        _ => shapes.height(member.output.node()),
     }
 }
 

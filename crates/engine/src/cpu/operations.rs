@@ -118,9 +118,8 @@ impl CpuProgram {
             return;
         }
         let mut views = Views::new(arena, &[places.output, head]);
-        let [from, to] = if recalled { [head, places.output] } else { [places.output, head] };
-        let [from_rows, to_rows] =
-            if recalled { [kept, places.output_rows] } else { [places.output_rows, kept] };
+        let (ring, head) = ((places.output, places.output_rows), (head, kept));
+        let ((from, from_rows), (to, to_rows)) = if recalled { (head, ring) } else { (ring, head) };
         let to = (views.take_tensor(to), to_rows);
         let rows = rows.start..rows.end.min(kept);
         copy_rows(&self.pool, (views.tensor(from), from_rows), to, plan.sizes[*node][2], rows);

@@ -92,6 +92,16 @@ impl Case {
         ends
     }
 
+    /// Strips hold the bytes of the whole on every tier.
+    fn check(&self, arithmetics: &[Arithmetic]) {
+        each_tier(|isa, pool| {
+            for arithmetic in arithmetics {
+                let (whole, joined) = self.run(isa, pool, *arithmetic);
+                assert!(whole == joined, "{} {}: {self:?}", isa.name(), arithmetic.name());
+            }
+        });
+    }
+
     fn run(&self, isa: Isa, pool: &Pool, arithmetic: Arithmetic) -> (Vec<u32>, Vec<u32>) {
         let Geometry { input_channels, output_channels, kernel, .. } = self.geometry;
         let [height, width] =
@@ -183,12 +193,7 @@ proptest! {
     #[test]
     fn strips_have_the_bytes_of_the_whole(case in case()) {
         prop_assume!(case.geometry.output_size(case.size.map(|side| side * case.upsample)).is_some());
-        each_tier(|isa, pool| {
-            for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
-                let (whole, joined) = case.run(isa, pool, arithmetic);
-                assert!(whole == joined, "{} {}: {case:?}", isa.name(), arithmetic.name());
-            }
-        });
+        case.check(&[Arithmetic::Float32, Arithmetic::Integer16]);
     }
 }
 
@@ -204,10 +209,7 @@ fn strips_of_few_output_channels_have_the_bytes_of_the_whole() {
         let edge = if input_channels == 20 { Edge::Replicate } else { Edge::Zero };
         let (size, upsample, norm, residual) = ([40, 150], 1, true, true);
         let case = Case { geometry, size, upsample, norm, residual, edge, storage, strips };
-        each_tier(|isa, pool| {
-            let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
-            assert!(whole == joined, "{}: {case:?}", isa.name());
-        });
+        case.check(&[Arithmetic::Float32]);
     }
 }
 
@@ -226,12 +228,7 @@ fn strips_of_strided_tiles_have_the_bytes_of_the_whole() {
         for (storage, norm) in [(Storage::Float32, false), (Storage::Half, true)] {
             let (size, strips) = ([height, 30], vec![2, 1, 5]);
             let case = Case { geometry, size, upsample: 1, norm, residual: true, edge, storage, strips };
-            each_tier(|isa, pool| {
-                for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
-                    let (whole, joined) = case.run(isa, pool, arithmetic);
-                    assert!(whole == joined, "{} {}: {case:?}", isa.name(), arithmetic.name());
-                }
-            });
+            case.check(&[Arithmetic::Float32, Arithmetic::Integer16]);
         }
     }
 }
@@ -245,10 +242,7 @@ fn windows_that_are_read_where_they_lie_have_the_bytes_of_the_whole() {
     {
         let (size, norm, storage, strips) = ([60, 150], false, Storage::Float32, vec![2, 1, 5]);
         let case = Case { geometry, size, upsample, norm, residual, edge, storage, strips };
-        each_tier(|isa, pool| {
-            let (whole, joined) = case.run(isa, pool, Arithmetic::Float32);
-            assert!(whole == joined, "{}: {case:?}", isa.name());
-        });
+        case.check(&[Arithmetic::Float32]);
     }
 }
 
