@@ -38,6 +38,13 @@ impl Hooked {
         Arc::new(Self { inner: engine(), hooks: Arc::new(hooks), work_budget: None })
     }
 
+    /// An engine that runs nothing while a test has the lock.
+    pub(crate) fn behind(gate: &Arc<tokio::sync::Mutex<()>>) -> Arc<Self> {
+        let gate = Arc::clone(gate);
+        let before_run = Box::new(move || drop(gate.blocking_lock()));
+        Self::new(Hooks { before_run, ..Hooks::default() })
+    }
+
     /// An engine that says that its work may hold `room` bytes, whatever the process holds.
     pub(crate) fn with_room(inner: Arc<CpuEngine>, room: u64, hooks: Hooks) -> Arc<Self> {
         Arc::new(Self { inner, hooks: Arc::new(hooks), work_budget: Some(room) })

@@ -262,16 +262,19 @@ impl TestServer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preview_is_there_while_the_job_waits() {
+    let gate = Arc::new(tokio::sync::Mutex::new(()));
     let model = kl_with(object!({"scaling_factor": 0.18215}));
+    let model = Arc::new(Autoencoder::new(model.model().clone(), Hooked::behind(&gate)));
     let server = TestServer::with(options(), vec![("default", model), ("unknown", kl())]).await;
+    // Small jobs would run between the steps of a long one; this one makes no step.
+    let held = gate.lock().await;
     let running = location(&server.post_job(&LONG).await);
     let wide = [1, 4, 8, 300];
     let waiting = location(&server.post_job(&wide).await);
     let query = format!("?output_type=pt&height=32&width=48&{}", tensor_query(&[2, 6, 16], Dtype::Float16));
     let sequence = latents(&[2, 6, 16], 76).0;
     let packed = location(&server.post(&format!("/v1/jobs{query}"), sequence.clone()).send().await.unwrap());
-    let status = json(server.ask(Method::GET, &packed).await).await;
-    assert_eq!(status["state"], "queued");
+    server.until_queue(2, 1).await;
 
     let body = latents(&LONG, 70).0;
     let one = body[..body.len() / LONG[0]].to_vec();
@@ -291,9 +294,11 @@ async fn a_preview_is_there_while_the_job_waits() {
     assert_eq!(json(server.ask(Method::GET, &unknown).await).await["preview"], false);
     let (code, message) = refusal(server.ask(Method::GET, &format!("{unknown}/preview")).await).await;
     assert!(code == 404 && message.contains("no preview"), "{message}");
+    server.until_queue(3, 1).await;
     for job in [running, waiting, packed, unknown] {
         server.ask(Method::DELETE, &job).await;
     }
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread")]
