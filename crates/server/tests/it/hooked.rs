@@ -1,6 +1,6 @@
 //! An engine that tells what it does, can be held there, and says that its work may hold so many bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 use remote_vae_engine::{
     Calibration, Control, CpuEngine, Engine, EngineError, History, Plan, PlanRequest, Precision, Program,
@@ -25,6 +25,48 @@ impl Default for Hooks {
     }
 }
 
+/// What runs must come through: anything while it is open, and otherwise as many as were let through.
+#[derive(Default)]
+pub(crate) struct Gate {
+    /// None while it is open.
+    passes: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+/// Opens the gate when it goes.
+pub(crate) struct Closed(Arc<Gate>);
+
+impl Gate {
+    pub(crate) fn close(self: &Arc<Self>) -> Closed {
+        self.set(Some(0));
+        Closed(Arc::clone(self))
+    }
+
+    fn set(&self, passes: Option<usize>) {
+        *self.passes.lock().unwrap() = passes;
+        self.changed.notify_all();
+    }
+
+    fn enter(&self) {
+        let passes = self.passes.lock().unwrap();
+        let mut passes = self.changed.wait_while(passes, |passes| *passes == Some(0)).unwrap();
+        *passes = passes.map(|passes| passes - 1);
+    }
+}
+
+impl Closed {
+    /// Lets one run through, and no other until then.
+    pub(crate) fn pass(&self) {
+        self.0.set(Some(1));
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
 /// An engine with hooks, which plans as it does without them.
 pub(crate) struct Hooked {
     inner: Arc<CpuEngine>,
@@ -38,10 +80,10 @@ impl Hooked {
         Arc::new(Self { inner: engine(), hooks: Arc::new(hooks), work_budget: None })
     }
 
-    /// An engine that runs nothing while a test has the lock.
-    pub(crate) fn behind(gate: &Arc<tokio::sync::Mutex<()>>) -> Arc<Self> {
+    /// An engine that stops before each run while the gate is closed.
+    pub(crate) fn behind(gate: &Arc<Gate>) -> Arc<Self> {
         let gate = Arc::clone(gate);
-        let before_run = Box::new(move || drop(gate.blocking_lock()));
+        let before_run = Box::new(move || gate.enter());
         Self::new(Hooks { before_run, ..Hooks::default() })
     }
 

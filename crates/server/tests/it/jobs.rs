@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json as object};
 
-use crate::hooked::{Hooked, Hooks};
+use crate::hooked::{Gate, Hooked, Hooks};
 use crate::support::*;
 
 const SHAPE: [usize; 4] = [1, 4, 4, 6];
@@ -262,12 +262,12 @@ impl TestServer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preview_is_there_while_the_job_waits() {
-    let gate = Arc::new(tokio::sync::Mutex::new(()));
+    let gate = Arc::default();
     let model = kl_with(object!({"scaling_factor": 0.18215}));
     let model = Arc::new(Autoencoder::new(model.model().clone(), Hooked::behind(&gate)));
     let server = TestServer::with(options(), vec![("default", model), ("unknown", kl())]).await;
     // Small jobs would run between the steps of a long one; this one makes no step.
-    let held = gate.lock().await;
+    let held = Gate::close(&gate);
     let running = location(&server.post_job(&LONG).await);
     let wide = [1, 4, 8, 300];
     let waiting = location(&server.post_job(&wide).await);

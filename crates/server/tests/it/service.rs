@@ -1,11 +1,14 @@
 //! The server as a service: health, information, the queue, clients that leave, deadlines, shutdown.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use remote_vae_engine::Autoencoder;
 use remote_vae_server::ServerOptions;
 use remote_vae_wire::Dtype;
 use reqwest::Method;
 
+use crate::hooked::{Gate, Hooked};
 use crate::support::*;
 
 const SMALL: [usize; 4] = [1, 4, 4, 4];
@@ -118,22 +121,22 @@ async fn a_full_queue_refuses_and_leavers_free_their_places() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_come_first_served() {
-    let server = TestServer::start().await;
-    let running = server.spawn(&LONG);
-    server.until_queue(0, 1).await;
+    let gate = Arc::default();
+    let model = Arc::new(Autoencoder::new(kl().model().clone(), Hooked::behind(&gate)));
+    let server = TestServer::with(options(), vec![("default", model)]).await;
+    let closed = Gate::close(&gate);
     let (sender, mut order) = tokio::sync::mpsc::unbounded_channel();
-    // Each takes the engine long enough for its answer to arrive well before the next one.
-    let middle = [2, 4, 48, 48];
-    for number in 0..5_u64 {
-        let (request, sender) = (server.spawn(&middle), sender.clone());
-        server.until_queue(number + 1, 1).await;
+    for number in 0..6_u64 {
+        let (request, sender) = (server.spawn(&SMALL), sender.clone());
+        server.until_queue(number, 1).await;
         tokio::spawn(async move {
             let status = request.await.unwrap().unwrap().status();
             sender.send((number, status.as_u16())).unwrap();
         });
     }
-    running.abort();
-    for number in 0..5 {
+    for number in 0..6 {
+        assert!(order.is_empty());
+        closed.pass();
         assert_eq!(order.recv().await.unwrap(), (number, 200));
     }
 }
