@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use remote_vae_engine::{Autoencoder, CpuEngine, EngineOptions};
 use remote_vae_model::checkpoint::Checkpoint;
@@ -190,7 +190,8 @@ impl TestServer {
 
     /// Waits until this many requests wait and run.
     pub(crate) async fn until_queue(&self, waiting: u64, running: u64) {
-        for _ in 0..2000 {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
             let info: Value = json(self.http.get(self.url("/info")).send().await.unwrap()).await;
             if info["queue"]["waiting"] == waiting && info["queue"]["running"] == running {
                 return;
