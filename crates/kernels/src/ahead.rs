@@ -9,28 +9,44 @@ pub(crate) struct Ahead {
     start: *const u8,
     /// Cache lines of each part.
     lines: usize,
+    /// The same of other memory, for those who read two things.
+    beside: (*const u8, usize),
 }
 
 impl Ahead {
     /// Nothing.
-    pub(crate) const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0 };
+    pub(crate) const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0, beside: (std::ptr::null(), 0) };
 
     /// `len` values from `start` on, in parts; the last may reach beyond.
     #[inline(always)]
     pub(crate) fn new(start: *const f32, len: usize, parts: usize) -> Ahead {
-        Ahead { start: start.cast(), lines: (len * size_of::<f32>()).div_ceil(LINE * parts.max(1)) }
+        let lines = (len * size_of::<f32>()).div_ceil(LINE * parts.max(1));
+        Ahead { start: start.cast(), lines, ..Ahead::NONE }
+    }
+
+    /// This, and each part of `other` with it.
+    #[inline(always)]
+    pub(crate) fn beside(self, other: Ahead) -> Ahead {
+        Ahead { beside: (other.start, other.lines), ..self }
     }
 
     /// What begins `parts` later.
     #[inline(always)]
     pub(crate) fn skip(self, parts: usize) -> Ahead {
-        Ahead { start: self.start.wrapping_add(parts * self.lines * LINE), ..self }
+        let (start, lines) = self.beside;
+        Ahead {
+            start: self.start.wrapping_add(parts * self.lines * LINE),
+            beside: (start.wrapping_add(parts * lines * LINE), lines),
+            ..self
+        }
     }
 
     /// Asks for the part `index`, a hint that reads nothing.
     #[inline(always)]
     pub(crate) fn ask(self, index: usize) {
-        prefetch_lines(self.skip(index).start, self.lines * LINE);
+        let Ahead { start, lines, beside } = self.skip(index);
+        prefetch_lines(start, lines * LINE);
+        prefetch_lines(beside.0, beside.1 * LINE);
     }
 }
 

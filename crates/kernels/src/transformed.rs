@@ -3,9 +3,10 @@
 //!
 //! A [`Transform`] says which maps, in one direction; they are applied in both. The picture is cut into square tiles
 //! of outputs that begin at its origin, and tiles into batches (`grid`). A task gathers the inputs of one batch, channel
-//! block by channel block, transforms them (`inputs`), and then, for each group of output channels, multiplies all
-//! points (`products`) and transforms back (`outputs`) while the products are still in the cache. The weights are
-//! transformed before (`weights`).
+//! block by channel block, transforms them (`inputs`), and then, for each chunk of output channels, multiplies all
+//! points (`products`) and transforms back (`outputs`) while the products are still in the cache. Of a chunk's groups each
+//! point is multiplied in turn, so that its inputs are read from the outer cache once for all. The weights are transformed
+//! before (`weights`).
 //!
 //! The products are sums of `f32`, or exact sums of 16-bit integers with scales (`integers`, `bytes`).
 //!
@@ -184,7 +185,7 @@ struct Scratch<'a> {
     sources: &'a mut [f32],
     /// With integers: what undoes the scale, `[point][split][tile]`.
     source_factors: &'a mut [f32],
-    /// Products of one group, `[point][tile][lanes]`, points skewed.
+    /// Products of one chunk, `[group][point][tile][lanes]`, points skewed.
     products: &'a mut [f32],
     /// Outputs of one tile, `[row][column][16]`.
     tile: [f32; MOST_OUTPUTS * MOST_OUTPUTS * BLOCK],
@@ -213,10 +214,14 @@ unsafe fn task<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
     // SAFETY: the caller vouches for the CPU; each batch and group belongs to one task.
     unsafe {
         inputs::transform::<T, W>(job, scratch, batch);
-        for group in groups.clone() {
-            let next = if group + 1 == groups.end { next } else { None };
-            products::multiply::<T, W>(job, scratch, batch, group, next);
-            outputs::transform::<T, W>(job, scratch, batch, group);
+        let mut left = groups;
+        while !left.is_empty() {
+            let chunk = left.start..job.panels.chunk(left.start).end.min(left.end);
+            left.start = chunk.end;
+            products::multiply::<T, W>(job, scratch, batch, chunk.clone(), next.filter(|_| left.is_empty()));
+            for (place, group) in chunk.enumerate() {
+                outputs::transform::<T, W>(job, scratch, batch, group, place);
+            }
         }
     }
 }

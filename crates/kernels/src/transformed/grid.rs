@@ -1,5 +1,6 @@
 //! How the tiles of an output are cut into batches, and how much memory one batch takes. Nothing here touches numbers.
 
+use super::weights::Panels;
 use super::{SKEW, Transform};
 use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
@@ -13,8 +14,23 @@ use std::ops::Range;
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
-/// That of bytes: products are so fast that the weights' way through the cache counts more.
+/// Those of bytes, whose products are so fast that the weights' way through the cache counts more: as many tiles where the
+/// transformed weights stay in the second-level cache, and more where they do not.
 const BUDGET_OF_BYTES: usize = 2 * SOURCES_BUDGET;
+const BUDGET_BESIDE_LARGE_WEIGHTS: usize = 4 * SOURCES_BUDGET;
+const TILES_BESIDE_LARGE_WEIGHTS: usize = 128;
+/// Bytes of transformed weights that are large.
+const LARGE_WEIGHTS: usize = 3 << 20;
+/// With bytes, groups of output channels whose products are made point by point together, and input blocks from which on
+/// they are: where a batch's transformed inputs fill the second-level cache, each point's are brought from the outer one
+/// once for all groups of a chunk. Other products are slower than that way.
+const CHUNK: usize = 2;
+const BLOCKS_FOR_CHUNKS: usize = 16;
+
+/// Groups of output channels in a chunk.
+pub(super) fn groups_of_chunk(form: Form, input_blocks: usize) -> usize {
+    if form == Form::Bytes && input_blocks >= BLOCKS_FOR_CHUNKS { CHUNK } else { 1 }
+}
 
 /// Tiles that are multiplied at once.
 fn rows_at_once(isa: Isa, form: Form) -> usize {
@@ -50,6 +66,8 @@ pub(super) struct Grid {
     pub source_stride: usize,
     /// `f32` from one point's products to the next's.
     pub product_stride: usize,
+    /// Groups of output channels whose products are there at the same time.
+    groups_at_once: usize,
 }
 
 /// `f32` of the parts of a worker's scratch.
@@ -89,8 +107,15 @@ impl Grid {
         let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
         let window = W::STEP * W::STEP * split * BLOCK;
         let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
-        let budget = if form == Form::Bytes { BUDGET_OF_BYTES } else { SOURCES_BUDGET };
-        let most = (budget / tile_bytes).clamp(TILES[0], TILES[1]);
+        let [fewest, mut most] = TILES;
+        let mut budget = SOURCES_BUDGET;
+        if form == Form::Bytes {
+            budget = BUDGET_OF_BYTES;
+            if Panels::new::<W>(isa, geometry, arithmetic).total() * size_of::<f32>() > LARGE_WEIGHTS {
+                [budget, most] = [BUDGET_BESIDE_LARGE_WEIGHTS, TILES_BESIDE_LARGE_WEIGHTS];
+            }
+        }
+        let most = (budget / tile_bytes).clamp(fewest, most);
         let mut best = ([1, 1], usize::MAX);
         for rows in 1..=most.min(tiles[0]) {
             for columns in 1..=(most / rows).min(tiles[1]) {
@@ -112,6 +137,8 @@ impl Grid {
             room,
             source_stride: words * room + SKEW,
             product_stride: room * isa.lanes() + SKEW,
+            groups_at_once: groups_of_chunk(form, input_blocks)
+                .min(geometry.output_channels.div_ceil(isa.lanes())),
         }
     }
 
@@ -152,7 +179,7 @@ impl Grid {
             tile_sources,
             sources: points * self.source_stride,
             source_factors,
-            products: W::PRODUCTS * W::PRODUCTS * self.product_stride,
+            products: self.groups_at_once * W::PRODUCTS * W::PRODUCTS * self.product_stride,
         }
     }
 }

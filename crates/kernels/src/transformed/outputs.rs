@@ -5,7 +5,7 @@ use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;
 use crate::vector::Vector;
 
-/// Finishes one group of output channels of a batch.
+/// Finishes one group of output channels of a batch, the `place`-th of its chunk.
 ///
 /// # Safety
 /// The CPU has the tier, and no other task treats this batch and group.
@@ -15,7 +15,9 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
     scratch: &mut Scratch<'_>,
     batch: Batch,
     group: usize,
+    place: usize,
 ) {
+    let products = &scratch.products[place * W::PRODUCTS * W::PRODUCTS * job.grid.product_stride..];
     let Batch { origin, size: [rows, columns] } = batch;
     let first = group * (T::LANES / BLOCK);
     // SAFETY: the caller vouches for the CPU.
@@ -28,7 +30,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
                 // SAFETY: the caller vouches for the CPU and for this batch's and group's output.
                 unsafe {
                     transform_output::<T::Vector, W>(
-                        &scratch.products[tile..],
+                        &products[tile..],
                         job.grid.product_stride,
                         bias,
                         room,

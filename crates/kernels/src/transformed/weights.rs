@@ -1,5 +1,6 @@
 //! The weights' transform, made anew for each call: panels of `f32`, or of 16-bit integers with their scales.
 
+use super::grid::groups_of_chunk;
 use super::{MOST, SKEW, TAPS, Transform};
 use crate::bytes;
 use crate::convolution::{Arithmetic, Geometry};
@@ -12,8 +13,9 @@ use crate::pool::{Pool, carve, whole_lines};
 use crate::shared::SharedOutput;
 use crate::vector::Vector;
 use crate::weights::{Compact, Span};
+use std::ops::Range;
 
-/// Where things lie in the transformed weights: panels (`[group][point][input block][16][lanes]`, with integers
+/// Where things lie in the transformed weights: panels (`[chunk][point][group][input block][16][lanes]`, with integers
 /// `[pair][lanes]` for `[16][lanes]` or as `bytes` says, points skewed), then, with integers, `f32` factors
 /// (`[group][point][split][lanes]`).
 #[derive(Clone, Copy)]
@@ -48,18 +50,36 @@ impl Panels {
 
     /// Where the panel of a group and point begins.
     pub(super) fn start(&self, group: usize, point: usize) -> usize {
-        (group * self.points + point) * (self.len() + SKEW)
+        self.place(group, point) * (self.len() + SKEW)
+    }
+
+    /// How many panels lie before that of a group and point.
+    fn place(&self, group: usize, point: usize) -> usize {
+        let chunk = self.chunk(group);
+        chunk.start * self.points + point * chunk.len() + group - chunk.start
+    }
+
+    /// The groups of a chunk, by one of them.
+    pub(super) fn chunk(&self, group: usize) -> Range<usize> {
+        let size = groups_of_chunk(self.form, self.input_blocks);
+        let first = group - group % size;
+        first..(first + size).min(self.groups)
     }
 
     /// Where the factors of a group, point and split lie.
     pub(super) fn factors(&self, group: usize, point: usize, split: usize) -> usize {
         let splits = self.input_blocks.div_ceil(SPLIT);
-        self.start(self.groups, 0) + ((group * self.points + point) * splits + split) * self.lanes
+        self.end() + ((group * self.points + point) * splits + split) * self.lanes
+    }
+
+    /// Where the panels end.
+    fn end(&self) -> usize {
+        self.groups * self.points * (self.len() + SKEW)
     }
 
     /// `f32` of all.
     pub(super) fn total(&self) -> usize {
-        if self.form.is_integers() { self.factors(self.groups, 0, 0) } else { self.start(self.groups, 0) }
+        if self.form.is_integers() { self.factors(self.groups, 0, 0) } else { self.end() }
     }
 
     /// Input blocks that one task transforms.

@@ -292,10 +292,17 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let direct = Case { geometry: narrow, ..plain_case(33, 40, [37, 50]) };
     let strides = Case { geometry: strided(33, 260), ..plain_case(33, 260, [37, 50]) };
     let fold = Case { upsample: 2, ..winograd.clone() };
+    // Tile registers multiply these by two groups of output channels at a time, which threads part.
+    let pairs = plain_case(270, 140, [13, 22]);
     let generic = Isa::by_name("generic").unwrap();
-    let algorithms =
-        [Algorithm::Winograd4, Algorithm::Direct, Algorithm::WinogradStrided, Algorithm::UpsampleFold];
-    for (case, algorithm) in [winograd, direct, strides, fold].into_iter().zip(algorithms) {
+    let algorithms = [
+        Algorithm::Winograd4,
+        Algorithm::Direct,
+        Algorithm::WinogradStrided,
+        Algorithm::UpsampleFold,
+        Algorithm::Winograd4,
+    ];
+    for (case, algorithm) in [winograd, direct, strides, fold, pairs].into_iter().zip(algorithms) {
         assert_eq!(case.geometry.algorithm(generic, case.upsample, Arithmetic::Float32), algorithm);
         let data = case.data();
         for (isa, arithmetic) in Isa::available().into_iter().flat_map(|isa| ARITHMETICS.map(|a| (isa, a))) {
