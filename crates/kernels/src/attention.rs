@@ -7,6 +7,7 @@ mod operands;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::bytes;
 use crate::convolution::Arithmetic;
 use crate::form::Form;
 use crate::integers::SPLIT;
@@ -26,6 +27,10 @@ const MOST_QUERIES: usize = 2 * QUERIES_OF_TILES;
 const MANY_TOKENS: usize = 64 * MOST_QUERIES;
 /// Keys that meet a tile of queries at a time: whole splits.
 const KEYS: usize = 2 * SPLIT * BLOCK;
+/// Blocks that share scales as bytes: sums are so fast that putting them down takes nearly as long as they do, and with
+/// more of them the panel would leave the first-level cache.
+const SPLIT_OF_BYTES: usize = KEYS / BLOCK;
+const _: () = assert!(SPLIT_OF_BYTES <= bytes::MOST_BLOCKS);
 
 /// The tensors' shape, and what the products are computed in.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +53,8 @@ impl Shape {
 
     /// Bytes of scratch that each worker takes beside that.
     pub fn worker_bytes(&self, isa: Isa) -> usize {
-        let packing = SPLIT * BLOCK * isa.lanes();
-        Scratch::floats(isa, self).max(packing) * size_of::<f32>()
+        let [Panels { split, .. }, _] = self.panels(isa);
+        Scratch::floats(isa, self).max(split * BLOCK * isa.lanes()) * size_of::<f32>()
     }
 
     /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
@@ -58,10 +63,9 @@ impl Shape {
         let (lanes, form, queries) =
             (isa.lanes(), Form::of_attention(isa, self.arithmetic), self.queries(isa));
         let tokens = self.frames * self.padded_tokens();
-        [
-            Panels { groups: tokens / lanes, blocks: blocks(self.channels), isa, form, queries },
-            Panels { groups: self.channels.div_ceil(lanes), blocks: tokens / BLOCK, isa, form, queries },
-        ]
+        let split = if form == Form::Bytes { SPLIT_OF_BYTES } else { SPLIT };
+        let panels = |groups, blocks| Panels { groups, blocks, isa, form, queries, split };
+        [panels(tokens / lanes, blocks(self.channels)), panels(self.channels.div_ceil(lanes), tokens / BLOCK)]
     }
 
     /// Queries that one task treats, at most.
@@ -74,7 +78,7 @@ impl Shape {
     }
 
     fn padded_tokens(&self) -> usize {
-        self.tokens.next_multiple_of(SPLIT * BLOCK)
+        self.tokens.next_multiple_of(KEYS)
     }
 
     /// Frame and token of a place among the padded tokens.
@@ -220,20 +224,20 @@ struct Scratch<'a> {
 impl<'a> Scratch<'a> {
     fn new(isa: Isa, shape: &Shape, mut room: &'a mut [f32]) -> Scratch<'a> {
         let room = &mut room;
-        let (queries, form) = (shape.queries(isa), Form::of_attention(isa, shape.arithmetic));
+        let (queries, [keys, values]) = (shape.queries(isa), shape.panels(isa));
         Scratch {
-            queries: Left::new(blocks(shape.channels), queries, form, room),
+            queries: Left::new(blocks(shape.channels), &keys, room),
             scores: carve(room, KEYS * queries),
-            weights: Left::new(KEYS / BLOCK, queries, form, room),
+            weights: Left::new(KEYS / BLOCK, &values, room),
             result: carve(room, shape.channels.next_multiple_of(isa.lanes()) * queries),
         }
     }
 
     fn floats(isa: Isa, shape: &Shape) -> usize {
-        let (queries, form) = (shape.queries(isa), Form::of_attention(isa, shape.arithmetic));
+        let (queries, [keys, values]) = (shape.queries(isa), shape.panels(isa));
         let result = shape.channels.next_multiple_of(isa.lanes()) * queries;
-        Left::floats(blocks(shape.channels), queries, form)
-            + Left::floats(KEYS / BLOCK, queries, form)
+        Left::floats(blocks(shape.channels), &keys)
+            + Left::floats(KEYS / BLOCK, &values)
             + whole_lines(KEYS * queries)
             + whole_lines(result)
     }

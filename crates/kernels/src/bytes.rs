@@ -6,7 +6,7 @@
 //! bits whatever the bytes are. Channels come in *steps* of [`BLOCKS`] blocks, one block in each byte of a 32-bit word.
 
 use crate::amx::{TILE, split_bytes};
-use crate::integers::{MOST_LANES, MOST_POINTS, REDUCED, SMALLEST, SPLIT, Sources, column_sizes, sizes};
+use crate::integers::{MOST_LANES, MOST_POINTS, REDUCED, SMALLEST, Sources, column_sizes, sizes};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
 use crate::vector::Vector;
@@ -24,14 +24,14 @@ pub(crate) const COLUMN_WORDS: usize = 4 * TILE;
 
 /// 32-bit words of one row of a step's part.
 pub(crate) const ROW: usize = BLOCK;
-/// 32-bit words of a split's columns.
-pub(crate) const SPLIT_WORDS: usize = SPLIT / BLOCKS * COLUMN_WORDS;
+/// Blocks that may share scales at most: more sums of their products could leave 32 bits.
+pub(crate) const MOST_BLOCKS: usize = 32;
 
-/// Where the words of row `row` and its neighbours begin in `[row / ROWS][step][ROW_WORDS]`, at the split `split` of so many
-/// blocks.
+/// Where the words of row `row` and its neighbours begin in `[row / ROWS][step][ROW_WORDS]`, at block `block`, the first of a
+/// step, of so many.
 #[inline(always)]
-pub(crate) fn first_row(row: usize, split: usize, blocks: usize) -> usize {
-    (row / ROWS * blocks.div_ceil(BLOCKS) + split * SPLIT / BLOCKS) * ROW_WORDS
+pub(crate) fn first_row(row: usize, block: usize, blocks: usize) -> usize {
+    (row / ROWS * blocks.div_ceil(BLOCKS) + block / BLOCKS) * ROW_WORDS
 }
 
 /// Largest magnitude of an integer: no high byte is above 127 then.
@@ -42,7 +42,8 @@ const BALANCE: f32 = 16_384.0;
 /// What sums are in units of.
 const UNIT: f32 = 256.0;
 // No sum of products leaves 32 bits, nor do all together in their unit.
-const _: () = assert!((SPLIT * BLOCK) as i64 * (127 * 127 * 256 + 2 * 127 * 128 + 128 * 128 / 256) < 1 << 31);
+const _: () =
+    assert!((MOST_BLOCKS * BLOCK) as i64 * (127 * 127 * 256 + 2 * 127 * 128 + 128 * 128 / 256) < 1 << 31);
 
 /// Scale, and what undoes it, for numbers whose largest magnitude is `most`. What undoes it is NaN if `most` is not finite.
 #[inline(always)]
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn products_are_exact_but_for_the_last_byte() {
         let Ok(isa) = Isa::by_name("amx") else { return };
-        for blocks in [1, 3, 4, 5, SPLIT] {
+        for blocks in [1, 3, 4, 5, MOST_BLOCKS] {
             let channels = blocks * BLOCK;
             // Where a row and a column have a large number, the other has none, and the rest is small.
             let outlier = |at: usize| {

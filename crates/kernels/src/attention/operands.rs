@@ -2,7 +2,7 @@
 
 use crate::ahead::Ahead;
 use crate::form::Form;
-use crate::integers::{self, MOST_POINTS, PAIRS, SPLIT, Sources, words, words_mut};
+use crate::integers::{self, MOST_POINTS, PAIRS, Sources, words, words_mut};
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::{PairRows, Rows, Tile};
@@ -29,6 +29,8 @@ pub(super) struct Panels {
     pub form: Form,
     /// Rows of the left operand.
     pub queries: usize,
+    /// Blocks of either operand that share scales.
+    pub split: usize,
 }
 
 impl Panels {
@@ -58,7 +60,7 @@ impl Panels {
     }
 
     fn splits(&self) -> usize {
-        self.blocks.div_ceil(SPLIT)
+        self.blocks.div_ceil(self.split)
     }
 
     /// What is multiplied after the `done` first of the `len` words from `panels` on: the rest, or the same rows of the
@@ -72,7 +74,7 @@ impl Panels {
     pub(super) fn pack<F: Fill>(&self, pool: &Pool, packed: &mut [f32], fill: &F) {
         let room = match self.form {
             Form::Float32 => 0,
-            Form::Pairs | Form::Bytes | Form::Bfloat16 => SPLIT * BLOCK * self.lanes(),
+            Form::Pairs | Form::Bytes | Form::Bfloat16 => self.split * BLOCK * self.lanes(),
         };
         let packing = &Packing { panels: *self, fill, packed: SharedOutput::new(&mut packed[..self.len()]) };
         pool.run_in_room(self.groups * self.splits(), room, |room, index| {
@@ -119,12 +121,12 @@ impl Panels {
             }
             Form::Pairs => {
                 let panels = &words(packed)[start * PAIRS * T::LANES..][..count * PAIRS * T::LANES];
-                for (split, panel) in panels.chunks(SPLIT * PAIRS * T::LANES).enumerate() {
+                for (split, panel) in panels.chunks(self.split * PAIRS * T::LANES).enumerate() {
                     let blocks = panel.len() / (PAIRS * T::LANES);
-                    let done = (split + 1) * SPLIT * PAIRS * T::LANES;
+                    let done = (split + 1) * self.split * PAIRS * T::LANES;
                     let next = self.following(panels.as_ptr().cast(), panels.len(), done);
                     let ahead = Ahead::new(next, panel.len(), blocks * queries / T::PIXELS);
-                    let factors = (group * self.splits() + first / SPLIT + split) * T::LANES;
+                    let factors = (group * self.splits() + first / self.split + split) * T::LANES;
                     let factors = &packed[self.words() + factors..][..T::LANES];
                     for query in (0..queries).step_by(T::PIXELS) {
                         let place = left.place::<T>(query, split);
@@ -147,12 +149,13 @@ impl Panels {
                     [first, self.form.padded(count)].map(|blocks| blocks / bytes::BLOCKS);
                 let panels = group * self.group_words() + first_step * bytes::COLUMN_WORDS;
                 let panels = &words(packed)[panels..][..steps * bytes::COLUMN_WORDS];
-                for (split, panel) in panels.chunks(bytes::SPLIT_WORDS).enumerate() {
+                let split_words = self.split / bytes::BLOCKS * bytes::COLUMN_WORDS;
+                for (split, panel) in panels.chunks(split_words).enumerate() {
                     let steps = panel.len() / bytes::COLUMN_WORDS;
-                    let done = (split + 1) * bytes::SPLIT_WORDS;
+                    let done = (split + 1) * split_words;
                     let next = self.following(panels.as_ptr().cast(), panels.len(), done);
                     let ahead = Ahead::new(next, panel.len(), steps * queries / bytes::ROWS);
-                    let factors = (group * self.splits() + first / SPLIT + split) * bytes::COLUMNS;
+                    let factors = (group * self.splits() + first / self.split + split) * bytes::COLUMNS;
                     let factors = &packed[self.words() + factors..][..bytes::COLUMNS];
                     for query in (0..queries).step_by(bytes::ROWS) {
                         let ahead = ahead.skip(query / bytes::ROWS * steps);
@@ -208,8 +211,8 @@ struct Packing<'a, F> {
 unsafe fn pack<T: Tile, F: Fill>(packing: &Packing<'_, F>, room: &mut [f32], index: usize) {
     let Packing { panels, fill, packed } = packing;
     let block_len = BLOCK * T::LANES;
-    let (group, first) = (index / panels.splits(), index % panels.splits() * SPLIT);
-    let (start, count) = (group * panels.blocks + first, SPLIT.min(panels.blocks - first));
+    let (group, first) = (index / panels.splits(), index % panels.splits() * panels.split);
+    let (start, count) = (group * panels.blocks + first, panels.split.min(panels.blocks - first));
     // SAFETY: the caller vouches for the CPU; each task owns the blocks, words and factors of one split.
     unsafe {
         let values = match panels.form {
@@ -257,37 +260,39 @@ pub(super) struct Left<'a> {
     blocks: usize,
     pub(super) queries: usize,
     form: Form,
+    split: usize,
 }
 
 impl<'a> Left<'a> {
-    /// `f32` of memory for rows of so many blocks.
-    pub(super) fn floats(blocks: usize, queries: usize, form: Form) -> usize {
-        Left::lens(blocks, queries, form).map(whole_lines).iter().sum()
+    /// `f32` of memory for rows of so many blocks, to be multiplied with `right`.
+    pub(super) fn floats(blocks: usize, right: &Panels) -> usize {
+        Left::lens(blocks, right).map(whole_lines).iter().sum()
     }
 
-    fn lens(blocks: usize, queries: usize, form: Form) -> [usize; 3] {
+    fn lens(blocks: usize, &Panels { queries, form, split, .. }: &Panels) -> [usize; 3] {
         let values = blocks * BLOCK * queries;
         let words = form.padded(blocks) * form.words_per_block() * queries;
         match form {
             Form::Float32 => [values, 0, 0],
-            Form::Pairs | Form::Bytes => [values, words, blocks.div_ceil(SPLIT) * queries],
+            Form::Pairs | Form::Bytes => [values, words, blocks.div_ceil(split) * queries],
             Form::Bfloat16 => [values, words, 0],
         }
     }
 
     /// Takes its memory from `room`.
-    pub(super) fn new(blocks: usize, queries: usize, form: Form, room: &mut &'a mut [f32]) -> Left<'a> {
-        let [values, words, factors] = Left::lens(blocks, queries, form).map(|len| carve(room, len));
-        Left { values, words, factors, blocks, queries, form }
+    pub(super) fn new(blocks: usize, right: &Panels, room: &mut &'a mut [f32]) -> Left<'a> {
+        let [values, words, factors] = Left::lens(blocks, right).map(|len| carve(room, len));
+        let Panels { queries, form, split, .. } = *right;
+        Left { values, words, factors, blocks, queries, form, split }
     }
 
     fn place<T: Tile>(&self, query: usize, split: usize) -> usize {
-        (query * self.blocks + split * SPLIT * T::PIXELS) * PAIRS
+        (query * self.blocks + split * self.split * T::PIXELS) * PAIRS
     }
 
     /// Where, with bytes, a split begins, for the rows that `query` is one of.
     fn first_row(&self, query: usize, split: usize) -> usize {
-        bytes::first_row(query, split, self.blocks)
+        bytes::first_row(query, split * self.split, self.blocks)
     }
 
     /// Where the parts of a query's step begin.
@@ -316,12 +321,12 @@ impl<'a> Left<'a> {
     unsafe fn round<T: Tile>(&mut self, count: usize) {
         const { assert!(T::PIXELS <= MOST_POINTS && bytes::ROWS <= MOST_POINTS) };
         let rows = if self.form == Form::Bytes { bytes::ROWS } else { T::PIXELS };
-        for split in 0..count.div_ceil(SPLIT) {
+        for split in 0..count.div_ceil(self.split) {
             for query in (0..self.queries).step_by(rows) {
                 let values = Sources {
-                    values: &self.values[(split * SPLIT * self.queries + query) * BLOCK..],
+                    values: &self.values[(split * self.split * self.queries + query) * BLOCK..],
                     strides: [BLOCK, self.queries * BLOCK],
-                    blocks: SPLIT.min(count - split * SPLIT),
+                    blocks: self.split.min(count - split * self.split),
                 };
                 let place = match self.form {
                     Form::Bytes => self.first_row(query, split),

@@ -162,7 +162,7 @@ impl Grid {
 
     /// Where, with bytes, a point's transformed inputs of a split begin, for the rows that `tile` is one of.
     pub(super) fn first_row(&self, tile: usize, split: usize) -> usize {
-        bytes::first_row(tile, split, self.input_blocks)
+        bytes::first_row(tile, split * SPLIT, self.input_blocks)
     }
 
     pub(super) fn scratch<W: Transform>(&self) -> ScratchLens {

@@ -179,7 +179,7 @@ unsafe fn multiply_bytes(
     let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
     let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
     let products = &mut scratch.products[place * grid.product_stride..];
-    for (split, panel) in panel.chunks(bytes::SPLIT_WORDS).enumerate() {
+    for (split, panel) in panel.chunks(SPLIT / bytes::BLOCKS * bytes::COLUMN_WORDS).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..bytes::COLUMNS];
         let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
         let steps = panel.len() / bytes::COLUMN_WORDS;
