@@ -96,7 +96,8 @@ pub(crate) fn worker_bytes<W: Transform>(
     width: usize,
     arithmetic: Arithmetic,
 ) -> usize {
-    let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic);
+    // As few threads as there may be: then batches are largest.
+    let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic, 1);
     let weights = Panels::new::<W>(isa, geometry, arithmetic).worker_len();
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
@@ -118,7 +119,8 @@ pub(crate) fn run<W: Transform>(
     if !ready {
         weights::transform::<W>(isa, pool, panels, (weights, span), &mut scratch[..panels.total()]);
     }
-    let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic);
+    let threads = pool.threads().div_ceil(frames.len());
+    let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic, threads);
     let groups = geometry.output_channels.div_ceil(isa.lanes());
     let groups_per_task = groups_per_task(pool.threads(), grid.batches() * frames.len(), groups, grid.form);
     let weights = &*scratch;

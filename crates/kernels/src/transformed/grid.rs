@@ -15,7 +15,7 @@ use std::ops::Range;
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
 /// Those of bytes, whose products are so fast that the weights' way through the cache counts more: as many tiles where the
-/// transformed weights stay in the second-level cache, and more where they do not.
+/// transformed weights stay in the second-level cache, and more where they do not and each thread has as many.
 const BUDGET_OF_BYTES: usize = 2 * SOURCES_BUDGET;
 const BUDGET_BESIDE_LARGE_WEIGHTS: usize = 4 * SOURCES_BUDGET;
 const TILES_BESIDE_LARGE_WEIGHTS: usize = 128;
@@ -46,7 +46,7 @@ pub(super) struct Batch {
     pub size: [usize; 2],
 }
 
-/// How the tiles of some rows of an output are cut into batches; a function of shape, tier and arithmetic alone.
+/// How the tiles of some rows of an output are cut into batches.
 #[derive(Clone, Copy)]
 pub(super) struct Grid {
     pub form: Form,
@@ -90,12 +90,14 @@ impl ScratchLens {
 }
 
 impl Grid {
+    /// Of one frame, which so many threads treat.
     pub(super) fn new<W: Transform>(
         isa: Isa,
         geometry: &Geometry,
         rows: Range<usize>,
         width: usize,
         arithmetic: Arithmetic,
+        threads: usize,
     ) -> Grid {
         let first = (rows.start + W::SKIP) / W::OUTPUTS;
         let tiles = [rows.end, width].map(|end| (end + W::SKIP).div_ceil(W::OUTPUTS));
@@ -111,7 +113,9 @@ impl Grid {
         let mut budget = SOURCES_BUDGET;
         if form == Form::Bytes {
             budget = BUDGET_OF_BYTES;
-            if Panels::new::<W>(isa, geometry, arithmetic).total() * size_of::<f32>() > LARGE_WEIGHTS {
+            let weights = Panels::new::<W>(isa, geometry, arithmetic).total() * size_of::<f32>();
+            let are_many = tiles[0] * tiles[1] >= threads * TILES_BESIDE_LARGE_WEIGHTS;
+            if weights > LARGE_WEIGHTS && are_many {
                 [budget, most] = [BUDGET_BESIDE_LARGE_WEIGHTS, TILES_BESIDE_LARGE_WEIGHTS];
             }
         }
