@@ -327,7 +327,7 @@ impl<'a> Task<'a> {
         let shapes = self.shapes();
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
         let layout = Layout::new(shapes, &groups, means.shares_scratch, self.isa);
-        let worker_bytes = worker_bytes(&shapes, &groups, self.isa);
+        let worker_bytes = worker_bytes(&shapes, &groups, self.isa, self.threads);
         let used = groups.iter().map(|group| group_weight_bytes(self.graph, group, self.isa));
         let (step_weight_bytes, used_weight_bytes) =
             used.fold((0, 0), |(most, all), bytes| (most.max(bytes), all + bytes));
@@ -441,15 +441,23 @@ fn load_bytes(graph: &Graph) -> usize {
     graph.nodes.iter().map(of).max().unwrap_or(0)
 }
 
-/// Bytes of scratch that a worker takes, at most.
-fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa) -> usize {
+/// Bytes of scratch that each of `threads` workers takes, at most.
+fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa, threads: usize) -> usize {
     let of = |member: &FusedStep, rows: Option<&Range<usize>>| match &member.operation {
         Fused::Convolution { node, source, .. } => {
             let [_, height, width] = shapes.sizes[*node];
             let rows = rows.cloned().unwrap_or(0..height);
             most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
                 let size = [height, width];
-                Convolution::worker_bytes(isa, geometry, rows.clone(), size, source.upsample, arithmetic)
+                Convolution::worker_bytes(
+                    isa,
+                    geometry,
+                    rows.clone(),
+                    size,
+                    source.upsample,
+                    arithmetic,
+                    threads,
+                )
             })
         }
         Fused::Attention { reach, inputs, .. } => {

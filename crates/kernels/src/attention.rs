@@ -58,7 +58,7 @@ impl Shape {
     }
 
     /// How keys (columns are tokens, rows channels) and values (columns are channels, rows tokens) lie. The tokens of a
-    /// frame are padded to whole splits, lest a scale or a sum depend on a later frame.
+    /// frame are padded to whole blocks of keys, lest a scale or a sum depend on a later frame.
     fn panels(&self, isa: Isa) -> [Panels; 2] {
         let (lanes, form, queries) =
             (isa.lanes(), Form::of_attention(isa, self.arithmetic), self.queries(isa));

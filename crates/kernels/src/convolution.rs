@@ -249,7 +249,7 @@ impl Convolution {
         }
     }
 
-    /// Bytes of scratch that each worker takes beside that while the rows `rows` of an output of `size` are made.
+    /// Bytes of scratch that each of `threads` workers takes beside that while the rows `rows` of an output of `size` are made.
     pub fn worker_bytes(
         isa: Isa,
         geometry: &Geometry,
@@ -257,6 +257,7 @@ impl Convolution {
         size: [usize; 2],
         upsample: usize,
         arithmetic: Arithmetic,
+        threads: usize,
     ) -> usize {
         match geometry.algorithm(isa, upsample, arithmetic) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
@@ -264,16 +265,16 @@ impl Convolution {
             Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
             Algorithm::TileDirect => tile_direct::worker_bytes(geometry, arithmetic),
             Algorithm::Winograd4 => {
-                transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic)
+                transformed::worker_bytes::<Winograd4>(isa, geometry, rows, size[1], arithmetic, threads)
             }
             Algorithm::Winograd6 => {
-                transformed::worker_bytes::<Winograd6>(isa, geometry, rows, size[1], arithmetic)
+                transformed::worker_bytes::<Winograd6>(isa, geometry, rows, size[1], arithmetic, threads)
             }
-            Algorithm::WinogradStrided => {
-                transformed::worker_bytes::<WinogradStrided>(isa, geometry, rows, size[1], arithmetic)
-            }
+            Algorithm::WinogradStrided => transformed::worker_bytes::<WinogradStrided>(
+                isa, geometry, rows, size[1], arithmetic, threads,
+            ),
             Algorithm::UpsampleFold => {
-                transformed::worker_bytes::<UpsampleFold>(isa, geometry, rows, size[1], arithmetic)
+                transformed::worker_bytes::<UpsampleFold>(isa, geometry, rows, size[1], arithmetic, threads)
             }
         }
     }

@@ -21,7 +21,6 @@ mod weights;
 
 use crate::convolution::{Arithmetic, Geometry};
 use crate::epilogue::Target;
-use crate::form::Form;
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
@@ -29,7 +28,7 @@ use crate::pool::{Pool, carve};
 use crate::prologue::Source;
 use crate::vector::Vector;
 use crate::weights::{Compact, Span};
-use grid::{Batch, Grid};
+use grid::{Batch, Grid, groups_per_task};
 use std::ops::Range;
 use weights::Panels;
 
@@ -88,16 +87,16 @@ pub(crate) fn strip_grid<W: Transform>() -> [usize; 2] {
     [W::OUTPUTS, W::SKIP]
 }
 
-/// Bytes of scratch that each worker takes for the rows `rows` of an output of `width`.
+/// Bytes of scratch that each of so many workers takes for the rows `rows` of an output of `width`.
 pub(crate) fn worker_bytes<W: Transform>(
     isa: Isa,
     geometry: &Geometry,
     rows: Range<usize>,
     width: usize,
     arithmetic: Arithmetic,
+    threads: usize,
 ) -> usize {
-    // As few threads as there may be: then batches are largest.
-    let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic, 1);
+    let grid = Grid::new::<W>(isa, geometry, rows, width, arithmetic, threads);
     let weights = Panels::new::<W>(isa, geometry, arithmetic).worker_len();
     grid.scratch::<W>().sum().max(weights) * size_of::<f32>()
 }
@@ -119,10 +118,10 @@ pub(crate) fn run<W: Transform>(
     if !ready {
         weights::transform::<W>(isa, pool, panels, (weights, span), &mut scratch[..panels.total()]);
     }
-    let threads = pool.threads().div_ceil(frames.len());
-    let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic, threads);
+    let grid = Grid::new::<W>(isa, &geometry, first.rows.clone(), first.size[1], arithmetic, pool.threads());
     let groups = geometry.output_channels.div_ceil(isa.lanes());
-    let groups_per_task = groups_per_task(pool.threads(), grid.batches() * frames.len(), groups, grid.form);
+    let (groups_per_task, _) =
+        groups_per_task(pool.threads(), grid.batches() * frames.len(), groups, grid.form);
     let weights = &*scratch;
     let jobs: Vec<Job<'_>> = frames
         .into_iter()
@@ -147,19 +146,6 @@ pub(crate) fn run<W: Transform>(
         let scratch = &mut Scratch::new(room, &lens);
         dispatch!(isa, task::<W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, index: usize));
     });
-}
-
-/// How many groups of output channels a task treats: all of a batch's, unless the threads would wait for each other. Each task
-/// transforms the inputs of its batch, which takes as long as the products of some groups.
-fn groups_per_task(threads: usize, batches: usize, groups: usize, form: Form) -> usize {
-    let inputs = match form {
-        Form::Bytes => 6,
-        Form::Pairs => 2,
-        Form::Float32 | Form::Bfloat16 => 1,
-    };
-    let time = |each: &usize| (batches * groups.div_ceil(*each)).div_ceil(threads) * (inputs + each);
-    // Of equals the one with the fewest tasks.
-    (1..=groups).rev().min_by_key(time).unwrap_or(1)
 }
 
 struct Job<'a> {
@@ -224,22 +210,6 @@ unsafe fn task<T: Tile, W: Transform>(job: &Job<'_>, scratch: &mut Scratch<'_>, 
             for (place, group) in chunk.enumerate() {
                 outputs::transform::<T, W>(job, scratch, batch, group, place);
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_cut_where_threads_would_wait() {
-        for form in [Form::Float32, Form::Pairs, Form::Bytes] {
-            assert_eq!(groups_per_task(1, 5, 16, form), 16);
-            assert_eq!(groups_per_task(2, 6, 4, form), 4);
-            assert_eq!(groups_per_task(4, 1, 16, form), 4);
-            assert_eq!(groups_per_task(64, 2, 16, form), 1);
-            assert_eq!(groups_per_task(3, 7, 1, form), 1);
         }
     }
 }

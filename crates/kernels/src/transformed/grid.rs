@@ -14,16 +14,18 @@ use std::ops::Range;
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
-/// Those of bytes, whose products are so fast that the weights' way through the cache counts more: as many tiles where the
-/// transformed weights stay in the second-level cache, and more where they do not and each thread has as many.
+/// Bytes of bytes' inputs: their products are so fast that the weights' way through the cache counts more.
 const BUDGET_OF_BYTES: usize = 2 * SOURCES_BUDGET;
+/// Those beside transformed weights of more than `LARGE_WEIGHTS` bytes, which come from the outer cache for each batch, where
+/// the threads do not wait longer for each other for it; sizes at which that was measured to be faster.
 const BUDGET_BESIDE_LARGE_WEIGHTS: usize = 4 * SOURCES_BUDGET;
 const TILES_BESIDE_LARGE_WEIGHTS: usize = 128;
-/// Bytes of transformed weights that are large.
 const LARGE_WEIGHTS: usize = 3 << 20;
+/// The part of the time that threads may wait longer.
+const SLACK: usize = 16;
 /// With bytes, groups of output channels whose products are made point by point together, and input blocks from which on
 /// they are: where a batch's transformed inputs fill the second-level cache, each point's are brought from the outer one
-/// once for all groups of a chunk. Other products are slower than that way.
+/// once for all groups of a chunk. Other forms were not faster for it.
 const CHUNK: usize = 2;
 const BLOCKS_FOR_CHUNKS: usize = 16;
 
@@ -90,7 +92,7 @@ impl ScratchLens {
 }
 
 impl Grid {
-    /// Of one frame, which so many threads treat.
+    /// Of one frame.
     pub(super) fn new<W: Transform>(
         isa: Isa,
         geometry: &Geometry,
@@ -109,27 +111,30 @@ impl Grid {
         let split = if form.is_integers() { input_blocks.min(SPLIT) } else { 0 };
         let window = W::STEP * W::STEP * split * BLOCK;
         let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
-        let [fewest, mut most] = TILES;
-        let mut budget = SOURCES_BUDGET;
-        if form == Form::Bytes {
-            budget = BUDGET_OF_BYTES;
-            let weights = Panels::new::<W>(isa, geometry, arithmetic).total() * size_of::<f32>();
-            let are_many = tiles[0] * tiles[1] >= threads * TILES_BESIDE_LARGE_WEIGHTS;
-            if weights > LARGE_WEIGHTS && are_many {
-                [budget, most] = [BUDGET_BESIDE_LARGE_WEIGHTS, TILES_BESIDE_LARGE_WEIGHTS];
-            }
-        }
-        let most = (budget / tile_bytes).clamp(fewest, most);
-        let mut best = ([1, 1], usize::MAX);
-        for rows in 1..=most.min(tiles[0]) {
-            for columns in 1..=(most / rows).min(tiles[1]) {
-                let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
-                if cost < best.1 {
-                    best = ([rows, columns], cost);
+        let cut = |budget: usize, most: usize| {
+            let most = (budget / tile_bytes).clamp(TILES[0], most);
+            let mut best = ([1, 1], usize::MAX);
+            for rows in 1..=most.min(tiles[0]) {
+                for columns in 1..=(most / rows).min(tiles[1]) {
+                    let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
+                    if cost < best.1 {
+                        best = ([rows, columns], cost);
+                    }
                 }
             }
+            best.0
+        };
+        let groups = geometry.output_channels.div_ceil(isa.lanes());
+        let mut batch = cut(if form == Form::Bytes { BUDGET_OF_BYTES } else { SOURCES_BUDGET }, TILES[1]);
+        let weights = Panels::new::<W>(isa, geometry, arithmetic).total() * size_of::<f32>();
+        if form == Form::Bytes && weights > LARGE_WEIGHTS {
+            let larger = cut(BUDGET_BESIDE_LARGE_WEIGHTS, TILES_BESIDE_LARGE_WEIGHTS);
+            let [time, time_of_larger] =
+                [batch, larger].map(|batch| time_of_batches(tiles, batch, threads, groups, form));
+            if time_of_larger <= time + time / SLACK {
+                batch = larger;
+            }
         }
-        let batch = best.0;
         let room = (batch[0] * batch[1]).next_multiple_of(rows_at_once(isa, form));
         Grid {
             form,
@@ -141,8 +146,7 @@ impl Grid {
             room,
             source_stride: words * room + SKEW,
             product_stride: room * isa.lanes() + SKEW,
-            groups_at_once: groups_of_chunk(form, input_blocks)
-                .min(geometry.output_channels.div_ceil(isa.lanes())),
+            groups_at_once: groups_of_chunk(form, input_blocks).min(groups),
         }
     }
 
@@ -188,6 +192,29 @@ impl Grid {
     }
 }
 
+/// How many groups of output channels a task treats: all of a batch's, unless the threads would wait for each other; and the
+/// time that takes, in those of a group's products of a batch. Each task transforms the inputs of its batch, which takes as
+/// long as the products of some groups.
+pub(super) fn groups_per_task(threads: usize, batches: usize, groups: usize, form: Form) -> (usize, usize) {
+    let inputs = match form {
+        Form::Bytes => 6,
+        Form::Pairs => 2,
+        Form::Float32 | Form::Bfloat16 => 1,
+    };
+    let time = |each: usize| (batches * groups.div_ceil(each)).div_ceil(threads) * (inputs + each);
+    // Of equals the one with the fewest tasks.
+    (1..=groups).rev().map(|each| (each, time(each))).min_by_key(|(_, time)| *time).unwrap_or((1, 0))
+}
+
+/// How long `threads` take for `tiles` in batches of `batch`, in the time of a group's products of a tile.
+fn time_of_batches(tiles: [usize; 2], batch: [usize; 2], threads: usize, groups: usize, form: Form) -> usize {
+    let batches = tiles[0].div_ceil(batch[0]) * tiles[1].div_ceil(batch[1]);
+    let (each, time) = groups_per_task(threads, batches, groups, form);
+    let rounds = (batches * groups.div_ceil(each)).div_ceil(threads);
+    // Batches at the edges are smaller, but the first may be the last that is finished.
+    (time * tiles[0] * tiles[1] / batches).max(time / rounds * batch[0] * batch[1])
+}
+
 /// Inputs that `tiles` neighbouring tiles read, in one direction.
 pub(super) const fn window_side<W: Transform>(tiles: usize) -> usize {
     (tiles - 1) * W::STEP + W::INPUTS
@@ -212,4 +239,29 @@ fn batch_cost<W: Transform>(tiles: [usize; 2], batch: [usize; 2], pixels: usize)
         }
     }
     cost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_batches_are_weighed_against_waiting() {
+        let time = |tiles, batch, threads| time_of_batches(tiles, batch, threads, 16, Form::Bytes);
+        assert_eq!(time([16, 16], [8, 8], 2), time([16, 16], [16, 8], 2));
+        assert!(time([16, 24], [8, 8], 2) < time([16, 24], [16, 8], 2));
+        assert!(time([8, 17], [8, 8], 2) < time([8, 17], [8, 16], 2));
+        assert_eq!(time([8, 17], [8, 8], 1) / 8, time([8, 17], [8, 16], 1) / 8);
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_threads_would_wait() {
+        for form in [Form::Float32, Form::Pairs, Form::Bytes] {
+            assert_eq!(groups_per_task(1, 5, 16, form).0, 16);
+            assert_eq!(groups_per_task(2, 6, 4, form).0, 4);
+            assert_eq!(groups_per_task(4, 1, 16, form).0, 4);
+            assert_eq!(groups_per_task(64, 2, 16, form).0, 1);
+            assert_eq!(groups_per_task(3, 7, 1, form).0, 1);
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
     let asks = job.grid.input_blocks.div_ceil(bytes::BLOCKS) * tiles.div_ceil(bytes::ROWS);
     for point in 0..points {
         let source = source_of(point);
-        // Asked for beside the products of a chunk; a single group's would only find them in the cache.
+        // Asked for beside the products of a chunk; where there is one group, its own reading is all there is.
         let following = (groups.len() > 1 && point + 1 < points)
             .then(|| &scratch.sources[source_of(point + 1) * job.grid.source_stride..]);
         let sources = following.map_or(Ahead::NONE, |sources| {
@@ -62,7 +62,9 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
         });
         for group in groups.clone() {
             let place = group - groups.start;
-            let part = Part { tiles, group, point, source, place: place * points + point };
+            let next = if group + 1 < groups.end { (group + 1, point) } else { (groups.start, point + 1) };
+            let next = if next.1 < points { next } else { (groups.end, 0) };
+            let part = Part { tiles, group, point, source, place: place * points + point, next };
             // SAFETY: the caller vouches for the CPU.
             unsafe {
                 match (job.grid.form, &mut registers) {
@@ -90,13 +92,15 @@ struct Part {
     source: usize,
     /// Where it goes.
     place: usize,
+    /// Group and point of the product after it.
+    next: (usize, usize),
 }
 
 #[inline(always)]
 unsafe fn multiply_floats<T: Tile>(
     job: &Job<'_>,
     scratch: &mut Scratch<'_>,
-    Part { tiles, group, point, source, place }: Part,
+    Part { tiles, group, point, source, place, .. }: Part,
     meanwhile: &mut impl FnMut(),
 ) {
     let grid = &job.grid;
@@ -133,7 +137,7 @@ unsafe fn multiply_floats<T: Tile>(
 unsafe fn multiply_integers<T: Tile>(
     job: &Job<'_>,
     scratch: &mut Scratch<'_>,
-    Part { tiles, group, point, source, place }: Part,
+    Part { tiles, group, point, source, place, .. }: Part,
     meanwhile: &mut impl FnMut(),
 ) {
     let grid = &job.grid;
@@ -171,7 +175,7 @@ unsafe fn multiply_bytes(
     job: &Job<'_>,
     scratch: &mut Scratch<'_>,
     (registers, sums): &mut (amx::Tiles, amx::Sums),
-    Part { tiles, group, point, source, place }: Part,
+    Part { tiles, group, point, source, place, next }: Part,
     inputs_ahead: Ahead,
     meanwhile: &mut impl FnMut(),
 ) {
@@ -179,13 +183,16 @@ unsafe fn multiply_bytes(
     let panel = &integers::words(job.weights)[job.panels.start(group, point)..][..job.panels.len()];
     let sources = &integers::words(scratch.sources)[source * grid.source_stride..];
     let products = &mut scratch.products[place * grid.product_stride..];
-    for (split, panel) in panel.chunks(SPLIT / bytes::BLOCKS * bytes::COLUMN_WORDS).enumerate() {
+    let following = job.weights.as_ptr().wrapping_add(job.panels.start(next.0, next.1));
+    let split_words = SPLIT / bytes::BLOCKS * bytes::COLUMN_WORDS;
+    for (split, panel) in panel.chunks(split_words).enumerate() {
         let panel_factors = &job.weights[job.panels.factors(group, point, split)..][..bytes::COLUMNS];
         let factors = &scratch.source_factors[(source * grid.splits() + split) * grid.room..][..grid.room];
         let steps = panel.len() / bytes::COLUMN_WORDS;
-        let ahead =
-            Ahead::new(panel.as_ptr_range().end.cast(), panel.len(), steps * tiles.div_ceil(bytes::ROWS))
-                .beside(inputs_ahead.skip(split * SPLIT / bytes::BLOCKS * tiles.div_ceil(bytes::ROWS)));
+        let is_last = split + 1 == grid.splits();
+        let behind = if is_last { following } else { panel.as_ptr_range().end.cast() };
+        let ahead = Ahead::new(behind, panel.len(), steps * tiles.div_ceil(bytes::ROWS))
+            .beside(inputs_ahead.skip(split * SPLIT / bytes::BLOCKS * tiles.div_ceil(bytes::ROWS)));
         for (pass, tile) in (0..tiles).step_by(bytes::ROWS).enumerate() {
             if split == 0 {
                 meanwhile();

@@ -74,9 +74,18 @@ fn attention_that_is_told_to_stop_computes_no_more() {
 
 #[test]
 fn any_number_of_tokens_and_channels_agrees_with_the_definition() {
-    for (channels, tokens) in
-        [(1, 1), (16, 7), (20, 48), (33, 49), (32, 256), (40, 300), (96, 777), (150, 130)]
-    {
+    for (channels, tokens) in [
+        (1, 1),
+        (16, 7),
+        (20, 48),
+        (33, 49),
+        (32, 256),
+        (40, 300),
+        (96, 777),
+        (150, 130),
+        (300, 140),
+        (520, 300),
+    ] {
         let tensors = [1, 2, 3].map(|seed| -> Vec<f32> {
             values(channels * tokens, seed).iter().map(|value| value * 3.0).collect()
         });

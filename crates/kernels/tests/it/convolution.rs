@@ -292,8 +292,8 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let direct = Case { geometry: narrow, ..plain_case(33, 40, [37, 50]) };
     let strides = Case { geometry: strided(33, 260), ..plain_case(33, 260, [37, 50]) };
     let fold = Case { upsample: 2, ..winograd.clone() };
-    // Tile registers multiply these by two groups of output channels at a time, which threads part.
-    let pairs = plain_case(270, 140, [13, 22]);
+    // Tile registers multiply these by two groups of output channels at a time, and one thread as many tiles as two do.
+    let pairs = plain_case(270, 140, [48, 97]);
     let generic = Isa::by_name("generic").unwrap();
     let algorithms = [
         Algorithm::Winograd4,
@@ -404,6 +404,7 @@ fn sixteen_bits_err_by_thousandths_at_most_in_every_tier() {
         (24, 20, 1, false, 2.5e-3),
         (300, 20, 1, false, 2.5e-3),
         (300, 440, 1, false, 1e-3),
+        (300, 140, 1, false, 2.5e-3),
         (24, 20, 2, false, 1e-3),
         (300, 20, 2, false, 1e-3),
         (24, 20, 1, true, 1e-3),

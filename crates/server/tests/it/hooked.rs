@@ -25,7 +25,7 @@ impl Default for Hooks {
     }
 }
 
-/// What runs must come through: anything while it is open, and otherwise as many as were let through.
+/// What runs must come through: anything while it is open, and otherwise one run for each time that one is let through.
 #[derive(Default)]
 pub(crate) struct Gate {
     /// None while it is open.
@@ -55,9 +55,12 @@ impl Gate {
 }
 
 impl Closed {
-    /// Lets one run through, and no other until then.
+    /// Lets one more run through.
     pub(crate) fn pass(&self) {
-        self.0.set(Some(1));
+        if let Some(passes) = &mut *self.0.passes.lock().unwrap() {
+            *passes += 1;
+        }
+        self.0.changed.notify_all();
     }
 }
 
