@@ -14,7 +14,7 @@ use std::ops::Range;
 /// The transformed inputs of a batch are kept near this many bytes, within these numbers of tiles.
 const SOURCES_BUDGET: usize = 1536 * 1024;
 const TILES: [usize; 2] = [32, 64];
-/// Bytes of bytes' inputs: their products are so fast that the weights' way through the cache counts more.
+/// The same of the form `Bytes`, whose products are so fast that the weights' way through the cache counts more.
 const BUDGET_OF_BYTES: usize = 2 * SOURCES_BUDGET;
 /// Those beside transformed weights of more than `LARGE_WEIGHTS` bytes, which come from the outer cache for each batch, where
 /// the threads do not wait longer for each other for it; sizes at which that was measured to be faster.

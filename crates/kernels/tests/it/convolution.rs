@@ -292,7 +292,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let direct = Case { geometry: narrow, ..plain_case(33, 40, [37, 50]) };
     let strides = Case { geometry: strided(33, 260), ..plain_case(33, 260, [37, 50]) };
     let fold = Case { upsample: 2, ..winograd.clone() };
-    // Tile registers multiply these by two groups of output channels at a time, and one thread as many tiles as two do.
+    // Tile registers multiply these by two groups of output channels at a time, in larger batches for fewer threads.
     let pairs = plain_case(270, 140, [48, 97]);
     let generic = Isa::by_name("generic").unwrap();
     let algorithms = [
