@@ -252,22 +252,15 @@ fn height(shapes: &Shapes<'_>, member: &FusedStep) -> usize {
     }
 }
 
-/// Where a member's slices may end, whichever arithmetic it gets: `[step, skip]`, as
+/// Where a member's slices may end: `[step, skip]`, as
 /// [`remote_vae_kernels::convolution::Geometry::strip_grid`].
 pub(crate) fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
     match &member.operation {
         Fused::Convolution { node, source, .. } => {
-            let geometry = shapes.geometry(*node);
-            let grids = shapes.precision.arithmetics().iter();
-            let grids = grids.map(|arithmetic| geometry.strip_grid(shapes.isa, source.upsample, *arithmetic));
-            grids.fold([1, 0], |[common, _], [step, skip]| [common / gcd(common, step) * step, skip])
+            shapes.geometry(*node).strip_grid(shapes.isa, source.upsample)
         }
         _ => [1, 0],
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Pixels that statistics take of the first `rows` rows of a picture.

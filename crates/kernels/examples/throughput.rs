@@ -77,7 +77,7 @@ fn main() {
          {:.0} GFLOP/s",
         isa.name(),
         arithmetic.name(),
-        geometry.algorithm(isa, upsample, arithmetic).name(),
+        geometry.algorithm(isa, upsample).name(),
         best * 1e3,
         median * 1e3,
         flops / best / 1e9

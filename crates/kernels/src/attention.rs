@@ -20,11 +20,12 @@ use crate::tensor::{SharedTensor, Tensor, TensorMut};
 use operands::{Fill, Left, Panels};
 
 /// Queries that one task treats, at most; a multiple of every tier's pixels. With tile registers keys and values pass by
-/// so fast that more queries have to share them: the more, the more tokens there are, as long as that leaves many tasks.
+/// so fast that more queries have to share them. So do they where there are many, as long as that leaves `MANY_TASKS`; with
+/// pairs that was not faster.
 const QUERIES: usize = 48;
 const QUERIES_OF_TILES: usize = 96;
 const MOST_QUERIES: usize = 2 * QUERIES_OF_TILES;
-const MANY_TOKENS: usize = 64 * MOST_QUERIES;
+const MANY_TASKS: usize = 64;
 /// Keys that meet a tile of queries at a time: whole splits.
 const KEYS: usize = 2 * SPLIT * BLOCK;
 /// Blocks that share scales as bytes: sums are so fast that putting them down takes nearly as long as they do, and with
@@ -70,11 +71,9 @@ impl Shape {
 
     /// Queries that one task treats, at most.
     fn queries(&self, isa: Isa) -> usize {
-        match isa.has_tiles() {
-            true if self.tokens >= MANY_TOKENS => MOST_QUERIES,
-            true => QUERIES_OF_TILES,
-            false => QUERIES,
-        }
+        let queries = if isa.has_tiles() { QUERIES_OF_TILES } else { QUERIES };
+        let is_pairs = Form::of_attention(isa, self.arithmetic) == Form::Pairs;
+        if self.tokens >= 2 * queries * MANY_TASKS && !is_pairs { 2 * queries } else { queries }
     }
 
     fn padded_tokens(&self) -> usize {

@@ -112,8 +112,8 @@ impl Geometry {
     }
 
     /// What computes this convolution after nearest upsampling by `upsample`. It depends on nothing else but the tier, so that the
-    /// same layer rounds in the same way in every picture. Larger tiles round more: `f32` keeps to the smaller ones.
-    pub fn algorithm(&self, isa: Isa, upsample: usize, arithmetic: Arithmetic) -> Algorithm {
+    /// same layer rounds in the same way in every picture.
+    pub fn algorithm(&self, isa: Isa, upsample: usize) -> Algorithm {
         if shift_add::fits(self) {
             Algorithm::ShiftAdd
         } else if !self.is_transformable(isa) && isa.has_tiles() {
@@ -126,9 +126,7 @@ impl Geometry {
             Algorithm::WinogradStrided
         } else if upsample == 2 && self.padding == [1; 4] {
             Algorithm::UpsampleFold
-        } else if arithmetic == Arithmetic::Integer16
-            && self.input_channels.saturating_mul(self.output_channels) <= MOST_FOR_LARGE_TILES
-        {
+        } else if self.input_channels.saturating_mul(self.output_channels) <= MOST_FOR_LARGE_TILES {
             Algorithm::Winograd6
         } else {
             Algorithm::Winograd4
@@ -142,8 +140,8 @@ impl Geometry {
 
     /// Where strips of the output may begin and end after nearest upsampling by `upsample`: at rows `n · step − skip` and
     /// at the picture's last. Gives `[step, skip]`.
-    pub fn strip_grid(&self, isa: Isa, upsample: usize, arithmetic: Arithmetic) -> [usize; 2] {
-        match self.algorithm(isa, upsample, arithmetic) {
+    pub fn strip_grid(&self, isa: Isa, upsample: usize) -> [usize; 2] {
+        match self.algorithm(isa, upsample) {
             Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd | Algorithm::TileDirect => [1, 0],
             Algorithm::Winograd4 => transformed::strip_grid::<Winograd4>(),
             Algorithm::Winograd6 => transformed::strip_grid::<Winograd6>(),
@@ -235,7 +233,7 @@ impl Convolution {
     /// `f32` of `scratch` that [`Convolution::run`] needs after nearest upsampling by `upsample`: the transformed
     /// weights, which live no longer than the call.
     pub fn scratch_len(isa: Isa, geometry: &Geometry, upsample: usize, arithmetic: Arithmetic) -> usize {
-        match geometry.algorithm(isa, upsample, arithmetic) {
+        match geometry.algorithm(isa, upsample) {
             Algorithm::Direct => direct::Rounded::new(isa, geometry, arithmetic).len(),
             Algorithm::Pointwise => pointwise::weights_len(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => 0,
@@ -259,7 +257,7 @@ impl Convolution {
         arithmetic: Arithmetic,
         threads: usize,
     ) -> usize {
-        match geometry.algorithm(isa, upsample, arithmetic) {
+        match geometry.algorithm(isa, upsample) {
             Algorithm::Direct => direct::worker_bytes(isa, geometry, rows, size[1], arithmetic),
             Algorithm::Pointwise => pointwise::worker_bytes(isa, geometry, arithmetic),
             Algorithm::ShiftAdd => shift_add::worker_bytes(isa, geometry, size[1]),
@@ -348,7 +346,7 @@ impl Convolution {
         output: TensorMut<'_>,
     ) {
         let height = self.output_size(size, prologue)[0];
-        let [step, skip] = self.geometry.strip_grid(self.isa, prologue.upsample, arithmetic);
+        let [step, skip] = self.geometry.strip_grid(self.isa, prologue.upsample);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
         assert!(picture.clip.frames == 1 && picture.clip.taps == 1);
@@ -392,7 +390,7 @@ impl Convolution {
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let [top, _, left, _] = geometry.padding;
         // The fold reads the picture as it was before upsampling.
-        let algorithm = geometry.algorithm(self.isa, factor, arithmetic);
+        let algorithm = geometry.algorithm(self.isa, factor);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
         let mut frames: [Vec<(Source<'_>, Target<'_>)>; MAX_TAPS] = Default::default();
         for (frame, output) in output.parts(output_groups).into_iter().enumerate() {

@@ -118,8 +118,12 @@ pub(crate) struct Rows<'a> {
     pub ahead: Ahead,
 }
 
-/// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, beginning with what `sums`
-/// holds if `ADD` and with zero if not.
+/// Panels whose products are one chain of additions. Rounding errors of a sum grow with the chain's length: those of
+/// chains of 64 products, added up, are half of those of one chain over 256 channels.
+const CHAIN: usize = 4;
+
+/// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, [`CHAIN`] blocks or taps at a
+/// time, which are added to what `sums` holds, the first ones only if `ADD`.
 ///
 /// `panels` is `[block][tap][16][lanes]`, `sums` `[PIXELS][lanes]` with `lanes = VECTORS · V::LANES`.
 ///
@@ -133,20 +137,16 @@ unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const A
 ) {
     let lanes = VECTORS * V::LANES;
     let sums = &mut sums[..PIXELS * lanes];
+    let (mut block, mut tap) = (0, 0);
     // SAFETY: the caller vouches for the CPU; every slice below is cut to the length that is read or written.
     unsafe {
-        let mut local = [[V::splat(0.0); VECTORS]; PIXELS];
-        if ADD {
-            for p in 0..PIXELS {
-                for v in 0..VECTORS {
-                    local[p][v] = V::load(&sums[p * lanes + v * V::LANES..][..V::LANES]);
+        for (index, chain) in panels.chunks(CHAIN * BLOCK * lanes).enumerate() {
+            let mut local = [[V::splat(0.0); VECTORS]; PIXELS];
+            for panel in chain.chunks_exact(BLOCK * lanes) {
+                if tap == 0 {
+                    rows.ahead.ask(block);
                 }
-            }
-        }
-        for (block, block_panels) in panels.chunks_exact(rows.taps.len() * BLOCK * lanes).enumerate() {
-            rows.ahead.ask(block);
-            for (tap, panel) in rows.taps.iter().zip(block_panels.chunks_exact(BLOCK * lanes)) {
-                let base = rows.start + block * rows.block_stride + tap;
+                let base = rows.start + block * rows.block_stride + rows.taps[tap];
                 let mut pixels = [&[0.0; BLOCK]; PIXELS];
                 for (p, pixel) in pixels.iter_mut().enumerate() {
                     *pixel = rows.patch[base + p * rows.row_stride..]
@@ -165,11 +165,17 @@ unsafe fn multiply<V: Vector, const PIXELS: usize, const VECTORS: usize, const A
                         }
                     }
                 }
+                tap += 1;
+                if tap == rows.taps.len() {
+                    (block, tap) = (block + 1, 0);
+                }
             }
-        }
-        for p in 0..PIXELS {
-            for v in 0..VECTORS {
-                local[p][v].store(&mut sums[p * lanes + v * V::LANES..][..V::LANES]);
+            for p in 0..PIXELS {
+                for v in 0..VECTORS {
+                    let place = &mut sums[p * lanes + v * V::LANES..][..V::LANES];
+                    let sum = if ADD || index > 0 { V::load(place).plus(local[p][v]) } else { local[p][v] };
+                    sum.store(place);
+                }
             }
         }
     }

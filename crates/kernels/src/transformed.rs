@@ -11,7 +11,7 @@
 //! The products are sums of `f32`, or exact sums of 16-bit integers with scales (`integers`, `bytes`).
 //!
 //! Every value is computed in the same way wherever a batch ends and whichever task treats it: the sum over input
-//! channels is one chain in order, and tiles do not look at each other, not even for their scales.
+//! channels goes in one order, and tiles do not look at each other, not even for their scales.
 
 mod grid;
 mod inputs;

@@ -100,8 +100,7 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
             let outputs = outputs.saturating_mul(read as u64);
-            let algorithm =
-                geometry.algorithm(shapes.isa, source.upsample, shapes.precision.arithmetics()[0]).name();
+            let algorithm = geometry.algorithm(shapes.isa, source.upsample).name();
             let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
         }

@@ -12,7 +12,7 @@ use crate::{amx, bytes};
 
 /// Blocks of rows that are multiplied as `f32` before the sums are put down: their panel stays in the first-level cache
 /// while the queries pass by.
-const PASS: usize = 16;
+const PASS: usize = 8;
 
 /// 32-bit words of a step of numbers in parts.
 const STEP: usize = amx::EXACT_PARTS * amx::PART;

@@ -253,7 +253,8 @@ fn many_channels_take_several_passes_and_smaller_patches() {
     let upsampled = Case { upsample: 2, ..plain_case(150, 40, [20, 37]) };
     let strided = Geometry { stride: 2, ..plain_case(1100, 3, [19, 35]).geometry };
     let strided = Case { geometry: strided, ..plain_case(1100, 3, [19, 35]) };
-    for case in [plain_case(150, 40, [20, 37]), plain_case(1100, 5, [9, 35]), upsampled, strided] {
+    let few_tiles = plain_case(520, 260, [7, 10]);
+    for case in [plain_case(150, 40, [20, 37]), plain_case(1100, 5, [9, 35]), few_tiles, upsampled, strided] {
         let data = case.data();
         let expected = case.oracle(&data);
         each_tier(|isa, pool| {
@@ -294,16 +295,18 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let fold = Case { upsample: 2, ..winograd.clone() };
     // Tile registers multiply these by two groups of output channels at a time, in larger batches for fewer threads.
     let pairs = plain_case(270, 140, [48, 97]);
+    let wide = plain_case(520, 260, [18, 35]);
     let generic = Isa::by_name("generic").unwrap();
     let algorithms = [
-        Algorithm::Winograd4,
+        Algorithm::Winograd6,
         Algorithm::Direct,
         Algorithm::WinogradStrided,
         Algorithm::UpsampleFold,
+        Algorithm::Winograd6,
         Algorithm::Winograd4,
     ];
-    for (case, algorithm) in [winograd, direct, strides, fold, pairs].into_iter().zip(algorithms) {
-        assert_eq!(case.geometry.algorithm(generic, case.upsample, Arithmetic::Float32), algorithm);
+    for (case, algorithm) in [winograd, direct, strides, fold, pairs, wide].into_iter().zip(algorithms) {
+        assert_eq!(case.geometry.algorithm(generic, case.upsample), algorithm);
         let data = case.data();
         for (isa, arithmetic) in Isa::available().into_iter().flat_map(|isa| ARITHMETICS.map(|a| (isa, a))) {
             let run = |threads| case.run(isa, &Pool::new(Some(threads)).unwrap(), arithmetic, &data, false);
@@ -470,7 +473,7 @@ fn strides_are_right_in_tiles() {
                 let found = case.check(isa, pool, arithmetic, &data, &expected);
                 assert_eq!(case.run(isa, pool, arithmetic, &data, true), found, "in place, {}", isa.name());
                 let in_tile_registers = isa.name() == "amx" && channels[1] < 256;
-                let algorithm = geometry.algorithm(isa, upsample, arithmetic);
+                let algorithm = geometry.algorithm(isa, upsample);
                 assert_eq!(algorithm == Algorithm::WinogradStrided, !in_tile_registers, "{}", isa.name());
             });
         }
@@ -569,9 +572,7 @@ fn few_output_channels_are_right_and_the_same_in_bands_of_any_size() {
     ] {
         let plain = plain_case(inputs, outputs, size);
         let geometry = Geometry { kernel, padding: [1, 1, 0, 2], ..plain.geometry };
-        for arithmetic in ARITHMETICS {
-            assert_eq!(geometry.algorithm(Isa::detect(), upsample, arithmetic), Algorithm::ShiftAdd);
-        }
+        assert_eq!(geometry.algorithm(Isa::detect(), upsample), Algorithm::ShiftAdd);
         let case = Case { geometry, upsample, norm: true, before: Activation::Silu, residual: true, ..plain };
         let data = case.data();
         let expected = case.oracle(&data);

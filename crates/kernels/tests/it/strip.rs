@@ -80,8 +80,8 @@ prop_compose! {
 
 impl Case {
     /// The ends of the strips.
-    fn ends(&self, isa: Isa, height: usize, arithmetic: Arithmetic) -> Vec<usize> {
-        let [step, skip] = self.geometry.strip_grid(isa, self.upsample, arithmetic);
+    fn ends(&self, isa: Isa, height: usize) -> Vec<usize> {
+        let [step, skip] = self.geometry.strip_grid(isa, self.upsample);
         let mut ends = Vec::new();
         let mut tiles = 0;
         while ends.last() != Some(&height) {
@@ -149,7 +149,7 @@ impl Case {
         let mut joined = Ring::new(self.storage, out_blocks, height, width);
         scratch.fill(f32::NAN);
         let mut start = 0;
-        for end in self.ends(isa, height, arithmetic) {
+        for end in self.ends(isa, height) {
             let rows = start..end;
             let read = self.geometry.rows_read(&rows, self.upsample, self.size[0]);
             let mut window = Ring::new(self.storage, in_blocks, read.len().max(1), self.size[1]);
