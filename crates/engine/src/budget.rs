@@ -18,12 +18,12 @@ use crate::plan::{Plan, Task};
 pub(crate) const STRIP_PIXELS: [usize; 3] = [1 << 15, 1 << 13, 1];
 /// How often the number of rows that are kept is halved in search of the most.
 const HEAD_HALVINGS: usize = 6;
-/// No plan does more work than this many straight ones.
+/// No plan computes longer than this many straight ones.
 const MOST_WORK: u64 = 3;
-/// Floating-point operations that take as long as reading a byte of weights anew, about.
-const READ_FLOPS: u64 = 2000;
-/// Floating-point operations that take as long as transforming weights into one `f32` anew, about.
-const TRANSFORM_FLOPS: u64 = 100;
+/// Floating-point operations of a product that take as long as reading a byte of weights anew, about.
+const READ_FLOPS: u64 = 600;
+/// Floating-point operations of a product that take as long as transforming weights into one `f32` anew, about.
+const TRANSFORM_FLOPS: u64 = 30;
 /// Tensors that are streamed in the hope that it helps later.
 const PATIENCE: usize = 8;
 
@@ -36,11 +36,14 @@ struct Found {
 
 struct Cost {
     peak: usize,
-    flops: u64,
-    /// `flops`, and what it takes to read and to transform weights anew in as many.
+    /// As [`crate::plan::Step::work`], of all steps.
+    computing: u64,
+    /// The same with reading and transforming weights anew.
     work: u64,
     /// As [`Plan::stored`].
     stored: Vec<usize>,
+    /// Numbers of the steps that run in strips.
+    in_strips: Vec<usize>,
 }
 
 /// What the smallest plan needs where none fits.
@@ -50,7 +53,7 @@ pub(crate) struct Shortage {
     /// Bytes at the peak of the smallest one.
     pub smallest: usize,
     /// How the smallest one comes about.
-    pub means: Means,
+    pub means: Box<Means>,
 }
 
 /// The straight plan if its peak is within `budget` bytes, or else one that is.
@@ -64,7 +67,7 @@ pub(crate) fn plan(task: &Task<'_>, budget: Option<usize>) -> Result<Plan, Short
     };
     match found {
         Ok(found) => Ok(Plan::remembering(task, &found.means, &mut search.schedules.borrow_mut())),
-        Err(Found { means, cost }) => Err(Shortage { need, smallest: cost.peak, means }),
+        Err(Found { means, cost }) => Err(Shortage { need, smallest: cost.peak, means: Box::new(means) }),
     }
 }
 
@@ -101,8 +104,9 @@ impl<'a> Search<'a> {
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
         let summary = plan.summary();
-        let (peak, flops, work) = (self.task.peak_bytes(&summary), summary.flops, work(&plan));
-        let cost = Rc::new(Cost { peak, flops, work, stored: plan.stored });
+        let (peak, computing, work) = (self.task.peak_bytes(&summary), computing(&plan), work(&plan));
+        let in_strips = (0..plan.steps.len()).filter(|step| plan.steps[*step].slices.is_some()).collect();
+        let cost = Rc::new(Cost { peak, computing, work, stored: plan.stored, in_strips });
         self.known.borrow_mut().insert(means.clone(), Rc::clone(&cost));
         Found { means, cost }
     }
@@ -138,7 +142,8 @@ impl<'a> Search<'a> {
             if means.shares_scratch && best.is_some() {
                 break;
             }
-            match self.from(straight, means, budget).map(|found| self.with_head(found, budget)) {
+            let found = self.from(straight, means, budget).map(|found| self.with_head(found, budget));
+            match found.map(|found| self.with_taller_strips(found, budget)) {
                 Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
                     best = Some(found);
                 }
@@ -183,6 +188,22 @@ impl<'a> Search<'a> {
         best
     }
 
+    /// With strips as tall as there is room for, each step's by itself.
+    fn with_taller_strips(&self, mut found: Found, budget: usize) -> Found {
+        for step in found.cost.in_strips.clone() {
+            for pixels in STRIP_PIXELS.into_iter().filter(|pixels| *pixels > found.means.strip_pixels) {
+                let mut means = found.means.clone();
+                means.strip_pixels_of.insert(step, pixels);
+                let tried = self.found(means);
+                if tried.cost.peak <= budget && tried.cost.work <= found.cost.work {
+                    found = tried;
+                    break;
+                }
+            }
+        }
+        found
+    }
+
     /// Whether there is a plan within `budget`; found sooner than the one with the least work.
     fn fits(&self, budget: usize) -> bool {
         let straight = self.straight();
@@ -199,7 +220,7 @@ impl<'a> Search<'a> {
 
     fn unpruned(&self, straight: &Found, means: Means, budget: usize) -> Result<Found, Found> {
         let start = self.found(means);
-        let most = straight.cost.flops.saturating_mul(MOST_WORK);
+        let most = straight.cost.computing.saturating_mul(MOST_WORK);
         let mut found = self.overwritten(start, |_| true);
         let (mut smallest, mut waited) = (found.clone(), 0);
         while found.cost.peak > budget {
@@ -217,7 +238,7 @@ impl<'a> Search<'a> {
     }
 
     /// With one more tensor streamed, the one that helps most.
-    fn streamed(&self, found: &Found, budget: usize, most_flops: u64) -> Option<Found> {
+    fn streamed(&self, found: &Found, budget: usize, most: u64) -> Option<Found> {
         let candidates = found
             .cost
             .stored
@@ -229,8 +250,8 @@ impl<'a> Search<'a> {
             means.overwritten.remove(node);
             self.overwritten(self.found(means), |_| true)
         });
-        let tried = tried.filter(|tried| tried.cost.flops <= most_flops);
-        tried.min_by_key(|tried| (tried.cost.peak.max(budget), tried.cost.flops))
+        let tried = tried.filter(|tried| tried.cost.computing <= most);
+        tried.min_by_key(|tried| (tried.cost.peak.max(budget), tried.cost.computing))
     }
 
     /// Without what the budget does not demand.
@@ -251,7 +272,7 @@ impl<'a> Search<'a> {
             let mut means = found.means.clone();
             change(&mut means);
             let tried = self.found(means);
-            if tried.cost.peak <= budget && tried.cost.flops <= found.cost.flops {
+            if tried.cost.peak <= budget && tried.cost.computing <= found.cost.computing {
                 found = tried;
             }
         }
@@ -269,13 +290,21 @@ fn variants(straight: &Found) -> impl Iterator<Item = Means> {
     })
 }
 
-/// What `plan` takes, in floating-point operations.
+/// How long `plan` computes, as [`crate::plan::Step::work`].
+fn computing(plan: &Plan) -> u64 {
+    plan.steps
+        .iter()
+        .fold(0u64, |sum, step| sum.saturating_add(step.work))
+        .saturating_mul(plan.input[0] as u64)
+}
+
+/// The same with reading and transforming weights anew.
 fn work(plan: &Plan) -> u64 {
     let read = if plan.reads_weights { plan.used_weight_bytes } else { 0 };
     let reading = (read as u64).saturating_mul(READ_FLOPS);
     let transforming = plan.transformed_anew().saturating_mul(TRANSFORM_FLOPS);
     let more = reading.saturating_add(transforming).saturating_mul(plan.input[0] as u64);
-    plan.summary().flops.saturating_add(more)
+    computing(plan).saturating_add(more)
 }
 
 /// Height and width in pixels of the largest picture with the proportions of `input` for which a plan needs at most

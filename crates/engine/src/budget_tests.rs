@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Graph, Model, WeightSource, random};
 
-use super::{Search, Shortage, plan, work};
+use super::{Search, Shortage, computing, plan, work};
 use crate::groups::Means;
 use crate::plan::{Plan, Task};
 use crate::still::{self, SummedTaps};
@@ -123,6 +123,7 @@ fn any_means_give_the_same_bytes() {
         half in 0usize..6, sides in (2usize..9, 1usize..9), fast in any::<bool>(), threads in 0usize..3,
         streamed in any::<u64>(), rarely in any::<u64>(), overwritten in any::<u64>(),
         strip_pixels in prop_oneof![Just(1usize), 1usize..2000], reads_weights in any::<bool>(),
+        strip_pixels_of in prop::collection::btree_map(0usize..20, 1usize..2000, 0..4),
         shares_scratch in any::<bool>(), heads in any::<u64>(), head_rows in 1usize..80,
     )| {
         let (half, factor) = &halves[half];
@@ -135,6 +136,7 @@ fn any_means_give_the_same_bytes() {
             overwritten: chosen(0..half.graph.nodes.len(), overwritten).collect(),
             heads: chosen(0..half.graph.nodes.len(), heads).map(|node| (node, head_rows)).collect(),
             strip_pixels,
+            strip_pixels_of,
             reads_weights,
             shares_scratch,
         };
@@ -215,7 +217,7 @@ fn any_budget_is_kept_and_gives_the_same_bytes() {
                 least = work(&found);
                 assert!(half.run(&found, 1) == expected, "{} in {budget} bytes", precision.name());
             }
-            assert_eq!(least, straight.summary().flops);
+            assert_eq!(least, work(&straight));
             assert!(plan(&task, Some(smallest - 1)).is_err());
         }
     }
@@ -296,7 +298,7 @@ fn a_batch_of_odd_sides_or_a_panorama_has_the_same_bytes_within_any_budget() {
         let budget = smallest + (need - smallest) * share / 100;
         let found = plan(&task, Some(budget)).ok().unwrap();
         let summary = found.summary();
-        prop_assert!(summary.peak_bytes <= budget && summary.flops <= 3 * straight.summary().flops);
+        prop_assert!(summary.peak_bytes <= budget && computing(&found) <= 3 * computing(&straight));
         prop_assert!(half.run(&found, threads) == half.run(&straight, threads));
         let mut seen = seen.borrow_mut();
         seen.by_steps += usize::from(found.reads_weights);

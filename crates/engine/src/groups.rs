@@ -25,6 +25,8 @@ pub(crate) struct Means {
     pub heads: BTreeMap<usize, usize>,
     /// Pixels of a strip, about.
     pub strip_pixels: usize,
+    /// The same for some of the groups, by their number.
+    pub strip_pixels_of: BTreeMap<usize, usize>,
     /// Whether each step reads its weights anew.
     pub reads_weights: bool,
     /// Whether layers that run together in strips share the memory of their transformed weights, and transform them for each
@@ -42,6 +44,7 @@ impl Default for Means {
             overwritten: BTreeSet::new(),
             heads: BTreeMap::new(),
             strip_pixels: crate::budget::STRIP_PIXELS[0],
+            strip_pixels_of: BTreeMap::new(),
             reads_weights: false,
             shares_scratch: false,
         }
@@ -153,7 +156,8 @@ pub(crate) fn groups(
     for (index, group) in groups.iter_mut().enumerate() {
         let leaves = group.sinks.iter().any(|sink| shapes.leaves_by_rows(&group.members[*sink]));
         if group.members.len() > 1 || !group.overs.is_empty() || leaves {
-            grouping.cut(group, |value| last_reads.get(&value) == Some(&index), schedules);
+            let pixels = means.strip_pixels_of.get(&index).unwrap_or(&means.strip_pixels);
+            grouping.cut(group, *pixels, |value| last_reads.get(&value) == Some(&index), schedules);
         }
     }
     groups
@@ -261,9 +265,9 @@ impl Grouping<'_> {
         overs
     }
 
-    /// Gives the group its schedule; sums take the place of a summand that `ends` here, and what would be written over
+    /// Gives the group its schedule, in strips of about `pixels`; sums take the place of a summand that `ends` here, and what would be written over
     /// too early is copied.
-    fn cut(&self, group: &mut Group, ends: impl Fn(Value) -> bool, schedules: &mut Schedules) {
+    fn cut(&self, group: &mut Group, pixels: usize, ends: impl Fn(Value) -> bool, schedules: &mut Schedules) {
         let shapes = self.shapes;
         for sink in group.sinks.clone() {
             let member = &group.members[sink];
@@ -286,7 +290,7 @@ impl Grouping<'_> {
             _ => shapes.width(group.members[last].output.node()),
         };
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
-        let rows = strip_rows(self.means.strip_pixels / width, steps.max().unwrap_or(1));
+        let rows = strip_rows(pixels / width, steps.max().unwrap_or(1));
         if !group.heads.is_empty() {
             // Each number of kept rows is tried once: remembered, they would take more memory than what they save.
             *group = self.scheduled(group.clone(), rows);

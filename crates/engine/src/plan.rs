@@ -35,6 +35,8 @@ pub struct Step {
     /// Floating-point operations of the definition, whatever the algorithm saves; a multiplication with its addition
     /// counts two. Norms and maps count as none. What is computed anew counts anew.
     pub flops: u64,
+    /// About how long it takes, in the time of one floating-point operation of a matrix product.
+    pub(crate) work: u64,
     /// What runs together in strips, in order: name and operation of each layer. Empty where there is only one.
     pub layers: Vec<[String; 2]>,
     output_len: usize,

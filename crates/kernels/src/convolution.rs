@@ -80,6 +80,17 @@ impl Algorithm {
             Algorithm::UpsampleFold => "upsample fold",
         }
     }
+
+    /// How many products it takes for one of the definition's.
+    pub fn products(self) -> f64 {
+        match self {
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd | Algorithm::TileDirect => 1.0,
+            Algorithm::Winograd4 => 36.0 / 144.0,
+            Algorithm::Winograd6 => 64.0 / 324.0,
+            Algorithm::WinogradStrided => 49.0 / 81.0,
+            Algorithm::UpsampleFold => 25.0 / 144.0,
+        }
+    }
 }
 
 /// What the sums of a convolution are computed in.

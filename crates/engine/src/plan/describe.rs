@@ -13,6 +13,10 @@ use crate::layout::Places;
 use crate::shapes::Shapes;
 use crate::strips::Head;
 
+/// Reading, changing, transforming and writing a number takes about as long as this many operations of a product: more in
+/// `fast`, less in `exact`.
+const ELEMENT: u64 = 200;
+
 /// The step that `group` is, its operations at `places`.
 pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
     let mut described: Vec<Described> =
@@ -24,7 +28,9 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
             computed[slice.member] += slice.rows.len() as u64;
         }
         for (described, computed) in described.iter_mut().zip(computed) {
-            described.flops = described.flops / (described.output[1] as u64).max(1) * computed;
+            let height = (described.output[1] as u64).max(1);
+            described.flops = described.flops / height * computed;
+            described.work = (u128::from(described.work) * u128::from(computed) / u128::from(height)) as u64;
         }
     }
     for Head { member, rows, recalled } in &group.heads {
@@ -34,6 +40,7 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
     let last = group.sinks.last().map_or(0, |sink| *sink);
     let stored = group.sinks.iter().map(|sink| places[*sink].output.len()).sum();
     let flops = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.flops));
+    let work = described.iter().fold(0u64, |sum, one| sum.saturating_add(one.work));
     let layers: Vec<[String; 2]> = match &group.strips {
         Some(_) if described.len() > 1 => {
             described.iter().map(|one| [one.name.clone(), one.operation.clone()]).collect()
@@ -51,6 +58,7 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
         operation,
         output: described[last].output,
         flops,
+        work,
         layers,
         output_len: stored,
         operations: operations
@@ -65,6 +73,7 @@ struct Described {
     operation: String,
     output: [usize; 3],
     flops: u64,
+    work: u64,
 }
 
 fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
@@ -84,6 +93,7 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
         Value::Node(last) => shapes.sizes[last][0],
         Value::Table(_) | Value::Copy(_) => 1,
     };
+    let mut work = None;
     let (operation, flops) = match &step.operation {
         Fused::Convolution { node, source, .. } => {
             let geometry = shapes.geometry(*node);
@@ -100,9 +110,13 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
             let outputs = output.iter().map(|side| *side as u64).product::<u64>();
             let outputs = outputs.saturating_mul(read as u64);
-            let algorithm = geometry.algorithm(shapes.isa, source.upsample).name();
+            let algorithm = geometry.algorithm(shapes.isa, source.upsample);
             let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
-            (format!("convolution {depth}{rows}x{columns}, {algorithm}"), outputs.saturating_mul(2 * taps))
+            let flops = outputs.saturating_mul(2 * taps);
+            let products = (flops as f64 * algorithm.products()) as u64;
+            let inputs = (read * geometry.input_channels / time.taps * shapes.pixels(source.base)) as u64;
+            work = Some(products.saturating_add(ELEMENT.saturating_mul(inputs.saturating_add(outputs))));
+            (format!("convolution {depth}{rows}x{columns}, {}", algorithm.name()), flops)
         }
         Fused::Attention { reach, .. } => {
             let (tokens, frames) = ((output[1] * output[2]) as u64, made_frames as u64);
@@ -140,5 +154,5 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
         Fused::Multiply { .. } => ("multiply".into(), 0),
         Fused::Copy { .. } => ("kept rows".into(), 0),
     };
-    Described { name: graph.nodes[node].name.clone(), operation, output, flops }
+    Described { name: graph.nodes[node].name.clone(), operation, output, flops, work: work.unwrap_or(flops) }
 }
