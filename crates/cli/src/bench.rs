@@ -161,37 +161,34 @@ impl Task {
     }
 
     /// The values of the result.
-    fn run(&self, autoencoder: &Autoencoder, input: &[f32], control: &Control) -> Result<Vec<f32>> {
+    fn run(&self, autoencoder: &Autoencoder, input: Vec<f32>, control: &Control) -> Result<Vec<f32>> {
         let Task { precision, windows, shape, .. } = *self;
         let [batch, channels, _, height, width] = shape;
         let (picture, scaling, draw) = ([batch, channels, height, width], Scaling::None, Draw::Mode);
         if let (false, Some(tiles)) = (self.takes_clips, windows.tiles) {
-            let values = input.to_vec();
             return Ok(match self.operation {
                 Operation::Decode => {
-                    autoencoder.decode_in_tiles(values, picture, &scaling, tiles, precision, control)?.pixels
+                    autoencoder.decode_in_tiles(input, picture, &scaling, tiles, precision, control)?.pixels
                 }
                 Operation::Encode => {
                     autoencoder
-                        .encode_in_tiles(values, picture, &scaling, draw, tiles, precision, control)?
+                        .encode_in_tiles(input, picture, &scaling, draw, tiles, precision, control)?
                         .values
                 }
             });
         }
         Ok(match (self.operation, self.takes_clips) {
             (Operation::Decode, false) => {
-                autoencoder.decode(input.to_vec(), picture, &scaling, precision, control)?.pixels
+                autoencoder.decode(input, picture, &scaling, precision, control)?.pixels
             }
             (Operation::Encode, false) => {
-                autoencoder.encode(input, picture, &scaling, draw, precision, control)?.values
+                autoencoder.encode(&input, picture, &scaling, draw, precision, control)?.values
             }
             (Operation::Decode, true) => {
-                let values = input.to_vec();
-                autoencoder.decode_clip(values, shape, &scaling, windows, precision, control)?.values
+                autoencoder.decode_clip(input, shape, &scaling, windows, precision, control)?.values
             }
             (Operation::Encode, true) => {
-                let values = input.to_vec();
-                autoencoder.encode_clip(values, shape, &scaling, draw, windows, precision, control)?.values
+                autoencoder.encode_clip(input, shape, &scaling, draw, windows, precision, control)?.values
             }
         })
     }
@@ -211,15 +208,16 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     }
     let need = task.summary.peak_bytes;
     local::check_budget(autoencoder, &task.summary)?;
-    let input = input(task.shape, 1);
     let once = |control: &Control| -> Result<f64> {
+        let input = input(task.shape, 1);
         let start = Instant::now();
-        task.run(autoencoder, &input, control)?;
+        task.run(autoencoder, input, control)?;
         Ok(start.elapsed().as_secs_f64())
     };
     let what = if options.runs > 0 { "first run, not counted" } else { "the only run" };
+    let only = input(task.shape, 1);
     let start = Instant::now();
-    let result = task.run(autoencoder, &input, &local::control(what))?;
+    let result = task.run(autoencoder, only, &local::control(what))?;
     let (mut seconds, mut steps) = (vec![start.elapsed().as_secs_f64()], Vec::new());
     let result_sha256 = sha256(&result);
     drop(result);

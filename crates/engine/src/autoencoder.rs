@@ -487,6 +487,8 @@ impl Autoencoder {
             true => self.engine.load_by_steps(graph, weights).into(),
             false => self.engine.load(graph, &*weights)?.into(),
         };
+        // Nor does what reading them took stay beside the work.
+        memory::give_back_freed();
         if let Some(calibration) = half.calibration() {
             program.adopt(calibration);
         }

@@ -9,10 +9,11 @@ use remote_vae_wire::{Operation, Scaling};
 
 use crate::plan::output_shape;
 use crate::tiles::Tiles;
+use crate::walk::{self, Cost, Taken};
 use crate::windows::{self, Cut, Part, Scale};
 use crate::{
     Autoencoder, Control, Delivery, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress,
-    Windows,
+    Windows, memory,
 };
 
 /// Pixels or latents of clips.
@@ -57,7 +58,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_windows(Operation::Decode, latents, windows, precision)
+        self.plan_parts(Operation::Decode, latents, windows, precision, Receiver::Puts)
     }
 
     /// As [`Autoencoder::plan_decode_clip`] for [`Autoencoder::decode_frames`], which does not keep what it has handed on.
@@ -70,8 +71,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        let parts = self.plan_parts(Operation::Decode, latents, windows, precision)?;
-        Ok(parts.summary(parts.input_bytes.saturating_add(2 * parts.largest_output)))
+        self.plan_parts(Operation::Decode, latents, windows, precision, Receiver::Streams)
     }
 
     /// The plans of the parts that a clip of `shape` is cut into, and how many there are of each in one clip.
@@ -120,7 +120,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_windows(Operation::Encode, pixels, windows, precision)
+        self.plan_parts(Operation::Encode, pixels, windows, precision, Receiver::Puts)
     }
 
     /// Decodes `latents` (`[batch, channels, frames, height, width]`, in the space that `scaling` names). A sample's
@@ -137,10 +137,8 @@ impl Autoencoder {
         precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        let mut whole = self.clip_pixels(shape).and_then(Part::zeroed)?;
-        self.decode_frames(latents, shape, scaling, windows, precision, control, &mut |frames| {
-            whole.put_frames(&frames)
-        })?;
+        let latents = self.model_latents(latents, shape, scaling)?;
+        let whole = self.run_whole(Operation::Decode, latents, shape, windows, precision, control)?;
         Ok(Clip { values: whole.values, shape: whole.shape })
     }
 
@@ -156,7 +154,7 @@ impl Autoencoder {
     #[allow(clippy::too_many_arguments)] // what to decode, how, and who takes it
     pub fn decode_frames(
         &self,
-        mut latents: Vec<f32>,
+        latents: Vec<f32>,
         shape: [usize; 5],
         scaling: &Scaling,
         windows: Windows,
@@ -164,10 +162,21 @@ impl Autoencoder {
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
+        let latents = self.model_latents(latents, shape, scaling)?;
+        self.run_clips(Operation::Decode, latents, shape, windows, precision, control, emit)
+    }
+
+    /// `latents` in the model's own space.
+    fn model_latents(
+        &self,
+        mut latents: Vec<f32>,
+        shape: [usize; 5],
+        scaling: &Scaling,
+    ) -> Result<Vec<f32>, EngineError> {
         self.clip_output(Operation::Decode, shape)?;
         check_length(&latents, shape)?;
         self.model.latent_space.to_model(&mut latents, flat(shape), scaling)?;
-        self.run_clips(Operation::Decode, latents, shape, windows, precision, control, emit)
+        Ok(latents)
     }
 
     /// Encodes `pixels` (`[batch, channels, frames, height, width]` in -1 to 1) into the space that `scaling` names.
@@ -185,15 +194,38 @@ impl Autoencoder {
         precision: Precision,
         control: &Control,
     ) -> Result<Clip, EngineError> {
-        let output = self.clip_output(Operation::Encode, shape)?;
+        self.clip_output(Operation::Encode, shape)?;
         check_length(&pixels, shape)?;
-        let mut moments = Part::zeroed(output)?;
-        self.run_clips(Operation::Encode, pixels, shape, windows, precision, control, &mut |frames| {
-            moments.put_frames(&frames)
-        })?;
+        let moments = self.run_whole(Operation::Encode, pixels, shape, windows, precision, control)?;
         let [_, _, frames, height, width] = moments.shape;
         let (values, drawn) = self.draw(moments.values, flat(moments.shape), draw, scaling)?;
         Ok(Clip { values, shape: [drawn[0], drawn[1], frames, height, width] })
+    }
+
+    /// All frames of all clips together.
+    pub(crate) fn run_whole(
+        &self,
+        operation: Operation,
+        values: Vec<f32>,
+        shape: [usize; 5],
+        windows: Windows,
+        precision: Precision,
+        control: &Control,
+    ) -> Result<Part, EngineError> {
+        let output = self.clip_output(operation, shape)?;
+        let at_once = windows::is_handed_on_at_once(shape, windows, self.scale(operation, windows)?);
+        let mut whole = Part { values: Vec::new(), shape: output };
+        if !at_once {
+            whole = Part::zeroed(output)?;
+        }
+        self.run_clips(operation, values, shape, windows, precision, control, &mut |frames| {
+            if at_once {
+                whole.values = frames.values;
+                return Ok(());
+            }
+            whole.put_frames(&frames)
+        })?;
+        Ok(whole)
     }
 
     /// One clip of the batch after the other.
@@ -223,7 +255,7 @@ impl Autoencoder {
         }
         let reads_weights = plans.values().any(|plan| plan.reads_weights);
         let program = self.program(operation, frames, reads_weights)?;
-        let mut history = History::new();
+        let (mut history, mut last): (_, Option<Cut>) = (History::new(), None);
         for sample in 0..batch {
             // The only sample is not copied.
             let length = values.len() / batch;
@@ -240,6 +272,10 @@ impl Autoencoder {
                     let Some(plan) = plans.get(&(part.shape, start)) else {
                         unreachable!("a clip is cut into the parts that were planned")
                     };
+                    // The memory of a smaller part would stay beside that of a larger one.
+                    if last.replace((part.shape, start)).is_some_and(|last| last != (part.shape, start)) {
+                        memory::give_back_freed();
+                    }
                     let control = control.of_part(progress);
                     let values = if scale.streams && windows.frames {
                         if start == Start::Clip {
@@ -266,27 +302,15 @@ impl Autoencoder {
         Ok(())
     }
 
-    fn plan_windows(
-        &self,
-        operation: Operation,
-        shape: [usize; 5],
-        windows: Windows,
-        precision: Precision,
-    ) -> Result<PlanSummary, EngineError> {
-        let parts = self.plan_parts(operation, shape, windows, precision)?;
-        // The last part is handed over beside the whole.
-        Ok(parts.summary(
-            parts.input_bytes.saturating_add(parts.output_bytes).saturating_add(parts.largest_output),
-        ))
-    }
-
+    /// What running an input of `shape` in parts costs.
     pub(crate) fn plan_parts(
         &self,
         operation: Operation,
         shape: [usize; 5],
         windows: Windows,
         precision: Precision,
-    ) -> Result<Parts, EngineError> {
+        receiver: Receiver,
+    ) -> Result<PlanSummary, EngineError> {
         let output = self.clip_output(operation, shape)?;
         let [batch, _, frames, ..] = shape;
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
@@ -297,7 +321,8 @@ impl Autoencoder {
             ..PlanSummary::default()
         };
         let [input_bytes, output_bytes] = tensor_bytes(&whole);
-        let (scale, mut largest_output, mut step_weight_bytes) = (self.scale(operation, windows)?, 0, 0);
+        let (scale, mut costs) = (self.scale(operation, windows)?, HashMap::new());
+        let (mut step_weight_bytes, mut left_bytes) = (0, 0);
         for (cut, count) in self.clip_parts(operation, shape, windows)? {
             let plan = self.planned(operation, frames, cut, (precision, Delivery::Whole))?;
             step_weight_bytes = step_weight_bytes.max(plan.step_weight_bytes);
@@ -309,20 +334,34 @@ impl Autoencoder {
             whole.reads_weights |= plan.reads_weights;
             (whole.weight_bytes, whole.load_bytes) = (plan.weight_bytes, plan.load_bytes);
             let [input, output] = tensor_bytes(&plan);
+            costs.insert(cut, Cost { work: plan.activation_bytes, output });
             // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
             let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
+            left_bytes = left_bytes.max(left);
             whole.history_bytes = whole.history_bytes.max(plan.history_bytes);
             whole.probe_bytes = plan.probe_bytes;
             whole.activation_bytes = whole.activation_bytes.max(plan.activation_bytes + input + left);
-            largest_output = largest_output.max(output);
         }
         if whole.reads_weights {
             whole.weight_bytes = step_weight_bytes;
         }
-        if let Some(values) = windows::held(shape, windows, scale, output[1]) {
-            largest_output = values.saturating_mul(size_of::<f32>());
-        }
-        Ok(Parts { whole, input_bytes, output_bytes, largest_output })
+        // Of several clips one is copied out, and what cannot become the result as it is has a place from the beginning.
+        let copied = if batch > 1 { input_bytes / batch } else { 0 };
+        let (taken, place) = match receiver {
+            Receiver::Streams => (Taken::WhileOthersRun, 0),
+            Receiver::Puts if windows::is_handed_on_at_once(shape, windows, scale) => (Taken::AtOnce, 0),
+            Receiver::Puts => (Taken::AtOnce, output_bytes),
+        };
+        let beside = input_bytes.saturating_add(copied).saturating_add(place);
+        let walked = walk::peak(shape, windows, scale, output[1], taken, &|cut| costs[&cut]);
+        let running = walked.saturating_add(left_bytes);
+        // Weights that are held are read before anything runs.
+        let at_most = match whole.reads_weights {
+            true => running.max(whole.probe_bytes).saturating_add(whole.load_bytes),
+            false => running.max(whole.probe_bytes).max(whole.load_bytes),
+        };
+        whole.peak_bytes = whole.weight_bytes.saturating_add(beside).saturating_add(at_most);
+        Ok(whole)
     }
 
     /// The shape of what `shape` becomes, if the model takes it.
@@ -364,25 +403,13 @@ impl Autoencoder {
     }
 }
 
-/// What the parts of a clip cost together.
-pub(crate) struct Parts {
-    /// Of the whole clip, with the work of all parts and the memory of the largest.
-    whole: PlanSummary,
-    pub(crate) input_bytes: usize,
-    pub(crate) output_bytes: usize,
-    /// Bytes of the largest part's output, and of what is put together of tiles.
-    pub(crate) largest_output: usize,
-}
-
-impl Parts {
-    /// The summary if `tensors` bytes of inputs and outputs are held beside the run.
-    pub(crate) fn summary(&self, tensors: usize) -> PlanSummary {
-        let PlanSummary { weight_bytes, load_bytes, activation_bytes, probe_bytes, .. } = self.whole;
-        let running = activation_bytes.saturating_add(tensors);
-        let peak_bytes = (weight_bytes + load_bytes)
-            .saturating_add(running.max(probe_bytes.saturating_add(self.input_bytes)));
-        PlanSummary { peak_bytes, ..self.whole }
-    }
+/// Who takes the frames of a run in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    /// Puts them where they belong in the result.
+    Puts,
+    /// Makes something else of them while the next ones are computed.
+    Streams,
 }
 
 /// Bytes of input and output.

@@ -252,6 +252,9 @@ impl CpuProgram {
             return Ok(Arc::clone(made));
         }
         let made = Arc::new(Calibration::new(self)?);
+        // What comes next asks for other sizes, of scratch too.
+        self.pool.release();
+        memory::give_back_freed();
         *calibration = Some(Arc::clone(&made));
         Ok(made)
     }

@@ -28,6 +28,7 @@ mod shapes;
 mod still;
 mod strips;
 mod tiles;
+mod walk;
 mod windows;
 
 pub use autoencoder::{Autoencoder, Draw, Image, Latents, Released};

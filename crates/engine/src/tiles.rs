@@ -127,16 +127,9 @@ impl Tiles {
         (0..length).step_by(self.step).map(move |start| self.size.min(length - start))
     }
 
-    /// Rows times columns of all tiles that are kept beside the picture they are put into, at the most: one row of them and
-    /// the latest.
-    pub(crate) fn held_area(self, shape: [usize; 5], scale: Scale) -> usize {
-        let side = |length: usize| scale.output(self.size.min(length), ROWS);
-        let (height, width) = (side(shape[ROWS]), side(shape[COLUMNS]));
-        let row: usize = self.lengths(shape[COLUMNS]).map(|columns| scale.output(columns, COLUMNS)).sum();
-        match self.seam {
-            Seam::Blend { .. } => height.saturating_mul(row.saturating_add(width)),
-            Seam::Mask => height.saturating_mul(width),
-        }
+    /// Whether a row of tiles is kept beside the picture they are put into.
+    pub(crate) fn keeps_row(self) -> bool {
+        matches!(self.seam, Seam::Blend { .. })
     }
 
     /// Runs the tiles of `input` row by row, and puts their results together.

@@ -68,6 +68,15 @@ impl Scale {
         self.tiles.filter(|tiles| tiles.cut(shape))
     }
 
+    /// Each part of a clip of `shape`.
+    pub(crate) fn cuts(self, shape: [usize; 5]) -> impl Iterator<Item = Cut> {
+        self.parts(shape[FRAMES]).map(move |[start, frames]| {
+            let [batch, channels, _, height, width] = shape;
+            let at = if start == 0 { Start::Clip } else { Start::Later };
+            ([batch, channels, frames, height, width], at)
+        })
+    }
+
     /// Frames of the input in each part of a clip.
     fn parts(self, frames: usize) -> impl Iterator<Item = [usize; 2]> {
         let step = if self.operation == Operation::Encode { self.time } else { 1 };
@@ -82,7 +91,7 @@ pub(crate) type Cut = ([usize; 5], Start);
 /// Runs a part that begins a clip, or goes on with the one that was begun last.
 pub(crate) type Run<'a> = &'a mut dyn FnMut(&Part, Start) -> Result<Part, EngineError>;
 
-const FRAMES: usize = 2;
+pub(crate) const FRAMES: usize = 2;
 pub(crate) const ROWS: usize = 3;
 pub(crate) const COLUMNS: usize = 4;
 
@@ -170,7 +179,7 @@ fn windowed(
     run: Run<'_>,
     emit: &mut dyn FnMut(Part) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
-    let ([size, whole_size], [step, keep]) = (scale.pair(WINDOW[0], FRAMES), scale.pair(WINDOW[1], FRAMES));
+    let ([size, step, keep], [_, whole_size]) = (window_frames(scale), scale.pair(WINDOW[0], FRAMES));
     let mut left = scale.output(input.shape[FRAMES], FRAMES);
     let mut before: Option<Part> = None;
     for start in window_starts(input.shape[FRAMES], step) {
@@ -214,8 +223,14 @@ fn streamed_whole(input: &Part, scale: Scale, run: Run<'_>) -> Result<Part, Engi
     join(&parts, FRAMES, scale.output(input.shape[FRAMES], FRAMES), [usize::MAX; 2])
 }
 
+/// Frames of the input in a window without its first, and from one to the next, and how many of the output that are.
+pub(crate) fn window_frames(scale: Scale) -> [usize; 3] {
+    let [[size, _], [step, keep]] = WINDOW.map(|frames| scale.pair(frames, FRAMES));
+    [size, step, keep]
+}
+
 /// Where windows begin. A last one of nothing but the frame that later windows drop is left out.
-fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn window_starts(length: usize, step: usize) -> impl Iterator<Item = usize> {
     (0..length).step_by(step).filter(move |start| *start == 0 || start + 1 < length)
 }
 
@@ -229,25 +244,14 @@ pub(crate) fn groups(shape: [usize; 5], windows: Windows, scale: Scale) -> usize
     }
 }
 
-/// Values that are held beside the work on a part, its own result among them: the pictures that tiles of `channels` are
-/// put into, and tiles. Pictures are put together for all frames of a window.
-pub(crate) fn held(shape: [usize; 5], windows: Windows, scale: Scale, channels: usize) -> Option<usize> {
-    let tiles = scale.cut_pictures(shape)?;
-    let cutting = windows.cutting(shape, scale);
-    let frames = match cutting {
-        Cutting::Windows => scale.output(scale.pair(WINDOW[0], FRAMES)[0] + 1, FRAMES),
-        _ => scale.output(shape[FRAMES], FRAMES),
-    };
-    let whole = scale.output(shape[ROWS], ROWS).saturating_mul(scale.output(shape[COLUMNS], COLUMNS));
-    // The parts of a tile's clip are there until they are joined.
-    let times = if cutting == Cutting::Parts { 2 } else { 1 };
-    let area = whole.saturating_add(tiles.held_area(shape, scale).saturating_mul(times));
-    Some(area.saturating_mul(channels).saturating_mul(frames))
+/// Whether an input of `shape` is one clip whose result is handed on as a whole.
+pub(crate) fn is_handed_on_at_once(shape: [usize; 5], windows: Windows, scale: Scale) -> bool {
+    shape[0] == 1 && groups(shape, windows, scale) == 1
 }
 
 /// What is made of a clip's frames.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Cutting {
+pub(crate) enum Cutting {
     Whole,
     Windows,
     Parts,
@@ -255,7 +259,7 @@ enum Cutting {
 
 impl Windows {
     /// How the frames of a clip of `shape` are cut.
-    fn cutting(self, shape: [usize; 5], scale: Scale) -> Cutting {
+    pub(crate) fn cutting(self, shape: [usize; 5], scale: Scale) -> Cutting {
         match (self.frames, scale.streams) {
             (true, true) if shape[FRAMES] > 1 => Cutting::Parts,
             (true, false) if shape[FRAMES] > scale.pair(WINDOW[0], FRAMES)[0] => Cutting::Windows,
@@ -307,14 +311,11 @@ pub(crate) fn parts(shape: [usize; 5], windows: Windows, scale: Scale) -> Vec<(C
     let frames = match windows.cutting(shape, scale) {
         Cutting::Whole => vec![(shape[FRAMES], Start::Clip)],
         Cutting::Windows => {
-            let [[size, _], [step, _]] = WINDOW.map(|frames| scale.pair(frames, FRAMES));
+            let [size, step, _] = window_frames(scale);
             let starts = window_starts(shape[FRAMES], step);
             starts.map(|start| ((size + 1).min(shape[FRAMES] - start), Start::Clip)).collect()
         }
-        Cutting::Parts => scale
-            .parts(shape[FRAMES])
-            .map(|[start, frames]| (frames, if start == 0 { Start::Clip } else { Start::Later }))
-            .collect(),
+        Cutting::Parts => scale.cuts(shape).map(|(cut, start)| (cut[FRAMES], start)).collect(),
     };
     let tiles = scale.cut_pictures(shape);
     let [rows, columns] = [ROWS, COLUMNS]

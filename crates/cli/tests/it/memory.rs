@@ -1,6 +1,7 @@
 //! What the program says about memory, and what it does where there is too little.
 #![cfg(target_os = "linux")]
 
+use std::path::Path;
 use std::time::Duration;
 
 use half::f16;
@@ -66,6 +67,38 @@ fn the_expected_peak_is_that_of_the_process() {
         }
     }
     assert!(wrong.is_empty(), "expected and measured MiB differ by more than 16 and 5 %: {wrong:#?}");
+}
+
+/// Clips, and pictures in tiles, whose plan walks through their parts.
+#[test]
+fn work_in_parts_takes_what_is_expected() {
+    let clips = format!("{}/../engine/tests/golden_video", env!("CARGO_MANIFEST_DIR"));
+    let [hunyuan, wan] = ["hunyuan", "wan"].map(|name| format!("{clips}/{name}"));
+    let (kl, tiny) = (golden("sd15"), golden("tiny"));
+    let tiles = ["--tiling", "diffusers", "--tile-sample-min-size", "512"];
+    let in_tiles = |more: &[&'static str]| [&tiles[..], more].concat();
+    let cases: [(&str, &str, Vec<&str>); 8] = [
+        (&kl, "1600x1280", in_tiles(&[])),
+        (&kl, "1600x1280", in_tiles(&["--op", "encode", "--precision", "fast"])),
+        (&tiny, "1600x1280", in_tiles(&["--precision", "fast"])),
+        (&hunyuan, "512x320", vec!["--frames", "9", "--tiling", "on", "--precision", "fast"]),
+        (&hunyuan, "512x448", vec!["--frames", "29", "--tiling", "on"]),
+        (&hunyuan, "256x256", vec!["--frames", "41"]),
+        (&wan, "512x320", vec!["--frames", "9", "--tiling", "on"]),
+        (&wan, "256x256", vec!["--frames", "41", "--op", "encode"]),
+    ];
+    let mut wrong = Vec::new();
+    for (source, size, more) in cases {
+        let run = parsed(&[&["bench", "--model", source, "--size", size, "--runs", "0"], &more[..]].concat());
+        let [planned, measured] = ["planned_peak_mib", "peak_rss_mib"].map(|key| run[key].as_f64().unwrap());
+        let name = Path::new(source).file_name().unwrap().display();
+        let line = format!("| {name} | {size} {} | {planned:.0} | {measured:.0} |", more.join(" "));
+        eprintln!("{line}");
+        if planned + 4.0 < measured || planned - measured > (measured * 0.05).max(16.0) {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "planned and measured MiB: {wrong:#?}");
 }
 
 /// What a server has counted, and what its process held, in MiB, each at its most.
