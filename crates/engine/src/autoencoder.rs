@@ -487,7 +487,7 @@ impl Autoencoder {
             true => self.engine.load_by_steps(graph, weights).into(),
             false => self.engine.load(graph, &*weights)?.into(),
         };
-        // Nor does what reading them took stay beside the work.
+        // What reading them took does not stay beside the work.
         memory::give_back_freed();
         if let Some(calibration) = half.calibration() {
             program.adopt(calibration);

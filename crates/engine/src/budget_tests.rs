@@ -1,6 +1,7 @@
 //! Whatever memory is saved by, the bytes stay.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -145,6 +146,32 @@ fn any_means_give_the_same_bytes() {
         prop_assert!(half.run(&saving, threads) == expected, "{means:?}");
         prop_assert!(half.run_rows(&saving, threads) == expected, "rows, {means:?}");
     });
+}
+
+#[test]
+fn strips_are_as_tall_as_there_is_room_for() {
+    let (mut plans, mut taller) = (0, 0);
+    for (half, factor) in halves() {
+        let task = half.task([40 * factor, 13 * factor], Precision::Fast, 1);
+        let search = Search::new(&task);
+        let straight = search.straight();
+        let Err(smallest) = search.within(&straight, 0) else { panic!("nothing fits in nothing") };
+        let [least, most] = [&smallest, &straight].map(|found| found.cost.peak);
+        for part in 0..5 {
+            let budget = least + (most - least) * part / 5;
+            let Ok(found) = search.within(&straight, budget) else { panic!("the smallest plan fits") };
+            let slices = |means: &Means| -> usize {
+                let plan = Plan::new(&task, means);
+                plan.steps.iter().filter_map(|step| step.slices.as_ref()).map(|slices| slices.len()).sum()
+            };
+            let shorter = Means { strip_pixels_of: BTreeMap::new(), ..found.means.clone() };
+            plans += 1;
+            let [tall, short] = [slices(&found.means), slices(&shorter)];
+            assert!(tall <= short && found.cost.work <= search.found(shorter).cost.work);
+            taller += usize::from(tall < short);
+        }
+    }
+    assert!(taller > 4, "{taller} of {plans}");
 }
 
 #[test]

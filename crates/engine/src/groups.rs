@@ -34,7 +34,7 @@ pub(crate) struct Means {
     pub shares_scratch: bool,
 }
 
-/// The least rows of a strip that is asked for: those of a row of most tiles. Larger tiles make it larger.
+/// The least rows of a strip that is asked for, those of a row of the smaller tiles. Larger tiles make it larger.
 const LEAST_ROWS: usize = 4;
 
 impl Default for Means {
@@ -265,8 +265,8 @@ impl Grouping<'_> {
         overs
     }
 
-    /// Gives the group its schedule, in strips of about `pixels`; sums take the place of a summand that `ends` here, and what would be written over
-    /// too early is copied.
+    /// Gives the group its schedule, in strips of about `pixels`; sums take the place of a summand that `ends` here, and what
+    /// would be written over too early is copied.
     fn cut(&self, group: &mut Group, pixels: usize, ends: impl Fn(Value) -> bool, schedules: &mut Schedules) {
         let shapes = self.shapes;
         for sink in group.sinks.clone() {
@@ -292,7 +292,7 @@ impl Grouping<'_> {
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
         let rows = strip_rows(pixels / width, steps.max().unwrap_or(1));
         if !group.heads.is_empty() {
-            // Each number of kept rows is tried once: remembered, they would take more memory than what they save.
+            // Numbers of kept rows are many: remembered, they would take more memory than what they save.
             *group = self.scheduled(group.clone(), rows);
             return;
         }

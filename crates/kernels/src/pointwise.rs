@@ -1,7 +1,7 @@
 //! Pointwise (1×1) convolutions: one matrix product of pixels and channels. Linear layers are pointwise convolutions.
 //!
 //! A task gathers a stretch of pixels, with integers rounds it pixel by pixel, and multiplies it with each group of output
-//! channels. Every value is one chain of sums over input channels, wherever a stretch ends.
+//! channels. Every value is summed over input channels in one order, wherever a stretch ends.
 
 use crate::ahead::Ahead;
 use crate::convolution::{Arithmetic, Geometry};

@@ -4,7 +4,7 @@
 //! each input pixel is multiplied once with the weights of all taps, and an output is the sum of what the pixels under
 //! its kernel have for it. Three channels of a 3×3 kernel fill 27 of 32 lanes.
 //!
-//! A task goes down a band of the picture row by row. A pixel's products are one chain of sums over input channels, and
+//! A task goes down a band of the picture row by row. A pixel's products are summed over input channels in one order, and
 //! an output's taps are added in their order, so bands and their columns change no byte. The products are `f32` in
 //! either arithmetic: there are too few to repay the rounding of inputs.
 

@@ -108,14 +108,16 @@ fn describe_one(shapes: &Shapes<'_>, step: &FusedStep) -> Described {
             clip.before = if clip.continues { clip.history() } else { 0 };
             let read: usize = (0..made_frames).map(|frame| time.taps - clip.zero_taps(frame)).sum();
             let taps = (graph.nodes[node.inputs[0].0].channels * rows * columns) as u64;
-            let outputs = output.iter().map(|side| *side as u64).product::<u64>();
-            let outputs = outputs.saturating_mul(read as u64);
+            let frame = output.iter().map(|side| *side as u64).product::<u64>();
+            let outputs = frame.saturating_mul(read as u64);
             let algorithm = geometry.algorithm(shapes.isa, source.upsample);
             let depth = if time.taps > 1 { format!("{}x", time.taps) } else { String::new() };
             let flops = outputs.saturating_mul(2 * taps);
             let products = (flops as f64 * algorithm.products()) as u64;
-            let inputs = (read * geometry.input_channels / time.taps * shapes.pixels(source.base)) as u64;
-            work = Some(products.saturating_add(ELEMENT.saturating_mul(inputs.saturating_add(outputs))));
+            let channels = (geometry.input_channels / time.taps * read) as u64;
+            let inputs = channels.saturating_mul(shapes.pixels(source.base) as u64);
+            let elements = inputs.saturating_add(frame.saturating_mul(made_frames as u64));
+            work = Some(products.saturating_add(ELEMENT.saturating_mul(elements)));
             (format!("convolution {depth}{rows}x{columns}, {}", algorithm.name()), flops)
         }
         Fused::Attention { reach, .. } => {

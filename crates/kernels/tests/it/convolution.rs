@@ -8,7 +8,7 @@ use remote_vae_kernels::convolution::{
 use remote_vae_kernels::{Activation, Isa, Pool};
 
 /// Of the largest possible sum: sixteen roundings of `f32`, of which the longest transform has about ten in a row; the
-/// chain of sums over channels adds its own, of random sign.
+/// sum over channels adds its own, of random sign.
 const TOLERANCE: f64 = 16.0 * f32::EPSILON as f64;
 
 /// The same for 16-bit integers: half a step of 1 ⁄ 16383 for an input, half of that and more for a weight (whose sums
@@ -199,9 +199,14 @@ fn kernel() -> impl Strategy<Value = [usize; 2]> {
     prop_oneof![1 => Just([1, 1]), 1 => Just([2, 3]), 3 => Just([3, 3])]
 }
 
+/// Few, or rarely so many that tiles are of 4×4 outputs.
+fn channels() -> impl Strategy<Value = (usize, usize)> {
+    prop_oneof![15 => (1usize..40, 1usize..70), 1 => Just((520, 260))]
+}
+
 prop_compose! {
     fn case()(
-        channels in (1usize..40, 1usize..70), kernel in kernel(), stride in 1usize..3,
+        channels in channels(), kernel in kernel(), stride in 1usize..3,
         padding in prop_oneof![Just([1; 4]), [0usize..2, 0usize..2, 0usize..2, 0usize..2]],
         size in (1usize..12, 1usize..40), upsample in 1usize..4,
         flags in any::<[bool; 3]>(), before in activation(), after in activation(),

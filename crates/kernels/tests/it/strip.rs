@@ -60,7 +60,8 @@ struct Case {
 
 prop_compose! {
     fn case()(
-        channels in (1usize..40, 1usize..70),
+        // Rarely so many that tiles are of 4×4 outputs.
+        channels in prop_oneof![15 => (1usize..40, 1usize..70), 1 => Just((520, 260))],
         kernel in prop_oneof![1 => Just(1), 3 => Just(3)],
         stride in prop_oneof![3 => Just(1), 1 => Just(2)],
         padding in prop_oneof![Just([1; 4]), [0usize..2, 0usize..2, 0usize..2, 0usize..2]],
