@@ -119,7 +119,8 @@ pub(crate) struct Rows<'a> {
 }
 
 /// Panels whose products are one chain of additions. Rounding errors of a sum grow with the chain's length: those of
-/// chains of 64 products, added up, are half of those of one chain over 256 channels.
+/// chains of 64 products, added up, are half of those of one chain over 256 channels. Whoever cuts the channels into passes
+/// cuts at whole chains, lest the passes decide how a sum rounds.
 const CHAIN: usize = 4;
 
 /// `sums[p][n] = Σ over blocks, taps and channels of rows[p] · panels[n]`, in that order, [`CHAIN`] blocks or taps at a

@@ -13,7 +13,7 @@ use crate::layout::Places;
 use crate::shapes::Shapes;
 use crate::strips::Head;
 
-/// Reading, changing, transforming and writing a number takes about as long as this many operations of a product: more in
+/// Reading, changing, transforming and writing a convolution's number takes about as long as this many operations of a product: more in
 /// `fast`, less in `exact`.
 const ELEMENT: u64 = 200;
 
