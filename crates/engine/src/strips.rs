@@ -7,8 +7,6 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use remote_vae_kernels::norm::Sums;
-
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
 
@@ -193,8 +191,7 @@ impl State<'_> {
         match (&self.members[member].operation, value) {
             (_, Value::Node(node)) if made >= height => self.shapes.height(node),
             (Fused::NormStatistics { input, .. }, _) => {
-                let [_, height, width] = self.shapes.sizes[*input];
-                pixels_taken(made, height, width) / width
+                self.shapes.patches[*input].whole_rows(made, self.shapes.height(*input))
             }
             _ => self.rows_read(member, value, made..made + 1).start,
         }
@@ -261,10 +258,4 @@ pub(crate) fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
         }
         _ => [1, 0],
     }
-}
-
-/// Pixels that statistics take of the first `rows` rows of a picture.
-pub(crate) fn pixels_taken(rows: usize, height: usize, width: usize) -> usize {
-    let pixels = rows * width;
-    if rows == height { pixels } else { pixels / Sums::GRAIN * Sums::GRAIN }
 }

@@ -3,6 +3,8 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
+use crate::moments::{Patches, RECORD, record};
+use crate::shared::SharedOutput;
 use crate::strip::place;
 use crate::tensor::{SharedTensor, Tensor};
 use std::ops::Range;
@@ -39,9 +41,30 @@ pub(crate) struct Target<'a> {
     pub stored_rows: [usize; 2],
     pub channels: usize,
     pub epilogue: Epilogue<'a>,
+    /// Where moments of the result go, if they are wanted: how it is cut, and their table (see [`Patches::table_len`]).
+    pub moments: Option<(Patches, SharedOutput<'a>)>,
 }
 
 impl Target<'_> {
+    /// Takes the moments of some patches of a band and channel block, if they are wanted.
+    ///
+    /// # Safety
+    /// The CPU has the tier; these patches are finished, and no other task has them or writes their moments.
+    #[inline(always)]
+    pub(crate) unsafe fn take_moments<T: Tile>(&self, block: usize, band: usize, some: Range<usize>) {
+        let Some((patches, table)) = &self.moments else { return };
+        let (bands, across) = (patches.bands(self.rows.clone()), patches.across(self.size[1]));
+        for patch in some {
+            let [rows, columns] = patches.place(band, patch, self.size);
+            let index = (block * bands.len() + band - bands.start) * across + patch;
+            // SAFETY: the caller's contract.
+            unsafe {
+                let row = |row| self.output.read(self.offsets(block, [row, columns.start])[0], columns.len());
+                record::<T>(rows.map(row), table.part(index * RECORD, RECORD));
+            }
+        }
+    }
+
     /// Asks for what [`Target::finish`] will touch, as far as it lies inside the picture.
     #[inline(always)]
     pub(crate) fn prefetch(&self, block: usize, [row, column]: [usize; 2], columns: usize) {
