@@ -3,7 +3,7 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
-use crate::moments::{Patches, RECORD, record};
+use crate::moments::{Patches, RECORD, Rows, record};
 use crate::shared::SharedOutput;
 use crate::strip::place;
 use crate::tensor::{SharedTensor, Tensor};
@@ -57,11 +57,9 @@ impl Target<'_> {
         for patch in some {
             let [rows, columns] = patches.place(band, patch, self.size);
             let index = (block * bands.len() + band - bands.start) * across + patch;
+            let patch = Patch { target: self, block, columns };
             // SAFETY: the caller's contract.
-            unsafe {
-                let row = |row| self.output.read(self.offsets(block, [row, columns.start])[0], columns.len());
-                record::<T>(rows.map(row), table.part(index * RECORD, RECORD));
-            }
+            unsafe { record::<T>(&patch, rows, table.part(index * RECORD, RECORD)) };
         }
     }
 
@@ -150,6 +148,22 @@ impl Target<'_> {
             // SAFETY: the caller's contract.
             unsafe { self.output.put::<T>(place, pixel) };
         }
+    }
+}
+
+/// Some columns of a channel block of what was finished.
+struct Patch<'a> {
+    target: &'a Target<'a>,
+    block: usize,
+    columns: Range<usize>,
+}
+
+impl Rows for Patch<'_> {
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> Tensor<'_> {
+        let [offset, _] = self.target.offsets(self.block, [row, self.columns.start]);
+        // SAFETY: the caller's contract.
+        unsafe { self.target.output.read(offset, self.columns.len()) }
     }
 }
 

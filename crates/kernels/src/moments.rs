@@ -119,17 +119,31 @@ impl Moments<BLOCK> {
     }
 }
 
-/// Writes the moments of the pixels of a patch, which come row by row, to its record.
+/// Rows of a patch: a trait and not a closure, as [`crate::tensor::Edit`].
+pub(crate) trait Rows {
+    /// The groups of the picture's row `row` that belong to the patch.
+    ///
+    /// # Safety
+    /// Nobody writes them as long as they are lent.
+    unsafe fn row(&self, row: usize) -> Tensor<'_>;
+}
+
+/// Sums, and sums of squares, of what pixels deviate from a center.
+type Deviations = [[f32; BLOCK]; 2];
+
+/// Writes the moments of the pixels of a patch to its record.
 ///
 /// # Safety
-/// The CPU has the tier.
+/// The CPU has the tier; nobody writes the patch meanwhile.
 #[inline(always)]
-pub(crate) unsafe fn record<'a, T: Tile>(rows: impl Iterator<Item = Tensor<'a>>, record: &mut [f32]) {
-    let mut center = [0.0; BLOCK];
+pub(crate) unsafe fn record<T: Tile>(patch: &impl Rows, rows: Range<usize>, record: &mut [f32]) {
     let mut count = 0;
+    let mut center = [0.0; BLOCK];
     // Two chains, because one waits for itself.
-    let mut sums = [[[0.0; BLOCK]; 2]; 2];
+    let (mut even, mut odd): (Deviations, Deviations) = Default::default();
     for row in rows {
+        // SAFETY: the caller's contract.
+        let row = unsafe { patch.row(row) };
         if count == 0 {
             // SAFETY: the caller vouches for the CPU.
             center = unsafe { row.group::<T>(0) };
@@ -137,49 +151,50 @@ pub(crate) unsafe fn record<'a, T: Tile>(rows: impl Iterator<Item = Tensor<'a>>,
         count += row.groups();
         match row {
             Tensor::Float32(values) => {
-                let pixels = values.as_chunks::<BLOCK>().0;
-                deviations::<T>(pixels.len(), &center, &mut sums, |index| pixels[index]);
+                let (pairs, last) = values.as_chunks::<BLOCK>().0.as_chunks::<2>();
+                for [first, second] in pairs {
+                    deviate::<T>(first, &center, &mut even);
+                    deviate::<T>(second, &center, &mut odd);
+                }
+                if let [last] = last {
+                    deviate::<T>(last, &center, &mut even);
+                }
             }
             Tensor::Half(values, exponents) => {
-                let exponents = &exponents[..values.len()];
-                deviations::<T>(values.len(), &center, &mut sums, |index| {
+                let ((pairs, last), (scales, scale)) = (values.as_chunks::<2>(), exponents.as_chunks::<2>());
+                for ([first, second], scales) in pairs.iter().zip(scales) {
                     // SAFETY: the caller vouches for the CPU.
-                    unsafe { widen_group::<T::Vector>(&values[index], exponents[index]) }
-                });
+                    let [first, second] = unsafe {
+                        [
+                            widen_group::<T::Vector>(first, scales[0]),
+                            widen_group::<T::Vector>(second, scales[1]),
+                        ]
+                    };
+                    deviate::<T>(&first, &center, &mut even);
+                    deviate::<T>(&second, &center, &mut odd);
+                }
+                if let ([last], [scale]) = (last, scale) {
+                    // SAFETY: the caller vouches for the CPU.
+                    let last = unsafe { widen_group::<T::Vector>(last, *scale) };
+                    deviate::<T>(&last, &center, &mut even);
+                }
             }
         }
     }
     let count = count as f64;
     let (means, squares) = record.split_at_mut(BLOCK);
     for lane in 0..BLOCK {
-        let [sum, square] = [0, 1].map(|kind| f64::from(sums[0][kind][lane] + sums[1][kind][lane]));
+        let [sum, square] = [0, 1].map(|kind| f64::from(even[kind][lane] + odd[kind][lane]));
         means[lane] = (f64::from(center[lane]) + sum / count) as f32;
         squares[lane] = (square - sum * sum / count) as f32;
     }
 }
 
-/// Adds to the sums, and sums of squares, of what pixels deviate from `center`: those with even and those with odd places.
 #[inline(always)]
-fn deviations<T: Tile>(
-    count: usize,
-    center: &[f32; BLOCK],
-    sums: &mut [[[f32; BLOCK]; 2]; 2],
-    pixel: impl Fn(usize) -> [f32; BLOCK],
-) {
-    let add = |[sum, squares]: &mut [[f32; BLOCK]; 2], pixel: [f32; BLOCK]| {
-        for lane in 0..BLOCK {
-            let deviation = pixel[lane] - center[lane];
-            sum[lane] += deviation;
-            squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
-        }
-    };
-    let [mut even, mut odd] = *sums;
-    for index in 0..count / 2 {
-        add(&mut even, pixel(2 * index));
-        add(&mut odd, pixel(2 * index + 1));
+fn deviate<T: Tile>(pixel: &[f32; BLOCK], center: &[f32; BLOCK], [sum, squares]: &mut Deviations) {
+    for lane in 0..BLOCK {
+        let deviation = pixel[lane] - center[lane];
+        sum[lane] += deviation;
+        squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
     }
-    if !count.is_multiple_of(2) {
-        add(&mut even, pixel(count - 1));
-    }
-    *sums = [even, odd];
 }

@@ -6,7 +6,7 @@ use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
 use crate::microkernel::Tile;
-use crate::moments::{Moments, RECORD, record};
+use crate::moments::{Moments, RECORD, Rows, record};
 use crate::pool::Pool;
 use crate::strip::place;
 use crate::tensor::{Edit, SharedTensor, Tensor, TensorMut};
@@ -165,13 +165,31 @@ unsafe fn band_moments<T: Tile>(job: &Band<'_>, [block, band]: [usize; 2], out: 
                 &table[((block * bands + band - first) * across + patch) * RECORD..][..RECORD]
             }
             Given::Tensor { input, kept } => {
-                let start = |row| (block * kept + place(row, kept)) * size[1] + columns.start;
+                let patch = Patch { input, block: block * kept, kept, width: size[1], columns };
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { record::<T>(rows.map(|row| input.part(start(row), columns.len())), &mut room) };
+                unsafe { record::<T>(&patch, rows, &mut room) };
                 &room
             }
         };
         out.merge(&Moments::recorded(record, count));
+    }
+}
+
+/// Some columns of a channel block of a tensor.
+struct Patch<'a> {
+    input: Tensor<'a>,
+    /// The first row of the channel block, of which so many are kept.
+    block: usize,
+    kept: usize,
+    width: usize,
+    columns: Range<usize>,
+}
+
+impl Rows for Patch<'_> {
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> Tensor<'_> {
+        let row = self.block + place(row, self.kept);
+        self.input.part(row * self.width + self.columns.start, self.columns.len())
     }
 }
 
