@@ -15,7 +15,7 @@ use std::ops::Range;
 /// Values that a table holds for a patch and channel block: sixteen means, then sixteen sums of squared deviations.
 pub(crate) const RECORD: usize = 2 * BLOCK;
 /// Tiles of a patch, all in one row.
-pub(crate) const TILES: usize = 4;
+pub(crate) const TILES: usize = 8;
 
 /// How the pixels of a tensor are cut into patches: rows of them (*bands*) from the top, each from left to right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Patches {
     /// Pieces of single rows: of tensors that no convolution makes in tiles.
     pub const PLAIN: Patches = Patches { size: [1, 128], skip: 0 };
 
-    /// Four tiles of `outputs` by `outputs`, of which the first lie `skip` before the picture.
+    /// Eight tiles of `outputs` by `outputs`, of which the first lie `skip` before the picture.
     pub(crate) const fn of_tiles(outputs: usize, skip: usize) -> Patches {
         Patches { size: [outputs, TILES * outputs], skip }
     }
