@@ -12,8 +12,10 @@ use crate::microkernel::Tile;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Values that a table holds for a patch and channel block: sixteen means, then sixteen sums of squared deviations.
-pub(crate) const RECORD: usize = 2 * BLOCK;
+/// Values that a table holds for a patch and channel block: the sixteen of its first pixel, then sums of what all deviate
+/// from it, and sums of their squares. A mean in `f32` would be off by as much everywhere, which a norm shows where the variance is
+/// small beside it.
+pub(crate) const RECORD: usize = 3 * BLOCK;
 /// Tiles of a patch, all in one row.
 pub(crate) const TILES: usize = 8;
 
@@ -104,11 +106,12 @@ impl Moments<BLOCK> {
     /// Of `count` pixels, from a table.
     #[inline(always)]
     pub(crate) fn recorded(record: &[f32], count: usize) -> Moments<BLOCK> {
-        let mut moments = Moments { count: count as f64, ..Moments::default() };
-        let (means, deviations) = record.split_at(BLOCK);
+        let count = count as f64;
+        let mut moments = Moments { count, ..Moments::default() };
         for lane in 0..BLOCK {
-            moments.mean[lane] = f64::from(means[lane]);
-            moments.deviation[lane] = f64::from(deviations[lane]);
+            let [center, sum, squares] = [0, 1, 2].map(|part| f64::from(record[part * BLOCK + lane]));
+            moments.mean[lane] = center + sum / count;
+            moments.deviation[lane] = squares - sum * sum / count;
         }
         moments
     }
@@ -137,18 +140,16 @@ type Deviations = [[f32; BLOCK]; 2];
 /// The CPU has the tier; nobody writes the patch meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn record<T: Tile>(patch: &impl Rows, rows: Range<usize>, record: &mut [f32]) {
-    let mut count = 0;
-    let mut center = [0.0; BLOCK];
+    let (mut center, first) = ([0.0; BLOCK], rows.start);
     // Two chains, because one waits for itself.
     let (mut even, mut odd): (Deviations, Deviations) = Default::default();
-    for row in rows {
+    for index in rows {
         // SAFETY: the caller's contract.
-        let row = unsafe { patch.row(row) };
-        if count == 0 {
+        let row = unsafe { patch.row(index) };
+        if index == first {
             // SAFETY: the caller vouches for the CPU.
             center = unsafe { row.group::<T>(0) };
         }
-        count += row.groups();
         match row {
             Tensor::Float32(values) => {
                 let (pairs, last) = values.as_chunks::<BLOCK>().0.as_chunks::<2>();
@@ -181,12 +182,11 @@ pub(crate) unsafe fn record<T: Tile>(patch: &impl Rows, rows: Range<usize>, reco
             }
         }
     }
-    let count = count as f64;
-    let (means, squares) = record.split_at_mut(BLOCK);
     for lane in 0..BLOCK {
-        let [sum, square] = [0, 1].map(|kind| f64::from(even[kind][lane] + odd[kind][lane]));
-        means[lane] = (f64::from(center[lane]) + sum / count) as f32;
-        squares[lane] = (square - sum * sum / count) as f32;
+        let values = [center[lane], even[0][lane] + odd[0][lane], even[1][lane] + odd[1][lane]];
+        for (part, value) in values.into_iter().enumerate() {
+            record[part * BLOCK + lane] = value;
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl Sums {
         self.merge(isa, pool, Given::Tensor { input, kept }, rows);
     }
 
-    /// As [`Sums::add`], by the table that was made with the rows: `[channel block][band][patch][2][16]`.
+    /// As [`Sums::add`], by the table that was made with the rows: `[channel block][band][patch][3][16]`.
     ///
     /// # Panics
     /// As [`Sums::add`]; also when the table is not as long as [`Patches::table_len`] says.
