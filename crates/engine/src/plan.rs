@@ -229,7 +229,9 @@ impl Plan {
         if self.output_place.is_some() {
             return (STRIP_PIXELS[0] / width.max(1)).clamp(1, height.max(1));
         }
-        let slices = self.steps.iter().filter_map(|step| Some((step, step.slices.as_deref()?)));
+        let leaves = |step: &&Step| step.operations.iter().any(|operation| operation.places.leaves);
+        let steps = self.steps.iter().filter(leaves);
+        let slices = steps.filter_map(|step| Some((step, step.slices.as_deref()?)));
         let leaving = slices.flat_map(|(step, slices)| {
             slices.iter().filter(|slice| step.operations[slice.member].places.leaves)
         });
@@ -244,7 +246,8 @@ impl Plan {
             let shared = shared.map(|slice| &step.operations[slice.member].places);
             shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
         };
-        self.steps.iter().map(of).sum()
+        let shares = |step: &&Step| step.operations.iter().any(|operation| !operation.places.own_scratch);
+        self.steps.iter().filter(shares).map(of).sum()
     }
 
     /// The sum of what `of` says of each step, for the whole batch.

@@ -51,6 +51,8 @@ pub(crate) struct Schedule {
     pub kinds: Vec<Slice>,
     /// Rows of each member's output that must be in memory at the same time.
     pub kept: Vec<usize>,
+    /// Rows of each member's output that are computed.
+    pub computed: Vec<usize>,
 }
 
 /// The schedule of `members`, those of `sinks` making about `rows` rows of the last one's output at a time. An error is
@@ -93,6 +95,10 @@ pub(crate) fn schedule(
         }
     }
     let State { slices, kept, .. } = state;
+    let mut computed = vec![0; members.len()];
+    for slice in slices.iter().filter(|slice| !slice.recalled) {
+        computed[slice.member] += slice.rows.len();
+    }
     // A member has few kinds: looking through them takes less time than a set.
     let mut seen = vec![Vec::new(); members.len()];
     let is_new = |slice: &&Slice| {
@@ -104,7 +110,7 @@ pub(crate) fn schedule(
         is_new
     };
     let kinds = slices.iter().filter(|slice| !slice.recalled).filter(is_new).cloned().collect();
-    Ok(Schedule { slices: slices.into(), kinds, kept })
+    Ok(Schedule { slices: slices.into(), kinds, kept, computed })
 }
 
 /// The tensors that `member` reads, each with the earlier member that makes it, if one does; tables are left out.

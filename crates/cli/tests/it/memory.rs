@@ -77,8 +77,9 @@ fn work_in_parts_takes_what_is_expected() {
     let (kl, tiny) = (golden("sd15"), golden("tiny"));
     let tiles = ["--tiling", "diffusers", "--tile-sample-min-size", "512"];
     let in_tiles = |more: &[&'static str]| [&tiles[..], more].concat();
-    let cases: [(&str, &str, Vec<&str>); 8] = [
+    let cases: [(&str, &str, Vec<&str>); 9] = [
         (&kl, "1600x1280", in_tiles(&[])),
+        (&kl, "1600x1280", in_tiles(&["--memory-budget", "86MiB"])),
         (&kl, "1600x1280", in_tiles(&["--op", "encode", "--precision", "fast"])),
         (&tiny, "1600x1280", in_tiles(&["--precision", "fast"])),
         (&hunyuan, "512x320", vec!["--frames", "9", "--tiling", "on", "--precision", "fast"]),
