@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use remote_vae_kernels::Isa;
+use remote_vae_kernels::norm::Patches;
 use remote_vae_model::{Graph, Model, WeightSource, random};
 
 use super::{Search, Shortage, computing, plan, work};
+use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{Plan, Task};
 use crate::still::{self, SummedTaps};
@@ -146,6 +148,30 @@ fn any_means_give_the_same_bytes() {
         prop_assert!(half.run(&saving, threads) == expected, "{means:?}");
         prop_assert!(half.run_rows(&saving, threads) == expected, "rows, {means:?}");
     });
+}
+
+/// Statistics of what a convolution makes in tiles are read from memory nowhere but behind rows that were kept.
+#[test]
+fn moments_are_taken_where_statistics_come_next() {
+    let mut taken = 0;
+    for (half, factor) in halves() {
+        let task = half.task([9 * factor, 7 * factor], Precision::Fast, 1);
+        let straight = Search::new(&task).straight().means;
+        let streamed = Means { streamed: Search::new(&task).streamable, ..Means::default() };
+        for means in [straight, streamed] {
+            let plan = Plan::new(&task, &means);
+            let operations = || plan.steps.iter().flat_map(|step| &step.operations);
+            for operation in operations() {
+                let Fused::NormStatistics { input, .. } = operation.fused else { continue };
+                if plan.patches[input] != Patches::PLAIN {
+                    let makers = operations().filter(|maker| maker.places.moments == Some(input));
+                    assert_eq!(makers.count(), 1, "node {input}");
+                    taken += 1;
+                }
+            }
+        }
+    }
+    assert!(taken > 20, "{taken}");
 }
 
 #[test]

@@ -3,12 +3,12 @@
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry};
 use remote_vae_kernels::layout::blocked_len;
-use remote_vae_kernels::{Buffer, Isa, Storage};
+use remote_vae_kernels::{Buffer, Isa, Storage, TensorMut};
 use remote_vae_model::{Graph, random};
 
 use crate::arena::Views;
 use crate::attend::Attend;
-use crate::cpu::{CpuProgram, Layers, Output, Run, place, zeroed};
+use crate::cpu::{CpuProgram, Layers, Moments, Output, Run, place, zeroed};
 use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::layout::most;
@@ -208,7 +208,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
     frames::to_blocked(input, shape, place(&mut arena, plan.input_place))?;
     let mut result = zeroed(plan.frames[1] * plan.output[1..].iter().product::<usize>())?;
     let (control, progress) = (Control::new(), Progress::default());
-    let mut errors = Vec::new();
+    let (mut errors, mut moments) = (Vec::new(), Moments::new());
     for step in &plan.steps {
         let layers = &program.layers(step)?;
         for operation in &step.operations {
@@ -224,7 +224,7 @@ fn layer_errors(program: &CpuProgram, plan: &Plan, input: &[f32]) -> Result<Vec<
             errors.extend(error);
         }
         let run = Run { plan, sample: 0, layers, calibration: None, control: &control, progress };
-        program.step(run, step, None, &mut arena, &mut Output::Whole(&mut result))?;
+        program.step(run, step, None, &mut moments, &mut arena, &mut Output::Whole(&mut result))?;
     }
     Ok(errors)
 }
@@ -249,8 +249,8 @@ fn convolution_error(
         let len = Convolution::scratch_len(program.isa, &geometry, source.upsample, arithmetic);
         let mut more = buffer(beyond(operation, len))?;
         let scratch = if more.is_empty() { &mut *own } else { &mut more[..] };
-        let output = (&mut sums[..]).into();
-        operands.run(&program.pool, arithmetic, Epilogue::default(), scratch, output);
+        let output: TensorMut<'_> = (&mut sums[..]).into();
+        operands.run(&program.pool, arithmetic, Epilogue::default(), scratch, output.into());
         Ok(sums)
     };
     let (expected, found) = (sums(Arithmetic::Float32)?, sums(Arithmetic::Integer16)?);

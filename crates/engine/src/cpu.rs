@@ -19,7 +19,7 @@ use crate::{
 };
 pub(crate) use layers::Layers;
 use layers::{Layer, layer};
-pub(crate) use operations::Run;
+pub(crate) use operations::{Moments, Run};
 pub(crate) use output::Output;
 pub use output::Rows;
 
@@ -305,13 +305,14 @@ impl CpuProgram {
             step: 0,
             steps: plan.steps.len() * batch,
         };
+        let mut moments = Moments::new();
         for (sample, from) in input.chunks_exact(len).enumerate() {
             let input = place(&mut arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 let layers = &self.layers(step)?;
                 let run = Run { plan, sample, layers, calibration, control, progress };
-                self.step(run, step, history.as_deref_mut(), &mut arena, &mut output)?;
+                self.step(run, step, history.as_deref_mut(), &mut moments, &mut arena, &mut output)?;
                 progress.step += 1;
                 progress.done_flops = progress.done_flops.saturating_add(step.flops);
                 self.report(plan, control, progress)?;

@@ -25,6 +25,8 @@ pub(crate) struct Places {
     pub scratch: Region,
     /// Whether nobody else uses the scratch while the group runs.
     pub own_scratch: bool,
+    /// The node whose norm statistics come next, before its value is made anew, where the step takes its moments.
+    pub moments: Option<usize>,
     /// Places of [`Fused::reads`], in that order, and rows of each that lie in memory.
     pub reads: Vec<(Region, usize)>,
 }
@@ -97,8 +99,12 @@ impl Layout {
         let heads = hold_heads(&mut builder, groups);
         let mut rings: Vec<Vec<Option<(Held, usize)>>> = Vec::new();
         let mut scratches: Vec<Vec<(Option<Held>, bool)>> = Vec::new();
+        let mut wanted: Vec<Vec<Option<usize>>> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
-            scratches.push(scratch(&mut builder, group, shares_scratch, index, isa));
+            let moments: Vec<_> =
+                (0..group.members.len()).map(|at| wanted_moments(&shapes, groups, index, at)).collect();
+            scratches.push(scratch(&mut builder, group, &moments, shares_scratch, index, isa));
+            wanted.push(moments);
             let mut own = Vec::new();
             for (at, member) in group.members.iter().enumerate() {
                 let value = member.output;
@@ -141,7 +147,8 @@ impl Layout {
             });
             Region { values, exponents, storage: held.storage, groups: held.groups }
         };
-        let places = groups.iter().zip(&rings).zip(&scratches).map(|((group, rings), scratches)| {
+        let each = groups.iter().zip(&wanted).zip(rings.iter().zip(&scratches));
+        let places = each.map(|((group, wanted), (rings, scratches))| {
             let head_of = |at: usize| {
                 let head = group.heads.iter().find(|head| head.member == at)?;
                 Some((region(heads.get(&group.members[at].output)?), head.rows))
@@ -171,6 +178,7 @@ impl Layout {
                     leaves: shapes.leaves_by_rows(member),
                     scratch: scratch.as_ref().map(&region).unwrap_or_default(),
                     own_scratch: *own_scratch,
+                    moments: wanted[at],
                     reads: member.operation.reads().into_iter().map(read).collect(),
                 }
             };
@@ -232,16 +240,54 @@ fn overwritten(
     member.operation.may_overwrite().into_iter().find(|value| ends(*value) && alike(*value))
 }
 
-/// Scratch of each member, and whether it has it for itself while the group runs.
+/// Whose norm statistics the member number `at` of the group number `index` takes moments for: its result's, if they come
+/// before it is made anew.
+fn wanted_moments(shapes: &Shapes<'_>, groups: &[Group], index: usize, at: usize) -> Option<usize> {
+    let member = &groups[index].members[at];
+    let Value::Node(node) = member.output else { return None };
+    if !shapes.takes_moments(member) {
+        return None;
+    }
+    let is_of = |member: &FusedStep| matches!(&member.operation, Fused::NormStatistics { input, .. } if *input == node);
+    for (later, group) in groups.iter().enumerate().skip(index) {
+        if later > index && group.members.iter().any(|other| other.output == member.output) {
+            return None;
+        }
+        if group.members.iter().any(is_of) {
+            return Some(node);
+        }
+    }
+    None
+}
+
+/// `f32` of the moments that the member number `at` of `group` takes of its result, the value of `node`, at a time.
+fn moments_len(shapes: &Shapes<'_>, group: &Group, at: usize, node: usize) -> usize {
+    let (channels, [frames, height, width]) = (shapes.graph.nodes[node].channels, shapes.sizes[node]);
+    let len = |rows| shapes.patches[node].table_len(channels, rows, width);
+    match &group.strips {
+        None => frames * len(0..height),
+        Some(strips) => {
+            let own = strips.kinds.iter().filter(|kind| kind.member == at);
+            own.map(|kind| len(kind.rows.clone())).max().unwrap_or(0)
+        }
+    }
+}
+
+/// Scratch of each member, and whether it has it for itself while the group runs. Those of `moments` take them behind it.
 fn scratch(
     builder: &mut Builder<'_>,
     group: &Group,
+    moments: &[Option<usize>],
     is_shared: bool,
     index: usize,
     isa: Isa,
 ) -> Vec<(Option<Held>, bool)> {
-    let lens: Vec<usize> =
-        group.members.iter().map(|member| scratch_len(&builder.shapes, &member.operation, isa)).collect();
+    let shapes = builder.shapes;
+    let len = |(at, member): (usize, &FusedStep)| {
+        let moments = moments[at].map_or(0, |node| moments_len(&shapes, group, at, node));
+        scratch_len(&shapes, &member.operation, isa) + moments
+    };
+    let lens: Vec<usize> = group.members.iter().enumerate().map(len).collect();
     let is_kept = !is_shared && lens.iter().sum::<usize>() <= KEPT_WEIGHTS;
     if is_kept || group.members.len() == 1 {
         return lens.iter().map(|len| ((*len > 0).then(|| builder.plain(*len, index)), true)).collect();

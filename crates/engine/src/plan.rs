@@ -12,11 +12,12 @@ use remote_vae_kernels::convolution::Convolution;
 use remote_vae_kernels::grouped::GroupedConvolution;
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::linear_attention;
+use remote_vae_kernels::norm::Patches;
 use remote_vae_model::{Graph, Node, Operation, Start};
 
 use crate::arena::Region;
 use crate::budget::STRIP_PIXELS;
-use crate::fusion::{Fused, FusedStep, fuse};
+use crate::fusion::{Fused, FusedStep, Value, fuse};
 use crate::groups::{Group, Means, Schedules, WorkerBytes, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
@@ -158,6 +159,8 @@ pub struct Plan {
     pub(crate) stored: Vec<usize>,
     /// `[frames, height, width]` of each graph node's value.
     pub(crate) sizes: Vec<[usize; 3]>,
+    /// How each of them is cut for norm statistics.
+    pub(crate) patches: Vec<Patches>,
     pub(crate) channels: Vec<usize>,
     /// Whether each step reads the weights that it works with and lets them go, so that they are never all in memory.
     pub(crate) reads_weights: bool,
@@ -336,6 +339,8 @@ pub(crate) struct Task<'a> {
     probe_bytes: usize,
     /// `[frames, height, width]` of each node's value.
     sizes: Vec<[usize; 3]>,
+    /// How each node's value is cut for norm statistics.
+    patches: Vec<Patches>,
     pub fused: Vec<FusedStep>,
 }
 
@@ -362,6 +367,7 @@ impl<'a> Task<'a> {
             threads,
             probe_bytes: 0,
             sizes,
+            patches: patches(graph, &fused, isa),
             fused,
         })
     }
@@ -389,8 +395,8 @@ impl<'a> Task<'a> {
     }
 
     pub(crate) fn shapes(&self) -> Shapes<'_> {
-        let Task { graph, start, ref sizes, precision, .. } = *self;
-        Shapes { graph, sizes, start, precision, isa: self.isa }
+        let Task { graph, start, ref sizes, ref patches, precision, .. } = *self;
+        Shapes { graph, sizes, patches, start, precision, isa: self.isa }
     }
 
     fn plan(&self, groups: Vec<Group>, means: &Means, known: &mut WorkerBytes) -> Plan {
@@ -420,6 +426,7 @@ impl<'a> Task<'a> {
             stored: layout.stored,
             channels: self.graph.nodes.iter().map(|node| node.channels).collect(),
             sizes: self.sizes.clone(),
+            patches: self.patches.clone(),
             reads_weights: means.reads_weights,
             weight_bytes: weight_bytes(self.graph, self.isa),
             step_weight_bytes,
@@ -431,6 +438,19 @@ impl<'a> Task<'a> {
             probe_bytes: self.probe_bytes,
         }
     }
+}
+
+/// How the value of each node of `graph` is cut for norm statistics: as the convolution works that makes it.
+fn patches(graph: &Graph, fused: &[FusedStep], isa: Isa) -> Vec<Patches> {
+    let mut patches = vec![Patches::PLAIN; graph.nodes.len()];
+    for FusedStep { operation, output } in fused {
+        if let (Fused::Convolution { node, source, .. }, Value::Node(value)) = (operation, output)
+            && let Some(geometry) = geometry(graph, &graph.nodes[*node])
+        {
+            patches[*value] = geometry.patches(isa, source.upsample).unwrap_or(Patches::PLAIN);
+        }
+    }
+    patches
 }
 
 /// `[batch, channels, frames, height, width]` of what `graph` makes of an input of such a shape.

@@ -2,6 +2,7 @@
 
 use remote_vae_kernels::convolution::Geometry;
 use remote_vae_kernels::layout::{BLOCK, blocks};
+use remote_vae_kernels::norm::Patches;
 use remote_vae_kernels::{Isa, Storage, attention};
 use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
 
@@ -15,6 +16,8 @@ pub(crate) struct Shapes<'a> {
     pub graph: &'a Graph,
     /// `[frames, height, width]` of each node's value.
     pub sizes: &'a [[usize; 3]],
+    /// How each node's value is cut for norm statistics.
+    pub patches: &'a [Patches],
     /// Whether the input begins a clip.
     pub start: Start,
     pub precision: Precision,
@@ -85,6 +88,21 @@ impl Shapes<'_> {
             _ => 1,
         };
         (0..taps).map(|zero_taps| geometry.without_taps(zero_taps, taps)).collect()
+    }
+
+    /// Whether a step takes the moments of its result, one frame after the other, as it makes it.
+    pub(crate) fn takes_moments(&self, step: &FusedStep) -> bool {
+        match &step.operation {
+            Fused::Convolution { node, source, .. } => {
+                // What all taps read as zeros before a clip is not made.
+                let is_made = match self.graph.nodes[*node].operation {
+                    Operation::Convolution { time, .. } => time.taps == 1 || time.edge == Edge::Replicate,
+                    _ => false,
+                };
+                is_made && self.geometry(*node).patches(self.isa, source.upsample).is_some()
+            }
+            _ => false,
+        }
     }
 
     /// What attention may run on, for each arithmetic.

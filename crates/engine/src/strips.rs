@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use remote_vae_kernels::convolution::Geometry;
-use remote_vae_kernels::norm::Sums;
 
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
@@ -215,8 +214,7 @@ impl State<'_> {
         match (&self.members[member].operation, value) {
             (_, Value::Node(node)) if made >= self.heights[member] => self.shapes.height(node),
             (Fused::NormStatistics { input, .. }, _) => {
-                let [_, height, width] = self.shapes.sizes[*input];
-                pixels_taken(made, height, width) / width
+                self.shapes.patches[*input].whole_rows(made, self.shapes.height(*input))
             }
             _ => self.rows_read(member, value, made..made + 1).start,
         }
@@ -292,10 +290,4 @@ pub(crate) fn grid(shapes: &Shapes<'_>, member: &FusedStep) -> [usize; 2] {
         }
         _ => [1, 0],
     }
-}
-
-/// Pixels that statistics take of the first `rows` rows of a picture.
-pub(crate) fn pixels_taken(rows: usize, height: usize, width: usize) -> usize {
-    let pixels = rows * width;
-    if rows == height { pixels } else { pixels / Sums::GRAIN * Sums::GRAIN }
 }

@@ -1,7 +1,7 @@
 //! Convolution with what comes before and after it: geometry, weights, and the choice of the algorithm.
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
-//! each value in an *epilogue* (bias, residual, activation), whatever computes the sums in between: the direct path
+//! each value in an *epilogue* (bias, residual, activation, and in tiles the moments for a norm's statistics), whatever computes the sums in between: the direct path
 //! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) or F(6×6, 3×3)
 //! (`winograd`), their like for strides of two (`strided`), or the fold of nearest upsampling into the weights
 //! (`upsample_fold`).
@@ -10,8 +10,10 @@ use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
+use crate::moments::Patches;
 use crate::pool::Pool;
 use crate::prologue::Source;
+use crate::shared::SharedOutput;
 use crate::strided::WinogradStrided;
 use crate::strip::Strip;
 use crate::tensor::{SharedTensor, Tensor, TensorMut};
@@ -161,6 +163,18 @@ impl Geometry {
         }
     }
 
+    /// How the output after nearest upsampling by `upsample` is cut where norm statistics of it are taken as it is
+    /// finished; `None` where they are taken afterwards.
+    pub fn patches(&self, isa: Isa, upsample: usize) -> Option<Patches> {
+        match self.algorithm(isa, upsample) {
+            Algorithm::Direct | Algorithm::Pointwise | Algorithm::ShiftAdd | Algorithm::TileDirect => None,
+            Algorithm::Winograd4 => Some(transformed::patches::<Winograd4>()),
+            Algorithm::Winograd6 => Some(transformed::patches::<Winograd6>()),
+            Algorithm::WinogradStrided => Some(transformed::patches::<WinogradStrided>()),
+            Algorithm::UpsampleFold => Some(transformed::patches::<UpsampleFold>()),
+        }
+    }
+
     /// Rows of an input of `height` (before nearest upsampling by `upsample`) that the output rows `rows` are made of. The
     /// last ones look at all that is left, also at a row that a stride leaves over: it may lie in a tile.
     pub fn rows_read(&self, rows: &Range<usize>, upsample: usize, height: usize) -> Range<usize> {
@@ -190,6 +204,21 @@ pub struct Frames<'a> {
     pub input: Tensor<'a>,
     /// The `clip.before` frames before them, the earliest first.
     pub history: &'a [Tensor<'a>],
+}
+
+/// Where a convolution writes.
+pub struct Destination<'a> {
+    /// The result, blocked.
+    pub output: TensorMut<'a>,
+    /// Takes the moments of the result for norm statistics: for each frame a table as [`Patches::table_len`] says, of the patches
+    /// that [`Geometry::patches`] says.
+    pub moments: Option<&'a mut [f32]>,
+}
+
+impl<'a> From<TensorMut<'a>> for Destination<'a> {
+    fn from(output: TensorMut<'a>) -> Self {
+        Destination { output, moments: None }
+    }
 }
 
 /// A convolution with its weights laid out for one instruction tier.
@@ -309,7 +338,7 @@ impl Convolution {
         output: TensorMut<'_>,
     ) {
         let input = Frames { clip: Clip::PICTURE, input, history: &[] };
-        self.run_clip(pool, arithmetic, input, size, prologue, epilogue, scratch, output);
+        self.run_clip(pool, arithmetic, input, size, prologue, epilogue, scratch, output.into());
     }
 
     /// As [`Convolution::run`], for all frames of a clip or of a part of one: `output` and a residual have
@@ -317,7 +346,8 @@ impl Convolution {
     /// is not multiplied.
     ///
     /// # Panics
-    /// As [`Convolution::run`]; also when the channels are not whole blocks for each of several taps.
+    /// As [`Convolution::run`]; also when the channels are not whole blocks for each of several taps, or moments are wanted
+    /// of a result that has none, or in a table of another length.
     #[allow(clippy::too_many_arguments)] // input, output and what happens on the way between them
     pub fn run_clip(
         &self,
@@ -328,11 +358,11 @@ impl Convolution {
         prologue: Prologue<'_>,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
-        output: TensorMut<'_>,
+        destination: Destination<'_>,
     ) {
         let output_height = self.output_size(size, prologue)[0];
         let strip = Strip::whole(size[0], output_height);
-        self.run_rows(pool, arithmetic, frames, size, prologue, epilogue, &strip, scratch, output);
+        self.run_rows(pool, arithmetic, frames, size, prologue, epilogue, &strip, scratch, destination);
     }
 
     /// As [`Convolution::run_clip`], for some rows of a picture; `size` stays that of the whole input. The rows of the input
@@ -354,14 +384,14 @@ impl Convolution {
         epilogue: Epilogue<'_>,
         strip: &Strip,
         scratch: &mut [f32],
-        output: TensorMut<'_>,
+        destination: Destination<'_>,
     ) {
         let height = self.output_size(size, prologue)[0];
         let [step, skip] = self.geometry.strip_grid(self.isa, prologue.upsample);
         let between = |row: usize| row == 0 || row == height || (row + skip).is_multiple_of(step);
         assert!(between(strip.rows.start) && between(strip.rows.end) && strip.rows.end <= height);
         assert!(picture.clip.frames == 1 && picture.clip.taps == 1);
-        self.run_rows(pool, arithmetic, picture, size, prologue, epilogue, strip, scratch, output);
+        self.run_rows(pool, arithmetic, picture, size, prologue, epilogue, strip, scratch, destination);
     }
 
     fn output_size(&self, size: [usize; 2], prologue: Prologue<'_>) -> [usize; 2] {
@@ -380,8 +410,9 @@ impl Convolution {
         epilogue: Epilogue<'_>,
         strip: &Strip,
         scratch: &mut [f32],
-        output: TensorMut<'_>,
+        destination: Destination<'_>,
     ) {
+        let Destination { output, moments } = destination;
         let geometry = self.geometry;
         let factor = prologue.upsample.max(1);
         let all_blocks = blocks(geometry.input_channels);
@@ -400,13 +431,22 @@ impl Convolution {
         }
         assert_eq!(scratch.len(), Convolution::scratch_len(self.isa, &geometry, factor, arithmetic));
         let [top, _, left, _] = geometry.padding;
+        let patches = moments.is_some().then(|| geometry.patches(self.isa, factor).expect("tiles are there"));
+        let table_len = patches.map_or(0, |patches| {
+            patches.table_len(geometry.output_channels, strip.rows.clone(), output_size[1])
+        });
+        let moments = moments.unwrap_or_default();
+        assert_eq!(moments.len(), clip.output_frames() * table_len);
+        let mut tables = moments.chunks_exact_mut(table_len.max(1));
         // The fold reads the picture as it was before upsampling.
         let algorithm = geometry.algorithm(self.isa, factor);
         let factor = if algorithm == Algorithm::UpsampleFold { 1 } else { factor };
         let mut frames: [Vec<(Source<'_>, Target<'_>)>; MAX_TAPS] = Default::default();
         for (frame, output) in output.parts(output_groups).into_iter().enumerate() {
             let zero_taps = clip.zero_taps(frame);
+            let table = tables.next();
             if zero_taps == clip.taps {
+                assert!(table.is_none(), "of frames that nobody makes there are no moments");
                 continue;
             }
             let mut taps = clip.sources(frame);
@@ -436,6 +476,7 @@ impl Convolution {
                 stored_rows: [strip.output_rows, strip.residual_rows],
                 channels: geometry.output_channels,
                 epilogue: Epilogue { residual, ..epilogue },
+                moments: patches.zip(table.map(SharedOutput::new)),
             };
             frames[zero_taps].push((source, target));
         }

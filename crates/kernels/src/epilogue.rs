@@ -3,6 +3,8 @@
 use crate::elementwise::{Activation, activate};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
+use crate::moments::{Patches, RECORD, Rows, record};
+use crate::shared::SharedOutput;
 use crate::strip::place;
 use crate::tensor::{SharedTensor, Tensor};
 use std::ops::Range;
@@ -39,9 +41,28 @@ pub(crate) struct Target<'a> {
     pub stored_rows: [usize; 2],
     pub channels: usize,
     pub epilogue: Epilogue<'a>,
+    /// Where moments of the result go, if they are wanted: how it is cut, and their table (see [`Patches::table_len`]).
+    pub moments: Option<(Patches, SharedOutput<'a>)>,
 }
 
 impl Target<'_> {
+    /// Takes the moments of some patches of a band and channel block, if they are wanted.
+    ///
+    /// # Safety
+    /// The CPU has the tier; these patches are finished, and no other task has them or writes their moments.
+    #[inline(always)]
+    pub(crate) unsafe fn take_moments<T: Tile>(&self, block: usize, band: usize, some: Range<usize>) {
+        let Some((patches, table)) = &self.moments else { return };
+        let (bands, across) = (patches.bands(self.rows.clone()), patches.across(self.size[1]));
+        for patch in some {
+            let [rows, columns] = patches.place(band, patch, self.size);
+            let index = (block * bands.len() + band - bands.start) * across + patch;
+            let patch = Patch { target: self, block, columns };
+            // SAFETY: the caller's contract.
+            unsafe { record::<T>(&patch, rows, table.part(index * RECORD, RECORD)) };
+        }
+    }
+
     /// Asks for what [`Target::finish`] will touch, as far as it lies inside the picture.
     #[inline(always)]
     pub(crate) fn prefetch(&self, block: usize, [row, column]: [usize; 2], columns: usize) {
@@ -127,6 +148,22 @@ impl Target<'_> {
             // SAFETY: the caller's contract.
             unsafe { self.output.put::<T>(place, pixel) };
         }
+    }
+}
+
+/// Some columns of a channel block of what was finished.
+struct Patch<'a> {
+    target: &'a Target<'a>,
+    block: usize,
+    columns: Range<usize>,
+}
+
+impl Rows for Patch<'_> {
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> Tensor<'_> {
+        let [offset, _] = self.target.offsets(self.block, [row, self.columns.start]);
+        // SAFETY: the caller's contract.
+        unsafe { self.target.output.read(offset, self.columns.len()) }
     }
 }
 

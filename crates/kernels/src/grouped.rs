@@ -105,6 +105,7 @@ impl GroupedConvolution {
             stored_rows: [height; 2],
             channels: self.channels,
             epilogue: Epilogue { residual: Residual::None, activation },
+            moments: None,
         };
         let tiles = [height.div_ceil(TILE[0]), width.div_ceil(TILE[1])];
         let job = &Job { layer: self, source, target, tiles };

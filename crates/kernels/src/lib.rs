@@ -25,6 +25,7 @@ pub mod layout;
 pub mod linear_attention;
 mod math;
 mod microkernel;
+mod moments;
 pub mod norm;
 mod pairs;
 pub mod peak;

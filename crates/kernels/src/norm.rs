@@ -1,47 +1,24 @@
 //! GroupNorm in two halves: statistics of a tensor, turned into one factor and one summand for each channel, which the
 //! next operation applies on its way in (or [`apply`] writes out).
-//!
-//! Statistics are safe for large tensors: chunks of a fixed number of pixels get their own mean and sum of squared
-//! deviations in one pass, which are merged in `f64` in a fixed order (Chan, Golub and LeVeque, 1979).
 
 use crate::elementwise::{Activation, activate};
-use crate::half::widen_group;
 use crate::isa::{Isa, dispatch};
 use crate::layout::{BLOCK, blocks};
 use crate::math::multiply_add;
 use crate::microkernel::Tile;
+use crate::moments::{Moments, RECORD, Rows, record};
 use crate::pool::Pool;
+use crate::strip::place;
 use crate::tensor::{Edit, SharedTensor, Tensor, TensorMut};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Pixels whose sums are kept in `f32`.
-const CHUNK: usize = 128;
-/// Pixels that one task treats.
-const STRETCH: usize = 64 * CHUNK;
+pub use crate::moments::Patches;
 
-/// Count, mean and sum of squared deviations of some values.
-#[derive(Clone, Copy, Default)]
-struct Moments {
-    count: f64,
-    mean: f64,
-    deviation: f64,
-}
-
-impl Moments {
-    fn merge(self, other: Moments) -> Moments {
-        if self.count == 0.0 {
-            return other;
-        }
-        let count = self.count + other.count;
-        let delta = other.mean - self.mean;
-        Moments {
-            count,
-            mean: self.mean + delta * (other.count / count),
-            deviation: self.deviation + other.deviation + delta * delta * (self.count * other.count / count),
-        }
-    }
-}
+/// Bands whose moments are taken before they are merged.
+const BANDS: usize = 64;
+/// Pixels that one task of [`apply`] treats.
+const STRETCH: usize = 8192;
 
 /// GroupNorm's parameters for one tensor.
 #[derive(Clone, Copy)]
@@ -56,108 +33,89 @@ pub struct GroupNorm<'a> {
     pub bias: &'a [f32],
 }
 
-/// Makes `scale` and `shift` (`[padded channels]` each, zero in the padding) so that `x · scale + shift` is the
-/// normalised `input` (`[channels, pixels]`, blocked); the channels are those of `norm.weight`.
-///
-/// The variance is that of the group's own values, divided by their number.
-///
-/// # Panics
-/// A length does not fit, or `groups` does not divide the channels.
-pub fn statistics(
-    isa: Isa,
-    pool: &Pool,
-    norm: GroupNorm<'_>,
-    input: Tensor<'_>,
-    pixels: usize,
-    scale: &mut [f32],
-    shift: &mut [f32],
-) {
-    clip_statistics(isa, pool, norm, input, [1, pixels], scale, shift);
-}
-
-/// As [`statistics`], over all frames of a clip together: `input` is `frames` times `[channels, pixels]`.
-///
-/// # Panics
-/// As [`statistics`].
-pub fn clip_statistics(
-    isa: Isa,
-    pool: &Pool,
-    norm: GroupNorm<'_>,
-    input: Tensor<'_>,
-    [frames, pixels]: [usize; 2],
-    scale: &mut [f32],
-    shift: &mut [f32],
-) {
-    let frame = blocks(norm.weight.len()) * pixels;
-    assert_eq!(input.groups(), frames * frame);
-    let mut sums = Sums::new(norm.weight.len(), pixels);
-    for index in 0..frames {
-        sums.add(isa, pool, input.part(index * frame, frame), 0..pixels);
-    }
-    sums.table(norm, scale, shift);
-}
-
-/// Mean and squared deviations of each channel of a tensor that comes in parts: its pixels in order, one frame after the
-/// other. How it is cut into parts changes no bit of what comes out.
+/// Moments of each channel of a tensor that comes in parts: its rows in order, one frame after the other. How it is cut into
+/// parts changes no bit of what comes out, nor does who has taken the moments of its patches.
 pub struct Sums {
-    /// Pixels of a frame.
-    pixels: usize,
-    /// Pixels of the current frame that were seen.
-    seen: usize,
-    /// Whole stretches, for each channel block.
-    whole: Vec<[Moments; BLOCK]>,
-    /// The stretch that has begun.
-    begun: Vec<[Moments; BLOCK]>,
+    patches: Patches,
+    /// Height and width of a frame.
+    size: [usize; 2],
+    /// Frames that were seen.
+    frames: usize,
+    /// Rows of the current frame that were seen.
+    rows: usize,
+    /// For each channel block.
+    whole: Vec<Moments<BLOCK>>,
+}
+
+/// Where the moments of patches come from.
+#[derive(Clone, Copy)]
+enum Given<'a> {
+    /// A tensor of which so many rows are kept.
+    Tensor { input: Tensor<'a>, kept: usize },
+    /// A table of bands: the first and how many.
+    Table { table: &'a [f32], bands: [usize; 2] },
 }
 
 impl Sums {
-    /// Parts end at multiples of this many pixels, or at a frame's end.
-    pub const GRAIN: usize = CHUNK;
-
-    /// Of frames `[channels, pixels]`.
-    pub fn new(channels: usize, pixels: usize) -> Sums {
-        let none = vec![[Moments::default(); BLOCK]; blocks(channels)];
-        Sums { pixels, seen: 0, whole: none.clone(), begun: none }
+    /// Of frames of `size` (height, width) that are cut into `patches`.
+    pub fn new(channels: usize, size: [usize; 2], patches: Patches) -> Sums {
+        Sums { patches, size, frames: 0, rows: 0, whole: vec![Moments::default(); blocks(channels)] }
     }
 
-    /// Adds the next pixels `range` of a frame. Of each channel block, `input` holds as many pixels as it has room for:
-    /// pixel `p` is at place `p` modulo that number (see [`crate::strip`]).
+    /// Whole frames that were seen, and rows of the next.
+    pub fn seen(&self) -> [usize; 2] {
+        [self.frames, self.rows]
+    }
+
+    /// Adds the next rows of a frame. Of each channel block, `input` holds as many rows as it has room for (see
+    /// [`crate::strip`]).
     ///
     /// # Panics
-    /// The range does not begin where the last one ended, or does not end as [`Sums::GRAIN`] says.
-    pub fn add(&mut self, isa: Isa, pool: &Pool, input: Tensor<'_>, range: Range<usize>) {
-        assert!(range.start == self.seen && range.end <= self.pixels, "{range:?} after {}", self.seen);
-        assert!(range.end == self.pixels || range.end.is_multiple_of(CHUNK), "{range:?} of {}", self.pixels);
-        let kept = input.groups() / self.whole.len();
-        assert_eq!(input.groups(), kept * self.whole.len());
-        let first = range.start / STRETCH;
-        let stretches = range.end.div_ceil(STRETCH) - first;
-        let parts: Vec<Mutex<[Moments; BLOCK]>> =
-            (0..stretches * self.whole.len()).map(|_| Mutex::default()).collect();
-        pool.run(parts.len(), |index| {
-            let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
-            let mut part = if stretch == first { self.begun[block] } else { Default::default() };
-            let pixels = range.start.max(stretch * STRETCH)..range.end.min((stretch + 1) * STRETCH);
-            let (values, out) = (input.part(block * kept, kept), &mut part);
-            dispatch!(isa, moments(values: Tensor<'_>, pixels: Range<usize>, out: &mut [Moments; BLOCK]));
-            *parts[index].lock().unwrap_or_else(PoisonError::into_inner) = part;
-        });
-        for (index, part) in parts.into_iter().enumerate() {
-            let (stretch, block) = (first + index / self.whole.len(), index % self.whole.len());
-            let part = part.into_inner().unwrap_or_else(PoisonError::into_inner);
-            if (stretch + 1) * STRETCH <= range.end || range.end == self.pixels {
-                for (whole, part) in self.whole[block].iter_mut().zip(part) {
-                    *whole = whole.merge(part);
-                }
-                self.begun[block] = Default::default();
-            } else {
-                self.begun[block] = part;
-            }
-        }
-        self.seen = if range.end == self.pixels { 0 } else { range.end };
+    /// The rows do not begin where the last ones ended, or do not end with a band (see [`Patches::whole_rows`]).
+    pub fn add(&mut self, isa: Isa, pool: &Pool, input: Tensor<'_>, rows: Range<usize>) {
+        let kept = input.groups() / (self.whole.len() * self.size[1]);
+        assert_eq!(input.groups(), kept * self.whole.len() * self.size[1]);
+        self.merge(isa, pool, Given::Tensor { input, kept }, rows);
     }
 
-    /// As [`statistics`] of all that was added.
+    /// As [`Sums::add`], by the table that was made with the rows: `[channel block][band][patch][2][16]`.
+    ///
+    /// # Panics
+    /// As [`Sums::add`]; also when the table is not as long as [`Patches::table_len`] says.
+    pub fn add_table(&mut self, isa: Isa, pool: &Pool, table: &[f32], rows: Range<usize>) {
+        let bands = self.patches.bands(rows.clone());
+        assert_eq!(table.len(), self.whole.len() * bands.len() * self.patches.across(self.size[1]) * RECORD);
+        self.merge(isa, pool, Given::Table { table, bands: [bands.start, bands.len()] }, rows);
+    }
+
+    fn merge(&mut self, isa: Isa, pool: &Pool, given: Given<'_>, rows: Range<usize>) {
+        let (patches, [height, _], blocks) = (self.patches, self.size, self.whole.len());
+        assert!(rows.start == self.rows && rows.end <= height, "{rows:?} after {}", self.rows);
+        assert_eq!(patches.whole_rows(rows.end, height), rows.end, "{rows:?} of {height}");
+        let bands = patches.bands(rows.clone());
+        for first in bands.clone().step_by(BANDS) {
+            let some = first..bands.end.min(first + BANDS);
+            let parts: Vec<Mutex<Moments<BLOCK>>> =
+                (0..some.len() * blocks).map(|_| Mutex::default()).collect();
+            let job = &Band { patches, size: self.size, given };
+            pool.run(parts.len(), |index| {
+                let place = [index % blocks, first + index / blocks];
+                let mut part = Moments::default();
+                let out = &mut part;
+                dispatch!(isa, band_moments(job: &Band<'_>, place: [usize; 2], out: &mut Moments<BLOCK>));
+                *parts[index].lock().unwrap_or_else(PoisonError::into_inner) = part;
+            });
+            for (index, part) in parts.into_iter().enumerate() {
+                self.whole[index % blocks].merge(&part.into_inner().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+        (self.frames, self.rows) =
+            if rows.end == height { (self.frames + 1, 0) } else { (self.frames, rows.end) };
+    }
+
+    /// Makes `scale` and `shift` (`[padded channels]` each, zero in the padding) so that `x · scale + shift` is the
+    /// normalised value; the channels are those of `norm.weight`. The variance is that of the group's own values, divided by
+    /// their number.
     ///
     /// # Panics
     /// A length does not fit, or `groups` does not divide the channels.
@@ -168,106 +126,71 @@ impl Sums {
         assert!(scale.len() == self.whole.len() * BLOCK && shift.len() == scale.len());
         scale.fill(0.0);
         shift.fill(0.0);
-        let moments = self.whole.as_flattened();
         let size = channels / norm.groups;
         for group in 0..norm.groups {
             let own = group * size..(group + 1) * size;
-            let whole = moments[own.clone()].iter().fold(Moments::default(), |sum, next| sum.merge(*next));
-            let inverse = 1.0 / (whole.deviation / whole.count + f64::from(norm.epsilon)).sqrt();
+            let mut whole = Moments::default();
+            for channel in own.clone() {
+                whole.merge(&self.whole[channel / BLOCK].channel(channel % BLOCK));
+            }
+            let ([mean], [deviation]) = (whole.mean, whole.deviation);
+            let inverse = 1.0 / (deviation / whole.count + f64::from(norm.epsilon)).sqrt();
             for channel in own {
                 let factor = f64::from(norm.weight[channel]) * inverse;
                 scale[channel] = factor as f32;
-                shift[channel] = (f64::from(norm.bias[channel]) - whole.mean * factor) as f32;
+                shift[channel] = (f64::from(norm.bias[channel]) - mean * factor) as f32;
             }
         }
     }
 }
 
-/// Adds chunk after chunk of the pixels `range`, of which pixel `p` is at place `p` modulo those that `values` holds.
-#[inline(always)]
-unsafe fn moments<T: Tile>(values: Tensor<'_>, range: Range<usize>, out: &mut [Moments; BLOCK]) {
-    let mut room = [[0.0; BLOCK]; CHUNK];
-    for start in range.clone().step_by(CHUNK) {
-        let count = CHUNK.min(range.end - start);
-        let place = start % values.groups();
-        let before = count.min(values.groups() - place);
-        let chunk = if before == count {
-            values.part(place, count)
-        } else {
-            let (head, tail) = room[..count].split_at_mut(before);
-            // SAFETY: the caller vouches for the CPU.
-            unsafe {
-                values.part(place, before).read::<T>(head.as_flattened_mut());
-                values.part(0, count - before).read::<T>(tail.as_flattened_mut());
-            }
-            Tensor::Float32(room[..count].as_flattened())
-        };
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { add_chunk::<T>(chunk, out) };
-    }
+/// What the moments of a band are taken of.
+struct Band<'a> {
+    patches: Patches,
+    size: [usize; 2],
+    given: Given<'a>,
 }
 
-/// Adds the pixels of a chunk in one pass, as their deviations from a number near the mean: the mean of what was there,
-/// or the first of them (Chan, Golub and LeVeque, 1983).
+/// Those of one channel block of one band, patch after patch.
 #[inline(always)]
-unsafe fn add_chunk<T: Tile>(chunk: Tensor<'_>, out: &mut [Moments; BLOCK]) {
-    // SAFETY: the caller vouches for the CPU; a chunk has a pixel.
-    let first = unsafe { chunk.group::<T>(0) };
-    let mut center = [0.0f32; BLOCK];
-    for lane in 0..BLOCK {
-        center[lane] = if out[lane].count == 0.0 { first[lane] } else { out[lane].mean as f32 };
-    }
-    let [sum, squares] = match chunk {
-        Tensor::Float32(values) => {
-            let pixels = values.as_chunks::<BLOCK>().0;
-            deviations::<T>(pixels.len(), &center, |index| pixels[index])
-        }
-        Tensor::Half(values, exponents) => {
-            let exponents = &exponents[..values.len()];
-            deviations::<T>(values.len(), &center, |index| {
+unsafe fn band_moments<T: Tile>(job: &Band<'_>, [block, band]: [usize; 2], out: &mut Moments<BLOCK>) {
+    let Band { patches, size, given } = *job;
+    let across = patches.across(size[1]);
+    let mut room = [0.0; RECORD];
+    for patch in 0..across {
+        let [rows, columns] = patches.place(band, patch, size);
+        let count = rows.len() * columns.len();
+        let record = match given {
+            Given::Table { table, bands: [first, bands] } => {
+                &table[((block * bands + band - first) * across + patch) * RECORD..][..RECORD]
+            }
+            Given::Tensor { input, kept } => {
+                let patch = Patch { input, block: block * kept, kept, width: size[1], columns };
                 // SAFETY: the caller vouches for the CPU.
-                unsafe { widen_group::<T::Vector>(&values[index], exponents[index]) }
-            })
-        }
-    };
-    let count = chunk.groups() as f64;
-    for lane in 0..BLOCK {
-        let (sum, squares) = (f64::from(sum[lane]), f64::from(squares[lane]));
-        out[lane] = out[lane].merge(Moments {
-            count,
-            mean: f64::from(center[lane]) + sum / count,
-            deviation: squares - sum * sum / count,
-        });
+                unsafe { record::<T>(&patch, rows, &mut room) };
+                &room
+            }
+        };
+        out.merge(&Moments::recorded(record, count));
     }
 }
 
-/// Sums, and sums of squares, of what `count` pixels deviate from `center`. Two chains of each, because one waits for
-/// itself.
-#[inline(always)]
-fn deviations<T: Tile>(
-    count: usize,
-    center: &[f32; BLOCK],
-    pixel: impl Fn(usize) -> [f32; BLOCK],
-) -> [[f32; BLOCK]; 2] {
-    let add = |[sum, squares]: &mut [[f32; BLOCK]; 2], pixel: [f32; BLOCK]| {
-        for lane in 0..BLOCK {
-            let deviation = pixel[lane] - center[lane];
-            sum[lane] += deviation;
-            squares[lane] = multiply_add::<T>(deviation, deviation, squares[lane]);
-        }
-    };
-    let (mut even, mut odd) = ([[0.0; BLOCK]; 2], [[0.0; BLOCK]; 2]);
-    for index in 0..count / 2 {
-        add(&mut even, pixel(2 * index));
-        add(&mut odd, pixel(2 * index + 1));
+/// Some columns of a channel block of a tensor.
+struct Patch<'a> {
+    input: Tensor<'a>,
+    /// The first row of the channel block, of which so many are kept.
+    block: usize,
+    kept: usize,
+    width: usize,
+    columns: Range<usize>,
+}
+
+impl Rows for Patch<'_> {
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> Tensor<'_> {
+        let row = self.block + place(row, self.kept);
+        self.input.part(row * self.width + self.columns.start, self.columns.len())
     }
-    if !count.is_multiple_of(2) {
-        add(&mut even, pixel(count - 1));
-    }
-    for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
-        *even += odd;
-    }
-    even
 }
 
 /// Writes `activation(input · scale + shift)` to `output`, per channel; all blocked `[channels, pixels]`.

@@ -312,6 +312,23 @@ impl<'a> SharedTensor<'a> {
         }
     }
 
+    /// The groups `start..start + groups`.
+    ///
+    /// # Safety
+    /// Nobody writes these groups as long as they are lent.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, start: usize, groups: usize) -> Tensor<'_> {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                SharedTensor::Float32(values) => Tensor::Float32(values.part(start * BLOCK, groups * BLOCK)),
+                SharedTensor::Half(values, exponents) => {
+                    Tensor::Half(values.part(start, groups), exponents.part(start, groups))
+                }
+            }
+        }
+    }
+
     /// Writes one group.
     ///
     /// # Safety

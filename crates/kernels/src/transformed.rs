@@ -24,6 +24,7 @@ use crate::epilogue::Target;
 use crate::isa::{Isa, dispatch};
 use crate::layout::BLOCK;
 use crate::microkernel::Tile;
+use crate::moments::Patches;
 use crate::pool::{Pool, carve};
 use crate::prologue::Source;
 use crate::vector::Vector;
@@ -85,6 +86,11 @@ pub(crate) fn weights_len<W: Transform>(isa: Isa, geometry: &Geometry, arithmeti
 /// Strips of the output begin at rows `n · step − skip`; gives `[step, skip]`.
 pub(crate) fn strip_grid<W: Transform>() -> [usize; 2] {
     [W::OUTPUTS, W::SKIP]
+}
+
+/// How the output is cut where its moments are taken.
+pub(crate) fn patches<W: Transform>() -> Patches {
+    Patches::of_tiles(W::OUTPUTS, W::SKIP)
 }
 
 /// Bytes of scratch that each of so many workers takes for the rows `rows` of an output of `width`.

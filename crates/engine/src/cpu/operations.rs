@@ -1,9 +1,10 @@
 //! The steps of a plan on the kernels: one operation after the other, or strip by strip.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use remote_vae_kernels::convolution::{
-    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+    Arithmetic, Convolution, Destination, Epilogue, Frames, Geometry, Prologue, Residual,
 };
 use remote_vae_kernels::layout::blocks;
 use remote_vae_kernels::linear_attention::linear_attention;
@@ -11,7 +12,7 @@ use remote_vae_kernels::norm::{self, GroupNorm, Sums};
 use remote_vae_kernels::rearrange;
 use remote_vae_kernels::rms_norm::{RmsNorm, rms_norm};
 use remote_vae_kernels::strip::{Strip, copy_rows};
-use remote_vae_kernels::{Activation, Isa, Pool, Tensor, TensorMut, elementwise};
+use remote_vae_kernels::{Activation, Isa, Pool, Tensor, elementwise};
 use remote_vae_model::Start;
 
 use super::{CpuProgram, Layer, Layers, Output, place};
@@ -22,7 +23,10 @@ use crate::fusion::Fused;
 use crate::plan::{PlacedOperation, Plan, Step};
 use crate::shapes::geometry;
 use crate::strips::Slice;
-use crate::{Control, EngineError, History, Progress, frames, strips};
+use crate::{Control, EngineError, History, Progress, frames};
+
+/// Moments of tensors whose norm statistics come next, by node.
+pub(crate) type Moments = HashMap<usize, Sums>;
 
 /// What a step needs to know of the run that it belongs to.
 #[derive(Clone, Copy)]
@@ -72,24 +76,26 @@ impl CpuProgram {
         run: Run<'_>,
         step: &Step,
         history: Option<&mut History>,
+        moments: &mut Moments,
         arena: &mut [f32],
         output: &mut Output<'_>,
     ) -> Result<(), EngineError> {
         let Run { plan, sample, control, progress, .. } = run;
         let Some(slices) = &step.slices else {
             control.check()?;
-            self.operation(run, &step.operations[0], None, history, arena)?;
+            self.operation(run, &step.operations[0], None, history, moments, arena)?;
             return control.check();
         };
-        let mut begun: Vec<Begun> = step.operations.iter().map(|_| Begun::default()).collect();
+        // Whether the scratch still holds the transformed weights of an earlier strip.
+        let mut weights_ready = vec![false; step.operations.len()];
         for (index, Slice { member, rows, recalled }) in slices.iter().enumerate() {
             control.check()?;
             let operation = &step.operations[*member];
             if *recalled {
                 self.copy_head(plan, operation, rows.clone(), true, arena);
             } else {
-                self.operation(run, operation, Some((rows, &mut begun[*member])), None, arena)?;
-                begun[*member].weights_ready = operation.places.own_scratch;
+                self.operation(run, operation, Some((rows, weights_ready[*member])), None, moments, arena)?;
+                weights_ready[*member] = operation.places.own_scratch;
                 self.copy_head(plan, operation, rows.clone(), false, arena);
             }
             if operation.places.leaves {
@@ -125,13 +131,14 @@ impl CpuProgram {
         copy_rows(&self.pool, (views.tensor(from), from_rows), to, plan.sizes[*node][2], rows);
     }
 
-    /// Runs one operation, as a whole or some rows of it.
+    /// Runs one operation, as a whole or some rows of it, for which its transformed weights may be there already.
     fn operation(
         &self,
         Run { plan, layers, calibration, control, .. }: Run<'_>,
         operation: &PlacedOperation,
-        strip: Option<(&Range<usize>, &mut Begun)>,
+        strip: Option<(&Range<usize>, bool)>,
         history: Option<&mut History>,
+        moments: &mut Moments,
         arena: &mut [f32],
     ) -> Result<(), EngineError> {
         let (pool, isa) = (&*self.pool, self.isa);
@@ -141,7 +148,6 @@ impl CpuProgram {
         let in_place = |region: Region| region == places.output;
         let elsewhere = |region: Region| (!in_place(region)).then_some(region);
         let pixels = |node: usize| plan.sizes[node][1] * plan.sizes[node][2];
-        let frames = |node: usize| plan.sizes[node][0];
         let frame_groups = |node: usize| blocks(plan.channels[node]) * pixels(node);
         match &operation.fused {
             Fused::Convolution { node, residual, activation, .. } => {
@@ -156,17 +162,35 @@ impl CpuProgram {
                 };
                 let epilogue = Epilogue { residual, activation: *activation };
                 let arithmetic = calibration.map_or(Arithmetic::Float32, |found| found.arithmetic(*node));
+                let [frames, height, width] = plan.sizes[*node];
+                let rows = strip.map_or(0..height, |(rows, _)| rows.clone());
+                let table_len =
+                    |node: usize| plan.patches[node].table_len(plan.channels[node], rows.clone(), width);
+                let tables_len = places.moments.map_or(0, |node| frames * table_len(node));
+                let (scratch, tables) = scratch.split_at_mut(scratch.len() - tables_len);
+                let taken = places.moments.map(|_| &mut *tables);
+                let destination = Destination { output, moments: taken };
                 match strip {
-                    None => operands.run(pool, arithmetic, epilogue, scratch, output),
-                    Some((rows, begun)) => {
+                    None => operands.run(pool, arithmetic, epilogue, scratch, destination),
+                    Some((_, weights_ready)) => {
                         let strip = Strip {
                             rows: rows.clone(),
                             input_rows: places.reads[0].1,
                             output_rows: places.output_rows,
                             residual_rows,
-                            weights_ready: begun.weights_ready,
+                            weights_ready,
                         };
-                        operands.run_strip(pool, arithmetic, epilogue, &strip, scratch, output);
+                        operands.run_strip(pool, arithmetic, epilogue, &strip, scratch, destination);
+                    }
+                }
+                if let Some(node) = places.moments {
+                    let new = || Sums::new(plan.channels[node], [height, width], plan.patches[node]);
+                    let sums = moments.entry(node).or_insert_with(new);
+                    for table in tables.chunks_exact(table_len(node)) {
+                        // After rows that an earlier group kept, whoever wants the statistics reads them itself.
+                        if sums.seen()[1] == rows.start {
+                            sums.add_table(isa, pool, table, rows.clone());
+                        }
                     }
                 }
                 let clip = operands.frames.clip;
@@ -181,18 +205,22 @@ impl CpuProgram {
                 let norm = GroupNorm { groups: *groups, epsilon: *epsilon, weight, bias };
                 let (scale, shift) = views.take(places.output).split_at_mut(places.output.len() / 2);
                 let values = views.tensor(reads[0]);
-                let Some((rows, begun)) = strip else {
-                    let shape = [frames(*input), pixels(*input)];
-                    norm::clip_statistics(isa, pool, norm, values, shape, scale, shift);
-                    return Ok(());
-                };
-                let new = || Sums::new(plan.channels[*input], pixels(*input));
-                let sums = begun.sums.get_or_insert_with(new);
-                let [_, height, width] = plan.sizes[*input];
-                let taken = |rows| strips::pixels_taken(rows, height, width);
-                sums.add(isa, pool, values, taken(rows.start)..taken(rows.end));
-                if rows.end == height {
+                let ([frames, height, width], patches) = (plan.sizes[*input], plan.patches[*input]);
+                let new = || Sums::new(plan.channels[*input], [height, width], patches);
+                // What was not seen as it was made is read.
+                let mut sums = moments.remove(input).unwrap_or_else(new);
+                let end = strip.map_or(height, |(rows, _)| patches.whole_rows(rows.end, height));
+                let len = values.groups() / frames;
+                while let [frame, seen] = sums.seen()
+                    && frame < frames
+                    && seen < end
+                {
+                    sums.add(isa, pool, values.part(frame * len, len), seen..end);
+                }
+                if end == height {
                     sums.table(norm, scale, shift);
+                } else {
+                    moments.insert(*input, sums);
                 }
             }
             Fused::Copy { input } => {
@@ -347,15 +375,6 @@ impl CpuProgram {
     }
 }
 
-/// What an operation has of its earlier strips.
-#[derive(Default)]
-struct Begun {
-    /// Whether its scratch still holds its transformed weights.
-    weights_ready: bool,
-    /// A norm's sums so far.
-    sums: Option<Sums>,
-}
-
 /// What a convolution reads, beside a residual.
 pub(crate) struct Operands<'a> {
     isa: Isa,
@@ -374,12 +393,12 @@ impl Operands<'_> {
         arithmetic: Arithmetic,
         epilogue: Epilogue<'_>,
         scratch: &mut [f32],
-        output: TensorMut<'_>,
+        destination: Destination<'_>,
     ) {
         let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_clip(pool, arithmetic, frames, size, prologue, epilogue, scratch, output);
+        convolution.run_clip(pool, arithmetic, frames, size, prologue, epilogue, scratch, destination);
     }
 
     /// As [`Operands::run`], for some rows.
@@ -390,12 +409,22 @@ impl Operands<'_> {
         epilogue: Epilogue<'_>,
         strip: &Strip,
         scratch: &mut [f32],
-        output: TensorMut<'_>,
+        destination: Destination<'_>,
     ) {
         let Operands { convolution, frames, size, prologue, .. } = *self;
         let scratch =
             &mut scratch[..Convolution::scratch_len(self.isa, &self.geometry, prologue.upsample, arithmetic)];
-        convolution.run_strip(pool, arithmetic, frames, size, prologue, epilogue, strip, scratch, output);
+        convolution.run_strip(
+            pool,
+            arithmetic,
+            frames,
+            size,
+            prologue,
+            epilogue,
+            strip,
+            scratch,
+            destination,
+        );
     }
 }
 

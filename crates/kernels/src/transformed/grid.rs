@@ -8,6 +8,7 @@ use crate::form::Form;
 use crate::integers::SPLIT;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
+use crate::moments;
 use crate::pool::whole_lines;
 use std::ops::Range;
 
@@ -115,7 +116,9 @@ impl Grid {
             let most = (budget / tile_bytes).clamp(TILES[0], most);
             let mut best = ([1, 1], usize::MAX);
             for rows in 1..=most.min(tiles[0]) {
-                for columns in 1..=(most / rows).min(tiles[1]) {
+                // A batch holds whole patches, of which moments may be taken.
+                let whole = |columns: &usize| columns.is_multiple_of(moments::TILES) || *columns == tiles[1];
+                for columns in (1..=(most / rows).min(tiles[1])).filter(whole) {
                     let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
                     if cost < best.1 {
                         best = ([rows, columns], cost);

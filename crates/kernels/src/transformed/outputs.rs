@@ -3,6 +3,7 @@
 use super::{Batch, Job, MOST, MOST_OUTPUTS, Scratch, Transform};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;
+use crate::moments::TILES;
 use crate::vector::Vector;
 
 /// Finishes one group of output channels of a batch, the `place`-th of its chunk.
@@ -39,6 +40,9 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
                     store::<T, W>(job, block, [origin[0] + row, origin[1] + column], &scratch.tile);
                 }
             }
+            let patches = origin[1] / TILES..(origin[1] + columns).div_ceil(TILES);
+            // SAFETY: the caller vouches for the CPU and for this batch's and group's output, which is whole patches.
+            unsafe { job.target.take_moments::<T>(block, origin[0] + row, patches) };
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Convolution through time and attention over frames against their definitions.
 
-use crate::support::{assert_close, blocked, each_tier, plain, values};
+use crate::support::{assert_close, blocked, each_tier, norm_table, plain, values};
 use remote_vae_kernels::attention::{Shape, attention};
 use remote_vae_kernels::clip::{Clip, Edge, First};
 use remote_vae_kernels::convolution::{
-    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+    Arithmetic, Convolution, Destination, Epilogue, Frames, Geometry, Prologue, Residual,
 };
 use remote_vae_kernels::layout::blocked_len;
-use remote_vae_kernels::{Activation, Isa, Pool};
+use remote_vae_kernels::norm::Sums;
+use remote_vae_kernels::{Activation, Isa, Pool, TensorMut};
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -96,6 +97,10 @@ impl Case {
                     residual: Residual::Tensor(residual.as_slice().into()),
                     activation: Activation::None,
                 };
+                let patches = geometry.patches(isa, upsample);
+                let frame_table = patches.map(|patches| patches.table_len(outputs, 0..height, width));
+                let made = clip.output_frames();
+                let mut moments = frame_table.map(|len| vec![f32::NAN; made * len]);
                 convolution.run_clip(
                     &pool,
                     Arithmetic::Float32,
@@ -104,8 +109,18 @@ impl Case {
                     prologue,
                     epilogue,
                     &mut scratch,
-                    output.as_mut_slice().into(),
+                    Destination { output: output.as_mut_slice().into(), moments: moments.as_deref_mut() },
                 );
+                if let (Some(patches), Some(len), Some(moments)) = (patches, frame_table, moments) {
+                    let mut sums = [(); 2].map(|()| Sums::new(outputs, [height, width], patches));
+                    let frames = output.chunks_exact(blocked_len(outputs, height * width));
+                    for (frame, table) in frames.zip(moments.chunks_exact(len)) {
+                        sums[0].add(isa, &pool, frame.into(), 0..height);
+                        sums[1].add_table(isa, &pool, table, 0..height);
+                    }
+                    let [found, taken] = sums.map(|sums| norm_table(&sums, outputs, 1));
+                    assert!(found == taken && found[0][0] != 0.0, "{} {clip:?}", isa.name());
+                }
                 let found: Vec<f32> = output
                     .chunks_exact(blocked_len(outputs, height * width))
                     .flat_map(|frame| plain(frame, outputs, height * width))
@@ -175,7 +190,7 @@ fn a_clip_in_parts_gives_the_bytes_of_the_whole() {
                         Prologue::default(),
                         Epilogue::default(),
                         &mut scratch,
-                        output.as_mut_slice().into(),
+                        TensorMut::from(output.as_mut_slice()).into(),
                     );
                     output
                 };

@@ -12,9 +12,9 @@ use remote_vae_kernels::{Activation, Isa, Pool};
 const TOLERANCE: f64 = 16.0 * f32::EPSILON as f64;
 
 /// The same for 16-bit integers: half a step of 1 ⁄ 16383 for an input, half of that and more for a weight (whose sums
-/// are bounded), and what the transforms make of both. Where errors are of random sign they are far smaller: see
-/// `integers_err_by_less_than_a_thousandth`.
-const INTEGER_TOLERANCE: f64 = 5e-4;
+/// are bounded), and what the transforms make of both; with few channels the worst of a hundred thousand outputs comes to
+/// 5e-4. Where errors are of random sign they are far smaller: see `integers_err_by_less_than_a_thousandth`.
+const INTEGER_TOLERANCE: f64 = 7e-4;
 
 const ARITHMETICS: [Arithmetic; 2] = [Arithmetic::Float32, Arithmetic::Integer16];
 

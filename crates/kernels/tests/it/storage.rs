@@ -1,10 +1,10 @@
 //! 16-bit storage: each operation gives what it gives on the same values in `f32`, rounded to halves.
 
-use crate::support::{blocked, each_tier, values};
+use crate::support::{blocked, each_tier, statistics, values};
 use remote_vae_kernels::attention::{Shape, attention};
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Epilogue, Geometry, Prologue, Residual};
 use remote_vae_kernels::elementwise::{Map, add, map, upsample_nearest};
-use remote_vae_kernels::norm::{GroupNorm, apply, statistics};
+use remote_vae_kernels::norm::{GroupNorm, apply};
 use remote_vae_kernels::{Activation, Isa, Pool, Storage, Tensor, TensorMut};
 
 /// A blocked tensor in a storage of its own.
@@ -141,8 +141,7 @@ fn norms_read_and_write_halves() {
     each_tier(|isa, pool| {
         check(std::slice::from_ref(&input), None, input.groups, isa.name(), |tensors, out| {
             let norm = GroupNorm { groups: 8, epsilon: 1e-6, weight: &weight, bias: &bias };
-            let (mut scale, mut shift) = (vec![0.0; 48], vec![0.0; 48]);
-            statistics(isa, pool, norm, tensors[0], pixels, &mut scale, &mut shift);
+            let [scale, shift] = statistics(isa, pool, norm, tensors[0], pixels);
             apply(isa, pool, tensors[0], pixels, (&scale, &shift), Activation::Silu, out);
         });
     });

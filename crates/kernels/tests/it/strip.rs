@@ -1,14 +1,14 @@
 //! Strips against whole pictures: equal to the bit, wherever they begin and however few rows are kept.
 
-use crate::support::{blocked, each_tier, values};
+use crate::support::{blocked, each_tier, norm_table, values};
 use proptest::prelude::*;
 use remote_vae_kernels::clip::{Clip, Edge};
 use remote_vae_kernels::convolution::{
-    Arithmetic, Convolution, Epilogue, Frames, Geometry, Prologue, Residual,
+    Arithmetic, Convolution, Destination, Epilogue, Frames, Geometry, Prologue, Residual,
 };
 use remote_vae_kernels::elementwise::{Map, map};
 use remote_vae_kernels::layout::blocks;
-use remote_vae_kernels::norm::{GroupNorm, Sums, statistics};
+use remote_vae_kernels::norm::{Patches, Sums};
 use remote_vae_kernels::strip::{Strip, copy_rows};
 use remote_vae_kernels::{Activation, Isa, Pool, Storage, Tensor, TensorMut};
 use std::ops::Range;
@@ -145,7 +145,19 @@ impl Case {
         };
         let clip = Clip { edge: self.edge, ..Clip::PICTURE };
         let (from, to) = (Frames { clip, input: input.read(), history: &[] }, whole.write());
+        // Moments taken on the way, in whole and in strips, are those that the result has.
+        let patches = self.geometry.patches(isa, self.upsample);
+        let cut = patches.unwrap_or(Patches::PLAIN);
+        let table = |rows| patches.map(|cut| vec![f32::NAN; cut.table_len(output_channels, rows, width)]);
+        let mut moments = table(0..height);
+        let to = Destination { output: to, moments: moments.as_deref_mut() };
         convolution.run_clip(pool, arithmetic, from, self.size, prologue, epilogue, &mut scratch, to);
+        let mut sums = [(); 3].map(|()| Sums::new(output_channels, [height, width], cut));
+        sums[0].add(isa, pool, whole.read(), 0..height);
+        match &moments {
+            Some(moments) => sums[1].add_table(isa, pool, moments, 0..height),
+            None => sums[1].add(isa, pool, whole.read(), 0..height),
+        }
 
         let mut joined = Ring::new(self.storage, out_blocks, height, width);
         scratch.fill(f32::NAN);
@@ -169,7 +181,9 @@ impl Case {
                 residual: if self.residual { Residual::Tensor(others.read()) } else { Residual::None },
                 activation: Activation::Relu,
             };
-            let (from, to) = (Frames { clip, input: window.read(), history: &[] }, out.write());
+            let mut moments = table(rows.clone());
+            let from = Frames { clip, input: window.read(), history: &[] };
+            let to = Destination { output: out.write(), moments: moments.as_deref_mut() };
             convolution.run_strip(
                 pool,
                 arithmetic,
@@ -181,9 +195,15 @@ impl Case {
                 &mut scratch,
                 to,
             );
+            match &moments {
+                Some(moments) => sums[2].add_table(isa, pool, moments, rows.clone()),
+                None => sums[2].add(isa, pool, out.read(), rows.clone()),
+            }
             joined.take(pool, &out, width, rows);
             start = end;
         }
+        let tables = sums.map(|sums| norm_table(&sums, output_channels, 1));
+        assert!(tables[0] == tables[1] && tables[0] == tables[2], "{} {self:?}", isa.name());
         let bits = |ring: Ring| ring.memory.iter().map(|value| value.to_bits()).collect();
         (bits(whole), bits(joined))
     }
@@ -257,34 +277,39 @@ fn each_tier_and_storage(mut test: impl FnMut(Isa, &Pool, Storage)) {
 
 #[test]
 fn statistics_do_not_depend_on_strips() {
-    let (channels, height, width) = (40, 211, 53);
-    let (weight, bias) = (values(channels, 2), values(channels, 3));
-    let norm = GroupNorm { groups: 8, epsilon: 1e-6, weight: &weight, bias: &bias };
+    let (channels, height, width) = (40, 211, 153);
     let shape = [channels, height * width];
     let plain = blocked(&values(channels * height * width, 1), channels, height * width);
+    let geometry = |input_channels: usize, stride| Geometry {
+        input_channels,
+        output_channels: 512,
+        kernel: [3, 3],
+        stride,
+        padding: [1; 4],
+    };
     each_tier_and_storage(|isa, pool, storage| {
         let mut input = Ring::new(storage, 3, height, width);
         let same = Map::Activation(Activation::None);
         map(isa, pool, same, shape, Some(plain.as_slice().into()), input.write());
-        let mut whole = [vec![f32::NAN; 48], vec![f32::NAN; 48]];
-        let [scale, shift] = &mut whole;
-        statistics(isa, pool, norm, input.read(), height * width, scale, shift);
-        for strip in [1, 5, 100, 211] {
-            let mut sums = Sums::new(channels, height * width);
-            let mut window = Ring::new(storage, 3, strip + Sums::GRAIN.div_ceil(width) + 1, width);
-            let mut seen = 0;
-            for start in (0..height).step_by(strip) {
-                let rows = start..(start + strip).min(height);
-                window.take(pool, &input, width, rows.clone());
-                let pixels = rows.end * width;
-                let end = if rows.end == height { pixels } else { pixels / Sums::GRAIN * Sums::GRAIN };
-                sums.add(isa, pool, window.read(), seen..end);
-                seen = end;
+        let tiles = [(geometry(512, 1), 1), (geometry(8, 1), 1), (geometry(8, 1), 2), (geometry(8, 2), 1)];
+        let tiles = tiles.map(|(geometry, upsample)| geometry.patches(isa, upsample).unwrap());
+        for patches in [&[Patches::PLAIN], &tiles[..]].concat() {
+            let mut whole = Sums::new(channels, [height, width], patches);
+            whole.add(isa, pool, input.read(), 0..height);
+            let whole = norm_table(&whole, channels, 8);
+            for strip in [1, 5, 100, 211] {
+                let mut sums = Sums::new(channels, [height, width], patches);
+                let mut window = Ring::new(storage, 3, strip + 6, width);
+                for start in (0..height).step_by(strip) {
+                    let rows = start..(start + strip).min(height);
+                    window.take(pool, &input, width, rows.clone());
+                    let ([_, seen], end) = (sums.seen(), patches.whole_rows(rows.end, height));
+                    sums.add(isa, pool, window.read(), seen..end);
+                }
+                assert_eq!(sums.seen(), [1, 0]);
+                let found = norm_table(&sums, channels, 8);
+                assert_eq!(found, whole, "{} {storage:?} {patches:?} in strips of {strip}", isa.name());
             }
-            let mut found = [vec![f32::NAN; 48], vec![f32::NAN; 48]];
-            let [scale, shift] = &mut found;
-            sums.table(norm, scale, shift);
-            assert_eq!(found, whole, "{} {storage:?} in strips of {strip}", isa.name());
         }
     });
 }

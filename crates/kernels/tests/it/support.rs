@@ -1,7 +1,8 @@
 //! Made-up tensors and what the tests share.
 
 use remote_vae_kernels::layout::{blocked_len, from_blocked, to_blocked};
-use remote_vae_kernels::{Isa, Pool};
+use remote_vae_kernels::norm::{GroupNorm, Patches, Sums};
+use remote_vae_kernels::{Isa, Pool, Tensor};
 
 /// Repeatable values in about -1..1 (a linear congruential generator's high bits).
 pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
@@ -50,4 +51,30 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what
 
 pub(crate) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
+}
+
+/// Factor and summand of each channel (padded) that normalise what was added, in `groups` groups, with weights and biases of
+/// their own.
+pub(crate) fn norm_table(sums: &Sums, channels: usize, groups: usize) -> [Vec<f32>; 2] {
+    let (weight, bias) = (values(channels, 2), values(channels, 3));
+    let mut table = [(); 2].map(|()| vec![f32::NAN; channels.next_multiple_of(16)]);
+    let [scale, shift] = &mut table;
+    sums.table(GroupNorm { groups, epsilon: 1e-6, weight: &weight, bias: &bias }, scale, shift);
+    table
+}
+
+/// The same for `norm` of a whole tensor of `pixels`.
+pub(crate) fn statistics(
+    isa: Isa,
+    pool: &Pool,
+    norm: GroupNorm<'_>,
+    input: Tensor<'_>,
+    pixels: usize,
+) -> [Vec<f32>; 2] {
+    let mut table = [(); 2].map(|()| vec![f32::NAN; norm.weight.len().next_multiple_of(16)]);
+    let [scale, shift] = &mut table;
+    let mut sums = Sums::new(norm.weight.len(), [1, pixels], Patches::PLAIN);
+    sums.add(isa, pool, input, 0..1);
+    sums.table(norm, scale, shift);
+    table
 }
