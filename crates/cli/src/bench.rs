@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, Control, Draw, Plan, PlanSummary, Precision, Windows, memory};
+use remote_vae_engine::{
+    Autoencoder, Control, Delivery, Draw, Plan, PlanSummary, Precision, Windows, memory,
+};
 use remote_vae_wire::{Operation, Scaling};
 use serde::Serialize;
 
@@ -154,7 +156,7 @@ impl Task {
         }
         let shape = plan::clip_shape(autoencoder, operation, plan::ClipSize { frames, size }, 1)?;
         let summary = plan::clip_summary(autoencoder, operation, shape, windows, precision)?;
-        let plans = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
+        let plans = autoencoder.plan_clip_parts(operation, shape, windows, precision, Delivery::Whole)?;
         let parts = plans.iter().map(|(_, count)| count).sum();
         let Some((plan, _)) = plans.into_iter().next() else { bail!("there is nothing to do") };
         Ok(Task { operation, precision, windows, shape, takes_clips, summary, parts, plan })
@@ -208,17 +210,16 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
     }
     let need = task.summary.peak_bytes;
     local::check_budget(autoencoder, &task.summary)?;
-    let once = |control: &Control| -> Result<f64> {
+    let timed = |control: &Control| -> Result<(f64, Vec<f32>)> {
         let input = input(task.shape, 1);
         let start = Instant::now();
-        task.run(autoencoder, input, control)?;
-        Ok(start.elapsed().as_secs_f64())
+        let result = task.run(autoencoder, input, control)?;
+        Ok((start.elapsed().as_secs_f64(), result))
     };
+    let once = |control: &Control| Ok::<f64, anyhow::Error>(timed(control)?.0);
     let what = if options.runs > 0 { "first run, not counted" } else { "the only run" };
-    let only = input(task.shape, 1);
-    let start = Instant::now();
-    let result = task.run(autoencoder, only, &local::control(what))?;
-    let (mut seconds, mut steps) = (vec![start.elapsed().as_secs_f64()], Vec::new());
+    let (first, result) = timed(&local::control(what))?;
+    let (mut seconds, mut steps) = (vec![first], Vec::new());
     let result_sha256 = sha256(&result);
     drop(result);
     if options.runs > 0 {

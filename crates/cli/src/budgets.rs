@@ -99,15 +99,7 @@ fn chosen(options: &BenchOptions) -> Result<Vec<u64>> {
     };
     let error = planned(1).err().ok_or_else(|| anyhow!("--size {}: nothing to save", options.size))?;
     let Some(EngineError::Budget { smallest, .. }) = error.downcast_ref() else { return Err(error) };
-    let (need, mut smallest) = (planned(u64::MAX)?, *smallest as u64 + PROCESS_MARGIN);
-    // Work in parts has more in memory than the plan of each.
-    loop {
-        let needed = planned(smallest)?;
-        if needed <= smallest {
-            break;
-        }
-        smallest = needed + PROCESS_MARGIN;
-    }
+    let (need, smallest) = (planned(u64::MAX)?, *smallest as u64 + PROCESS_MARGIN);
     let budgets = (0..BUDGETS).rev().map(|index| smallest + need.saturating_sub(smallest) * index / BUDGETS);
     let mut budgets: Vec<u64> = budgets.map(|bytes| bytes.next_multiple_of(MIB)).collect();
     budgets.dedup();

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use remote_vae_engine::{Autoencoder, EngineError, Plan, PlanSummary, Precision, Step, Windows};
+use remote_vae_engine::{Autoencoder, Delivery, EngineError, Plan, PlanSummary, Precision, Step, Windows};
 use remote_vae_wire::Operation;
 use serde::Serialize;
 
@@ -105,15 +105,16 @@ pub(crate) fn run(options: &PlanOptions) -> Result<()> {
     }
     let report = if takes_clips || windows.tiles.is_some() {
         let shape = clip_shape(&autoencoder, operation, size, options.batch as usize)?;
-        let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision)?;
-        let whole = clip_summary(&autoencoder, operation, shape, windows, precision)?;
-        let (summary, tensor) = if takes_clips && operation == Operation::Decode {
+        let whole = clip_summary(&autoencoder, operation, shape, windows, precision);
+        let (summary, tensor, delivery) = if takes_clips && operation == Operation::Decode {
             // Of all kinds of files the one that takes most.
             let frames = autoencoder.plan_decode_frames(shape, windows, precision)?;
-            (clips::with_files(frames, clips::Format::Mp4), Some(Ok(whole)))
+            let delivery = Delivery::Rows { kept_per_pixel: 0 };
+            (clips::with_files(frames, clips::Format::Mp4), Some(whole), delivery)
         } else {
-            (whole, None)
+            (whole?, None, Delivery::Whole)
         };
+        let parts = autoencoder.plan_clip_parts(operation, shape, windows, precision, delivery)?;
         let largest = parts.iter().max_by_key(|(plan, _)| plan.summary().flops);
         let steps = largest.map_or(&[][..], |(plan, _)| &plan.steps);
         let tensor = tensor.map(|tensor| tensor_report(&autoencoder, tensor));
@@ -192,20 +193,15 @@ pub(crate) fn clip_summary(
     shape: [usize; 5],
     windows: Windows,
     precision: Precision,
-) -> Result<PlanSummary> {
+) -> Result<PlanSummary, EngineError> {
     if let (None, Some(tiles)) = (autoencoder.model().temporal_factor(), windows.tiles) {
         let [batch, channels, _, height, width] = shape;
-        return Ok(autoencoder.plan_in_tiles(
-            operation,
-            [batch, channels, height, width],
-            tiles,
-            precision,
-        )?);
+        return autoencoder.plan_in_tiles(operation, [batch, channels, height, width], tiles, precision);
     }
-    Ok(match operation {
-        Operation::Decode => autoencoder.plan_decode_clip(shape, windows, precision)?,
-        Operation::Encode => autoencoder.plan_encode_clip(shape, windows, precision)?,
-    })
+    match operation {
+        Operation::Decode => autoencoder.plan_decode_clip(shape, windows, precision),
+        Operation::Encode => autoencoder.plan_encode_clip(shape, windows, precision),
+    }
 }
 
 pub(crate) fn check_picture(frames: usize) -> Result<()> {

@@ -9,8 +9,8 @@ use crate::plans::{Key, Plans};
 use crate::still::{self, SummedTaps};
 use crate::windows::Cut;
 use crate::{
-    Calibration, Control, Delivery, Engine, EngineError, Plan, PlanRequest, PlanSummary, Precision, Program,
-    Rows, Windows, memory,
+    Beside, Calibration, Control, Delivery, Engine, EngineError, Plan, PlanRequest, PlanSummary, Precision,
+    Program, Rows, Windows, memory,
 };
 
 /// Pixels as a decoder gives them.
@@ -107,6 +107,14 @@ impl Loaded {
     }
 }
 
+/// How something is planned.
+#[derive(Clone, Copy)]
+pub(crate) struct Way {
+    pub precision: Precision,
+    pub delivery: Delivery,
+    pub beside: Option<Beside>,
+}
+
 /// Weights that no further work will use.
 pub struct Released(Vec<Arc<dyn Program>>);
 
@@ -149,7 +157,8 @@ impl Autoencoder {
         };
         let channels = self.graph(operation, usize::MAX)?.input_channels();
         let small = ([1, channels, 1, side, side], Start::Clip);
-        let plan = self.planned(operation, usize::MAX, small, (precision, Delivery::Whole))?;
+        let way = Way { precision, delivery: Delivery::Whole, beside: None };
+        let plan = self.planned(operation, usize::MAX, small, way)?;
         self.program(operation, usize::MAX, plan.reads_weights)?.prepare(precision)
     }
 
@@ -312,7 +321,9 @@ impl Autoencoder {
             }
         }
         let [batch, channels, height, width] = shape;
-        self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), how)
+        let (precision, delivery) = how;
+        let way = Way { precision, delivery, beside: None };
+        self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), way)
     }
 
     /// The plan of a part of a clip of `frames`, made now unless it is known.
@@ -321,29 +332,25 @@ impl Autoencoder {
         operation: Operation,
         frames: usize,
         (input, start): Cut,
-        (precision, delivery): (Precision, Delivery),
+        way: Way,
     ) -> Result<Arc<Plan>, EngineError> {
         let graph = self.graph(operation, frames)?;
-        let make = |delivery| self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery });
-        let key = self.plan_key(operation, frames, (input, start), (precision, delivery));
-        self.plans.get_or_make(key, make)
+        let make = |key: &Key| {
+            let Key { precision, delivery, beside, .. } = *key;
+            self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery, beside })
+        };
+        self.plans.get_or_make(self.plan_key(operation, frames, (input, start), way), make)
     }
 
-    fn plan_key(
-        &self,
-        operation: Operation,
-        frames: usize,
-        (input, start): Cut,
-        (precision, delivery): (Precision, Delivery),
-    ) -> Key {
+    fn plan_key(&self, operation: Operation, frames: usize, (input, start): Cut, way: Way) -> Key {
         let still = self.still(operation, frames).is_some();
-        let work_budget = self.engine.work_budget();
-        Key { operation, still, input, start, precision, delivery, work_budget }
+        let (Way { precision, delivery, beside }, work_budget) = (way, self.engine.work_budget());
+        Key { operation, still, input, start, precision, delivery, beside, work_budget }
     }
 
     /// The plans for an input `[batch, channels, frames, height, width]`, made now unless they are known; `windows` say how a
-    /// clip, or a picture, is cut; `delivery` how a picture that is not cut is given. As long as they are held, nobody
-    /// searches for them again.
+    /// clip, or a picture, is cut; `delivery` how the result is given: in rows means of a clip that frames are handed on and not
+    /// kept. As long as they are held, nobody searches for them again.
     ///
     /// # Errors
     /// The shape does not fit the model, or the model lacks that half.
@@ -361,7 +368,7 @@ impl Autoencoder {
             let picture = [batch, channels, height, width];
             return Ok(vec![self.plan_picture(operation, picture, (precision, delivery))?]);
         }
-        let parts = self.plan_clip_parts(operation, shape, windows, precision)?;
+        let parts = self.plan_clip_parts(operation, shape, windows, precision, delivery)?;
         Ok(parts.into_iter().map(|(plan, _)| plan).collect())
     }
 
@@ -376,16 +383,14 @@ impl Autoencoder {
         delivery: Delivery,
     ) -> bool {
         let frames = shape[2];
-        let (parts, delivery) = match self.model.temporal_factor() {
-            None if !self.is_cut(operation, shape, windows) => {
-                (Ok(vec![((shape, Start::Clip), 1)]), delivery)
-            }
-            _ => (self.clip_parts(operation, shape, windows), Delivery::Whole),
-        };
-        // Tiles that are none are refused without a search.
-        parts.map_or(true, |parts| {
-            let key = |cut| self.plan_key(operation, frames, cut, (precision, delivery));
-            parts.into_iter().all(|(cut, _)| self.plans.knows(&key(cut)))
+        let knows = |cut, way| self.plans.knows(&self.plan_key(operation, frames, cut, way));
+        if self.model.temporal_factor().is_none() && !self.is_cut(operation, shape, windows) {
+            return knows((shape, Start::Clip), Way { precision, delivery, beside: None });
+        }
+        // Tiles that are none, and shapes that do not fit, are refused without a search.
+        self.clip_parts(operation, shape, windows, delivery).map_or(true, |parts| {
+            let way = |beside| Way { precision, delivery: Delivery::Whole, beside: Some(beside) };
+            parts.into_iter().all(|part| knows(part.cut, way(part.beside)))
         })
     }
 

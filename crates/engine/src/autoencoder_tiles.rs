@@ -4,8 +4,9 @@
 use remote_vae_wire::{Operation, Scaling, TileSizes};
 
 use crate::autoencoder::check_length;
-use crate::autoencoder_video::Receiver;
-use crate::{Autoencoder, Control, Draw, EngineError, Image, Latents, PlanSummary, Precision, Windows};
+use crate::{
+    Autoencoder, Control, Delivery, Draw, EngineError, Image, Latents, PlanSummary, Precision, Windows,
+};
 
 impl Autoencoder {
     /// What decoding or encoding a picture of `shape` (`[batch, channels, height, width]`) in `tiles` costs.
@@ -24,7 +25,7 @@ impl Autoencoder {
         if !self.is_cut(operation, whole, windows) {
             return Ok(self.plan(operation, shape, precision)?.summary());
         }
-        self.plan_parts(operation, whole, windows, precision, Receiver::Puts)
+        self.plan_parts(operation, whole, windows, precision, Delivery::Whole)
     }
 
     /// As [`Autoencoder::decode`], in tiles as diffusers' `tiled_decode` cuts and blends them. A picture that is no larger

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
 
+use crate::autoencoder_parts::PartOfWork;
 use crate::plan::output_shape;
 use crate::tiles::Tiles;
-use crate::walk::{self, Cost, Taken};
 use crate::windows::{self, Cut, Part, Scale};
 use crate::{
     Autoencoder, Control, Delivery, Draw, EngineError, History, Plan, PlanSummary, Precision, Progress,
@@ -58,7 +58,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_parts(Operation::Decode, latents, windows, precision, Receiver::Puts)
+        self.plan_parts(Operation::Decode, latents, windows, precision, Delivery::Whole)
     }
 
     /// As [`Autoencoder::plan_decode_clip`] for [`Autoencoder::decode_frames`], which does not keep what it has handed on.
@@ -71,37 +71,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_parts(Operation::Decode, latents, windows, precision, Receiver::Streams)
-    }
-
-    /// The plans of the parts that a clip of `shape` is cut into, and how many there are of each in one clip.
-    ///
-    /// # Errors
-    /// The shape does not fit the model, or the model lacks that half.
-    pub fn plan_clip_parts(
-        &self,
-        operation: Operation,
-        shape: [usize; 5],
-        windows: Windows,
-        precision: Precision,
-    ) -> Result<Vec<(Arc<Plan>, usize)>, EngineError> {
-        self.clip_output(operation, shape)?;
-        self.clip_parts(operation, shape, windows)?
-            .into_iter()
-            .map(|(cut, count)| {
-                Ok((self.planned(operation, shape[2], cut, (precision, Delivery::Whole))?, count))
-            })
-            .collect()
-    }
-
-    /// What a clip of `shape` is cut into, and how many there are of each.
-    pub(crate) fn clip_parts(
-        &self,
-        operation: Operation,
-        [_, channels, frames, height, width]: [usize; 5],
-        windows: Windows,
-    ) -> Result<Vec<(Cut, usize)>, EngineError> {
-        Ok(windows::parts([1, channels, frames, height, width], windows, self.scale(operation, windows)?))
+        self.plan_parts(Operation::Decode, latents, windows, precision, Delivery::FRAMES)
     }
 
     /// How often [`Autoencoder::decode_frames`] hands on frames of each clip of such latents.
@@ -120,7 +90,7 @@ impl Autoencoder {
         windows: Windows,
         precision: Precision,
     ) -> Result<PlanSummary, EngineError> {
-        self.plan_parts(Operation::Encode, pixels, windows, precision, Receiver::Puts)
+        self.plan_parts(Operation::Encode, pixels, windows, precision, Delivery::Whole)
     }
 
     /// Decodes `latents` (`[batch, channels, frames, height, width]`, in the space that `scaling` names). A sample's
@@ -163,7 +133,8 @@ impl Autoencoder {
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let latents = self.model_latents(latents, shape, scaling)?;
-        self.run_clips(Operation::Decode, latents, shape, windows, precision, control, emit)
+        let how = (precision, Delivery::FRAMES);
+        self.run_clips(Operation::Decode, latents, shape, windows, how, control, emit)
     }
 
     /// `latents` in the model's own space.
@@ -218,7 +189,8 @@ impl Autoencoder {
         if !at_once {
             whole = Part::zeroed(output)?;
         }
-        self.run_clips(operation, values, shape, windows, precision, control, &mut |frames| {
+        let how = (precision, Delivery::Whole);
+        self.run_clips(operation, values, shape, windows, how, control, &mut |frames| {
             if at_once {
                 whole.values = frames.values;
                 return Ok(());
@@ -234,20 +206,20 @@ impl Autoencoder {
         &self,
         operation: Operation,
         mut values: Vec<f32>,
-        [_, channels, frames, height, width]: [usize; 5],
+        whole: [usize; 5],
         windows: Windows,
-        precision: Precision,
+        (precision, delivery): (Precision, Delivery),
         control: &Control,
         emit: &mut dyn FnMut(Frames) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let scale = self.scale(operation, windows)?;
+        let [batch, channels, frames, height, width] = whole;
         let shape = [1, channels, frames, height, width];
         let in_tiles = scale.cut_pictures(shape).is_some();
-        let batch = values.len() / shape.iter().product::<usize>().max(1);
         let mut plans: HashMap<Cut, Arc<Plan>> = HashMap::new();
         let mut progress = Progress { done_flops: 0, total_flops: 0, step: 0, steps: 0 };
-        for (cut, count) in windows::parts(shape, windows, scale) {
-            let plan = self.planned(operation, frames, cut, (precision, Delivery::Whole))?;
+        let parts = self.planned_parts(operation, whole, windows, precision, delivery)?;
+        for (plan, PartOfWork { cut, count, .. }) in parts {
             let flops = plan.summary().flops.saturating_mul((count * batch) as u64);
             progress.total_flops = progress.total_flops.saturating_add(flops);
             progress.steps += plan.steps.len() * count * batch;
@@ -302,68 +274,6 @@ impl Autoencoder {
         Ok(())
     }
 
-    /// What running an input of `shape` in parts costs.
-    pub(crate) fn plan_parts(
-        &self,
-        operation: Operation,
-        shape: [usize; 5],
-        windows: Windows,
-        precision: Precision,
-        receiver: Receiver,
-    ) -> Result<PlanSummary, EngineError> {
-        let output = self.clip_output(operation, shape)?;
-        let [batch, _, frames, ..] = shape;
-        let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
-        let mut whole = PlanSummary {
-            input: picture(shape),
-            output: picture(output),
-            frames: [frames, output[2]],
-            ..PlanSummary::default()
-        };
-        let [input_bytes, output_bytes] = tensor_bytes(&whole);
-        let (scale, mut costs) = (self.scale(operation, windows)?, HashMap::new());
-        let (mut step_weight_bytes, mut left_bytes) = (0, 0);
-        for (cut, count) in self.clip_parts(operation, shape, windows)? {
-            let plan = self.planned(operation, frames, cut, (precision, Delivery::Whole))?;
-            step_weight_bytes = step_weight_bytes.max(plan.step_weight_bytes);
-            let plan = plan.summary();
-            let flops = plan.flops.saturating_mul((count * batch) as u64);
-            whole.flops = whole.flops.saturating_add(flops);
-            whole.steps += plan.steps * count;
-            // What one part must do without, all do without.
-            whole.reads_weights |= plan.reads_weights;
-            (whole.weight_bytes, whole.load_bytes) = (plan.weight_bytes, plan.load_bytes);
-            let [input, output] = tensor_bytes(&plan);
-            costs.insert(cut, Cost { work: plan.activation_bytes, output });
-            // The part's own input comes and goes with it; what it leaves lies beside it if others follow.
-            let left = if scale.streams && windows.frames && frames > 1 { plan.history_bytes } else { 0 };
-            left_bytes = left_bytes.max(left);
-            whole.history_bytes = whole.history_bytes.max(plan.history_bytes);
-            whole.probe_bytes = plan.probe_bytes;
-            whole.activation_bytes = whole.activation_bytes.max(plan.activation_bytes + input + left);
-        }
-        if whole.reads_weights {
-            whole.weight_bytes = step_weight_bytes;
-        }
-        // Of several clips one is copied out, and what cannot become the result as it is has a place from the beginning.
-        let copied = if batch > 1 { input_bytes / batch } else { 0 };
-        let (taken, place) = match receiver {
-            Receiver::Streams => (Taken::WhileOthersRun, 0),
-            Receiver::Puts if windows::is_handed_on_at_once(shape, windows, scale) => (Taken::AtOnce, 0),
-            Receiver::Puts => (Taken::AtOnce, output_bytes),
-        };
-        let beside = input_bytes.saturating_add(copied).saturating_add(place);
-        let walked = walk::peak(shape, windows, scale, output[1], taken, &|cut| costs[&cut]);
-        let running = walked.saturating_add(left_bytes);
-        // Weights that are held are read before anything runs.
-        let at_most = match whole.reads_weights {
-            true => running.max(whole.probe_bytes).saturating_add(whole.load_bytes),
-            false => running.max(whole.probe_bytes).max(whole.load_bytes),
-        };
-        whole.peak_bytes = whole.weight_bytes.saturating_add(beside).saturating_add(at_most);
-        Ok(whole)
-    }
-
     /// The shape of what `shape` becomes, if the model takes it.
     pub(crate) fn clip_output(
         &self,
@@ -401,23 +311,6 @@ impl Autoencoder {
         let tiles = windows.tiles.map(|sizes| Tiles::new(&self.model, scale, sizes)).transpose()?;
         Ok(Scale { tiles, ..scale })
     }
-}
-
-/// Who takes the frames of a run in parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Receiver {
-    /// Puts them where they belong in the result.
-    Puts,
-    /// Makes something else of them while the next ones are computed.
-    Streams,
-}
-
-/// Bytes of input and output.
-fn tensor_bytes(summary: &PlanSummary) -> [usize; 2] {
-    let bytes = |shape: [usize; 4], frames: usize| {
-        shape.iter().product::<usize>().saturating_mul(frames).saturating_mul(size_of::<f32>())
-    };
-    [bytes(summary.input, summary.frames[0]), bytes(summary.output, summary.frames[1])]
 }
 
 /// Frames as further rows: what is done to each value of a channel does not know the difference.

@@ -103,8 +103,7 @@ impl<'a> Search<'a> {
             return Found { cost: Rc::clone(cost), means };
         }
         let plan = Plan::remembering(self.task, &means, &mut self.schedules.borrow_mut());
-        let summary = plan.summary();
-        let (peak, computing, work) = (self.task.peak_bytes(&summary), computing(&plan), work(&plan));
+        let (peak, computing, work) = (self.task.peak_bytes(&plan), computing(&plan), work(&plan));
         let in_strips = (0..plan.steps.len()).filter(|step| plan.steps[*step].slices.is_some()).collect();
         let cost = Rc::new(Cost { peak, computing, work, stored: plan.stored, in_strips });
         self.known.borrow_mut().insert(means.clone(), Rc::clone(&cost));
@@ -292,10 +291,7 @@ fn variants(straight: &Found) -> impl Iterator<Item = Means> {
 
 /// How long `plan` computes, as [`crate::plan::Step::work`].
 fn computing(plan: &Plan) -> u64 {
-    plan.steps
-        .iter()
-        .fold(0u64, |sum, step| sum.saturating_add(step.work))
-        .saturating_mul(plan.input[0] as u64)
+    plan.in_all(|step| step.work)
 }
 
 /// The same with reading and transforming weights anew.
@@ -327,7 +323,7 @@ pub(crate) fn largest<'a>(
     let (mut share, mut above) = (0.0, 1.0);
     for _ in 0..HALVINGS {
         let middle = f64::midpoint(share, above);
-        let peak = |task: &Task<'_>| task.peak_bytes(&Plan::new(task, means).summary());
+        let peak = |task: &Task<'_>| task.peak_bytes(&Plan::new(task, means));
         let fits = at(middle).is_some_and(|task| peak(&task) <= budget);
         *(if fits { &mut share } else { &mut above }) = middle;
     }

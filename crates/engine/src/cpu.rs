@@ -83,8 +83,14 @@ impl Engine for CpuEngine {
             Precision::Exact => 0,
             Precision::Fast => Probe::new(graph, isa, threads)?.bytes(graph, isa),
         };
-        let task =
-            |input| Ok(Task::new(PlanRequest { input, ..request }, isa, threads)?.after_probe(probe_bytes));
+        let task = |input: [usize; 5]| {
+            // What lies beside a smaller picture is smaller too.
+            let area = |[.., height, width]: [usize; 5]| (height * width) as f64;
+            let share = area(input) / area(request.input).max(1.0);
+            let beside = request.beside.map(|beside| beside.of_share(share));
+            let request = PlanRequest { input, beside, ..request };
+            Ok(Task::new(request, isa, threads)?.after_probe(probe_bytes))
+        };
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let available = self.work_budget().map(bytes);
         let process = self.process_bytes() as usize;

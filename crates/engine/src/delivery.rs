@@ -15,6 +15,9 @@ pub enum Delivery {
 }
 
 impl Delivery {
+    /// As frames that their receiver does not keep.
+    pub(crate) const FRAMES: Delivery = Delivery::Rows { kept_per_pixel: 0 };
+
     /// Bytes that whoever takes the result of `height` by `width` pixels keeps beside the plan.
     pub(crate) fn kept_bytes(self, height: usize, width: usize) -> usize {
         match self {

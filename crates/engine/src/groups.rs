@@ -6,6 +6,7 @@
 //! Both change where numbers lie, and how often they are computed, but not one bit of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use remote_vae_kernels::Storage;
@@ -64,14 +65,21 @@ pub(crate) struct Group {
     pub strips: Option<Arc<Schedule>>,
 }
 
-/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, and
-/// rows of a strip.
-type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, usize);
+/// What tells groups of one task apart before they are cut: outputs of the members, sinks, what is written over, rows that
+/// are kept, and rows of a strip.
+type Uncut = (Vec<Value>, Vec<usize>, Vec<Over>, Vec<Head>, usize);
 
-/// Groups of one task that were cut before: the plans that a search tries differ in few of them.
+/// Bytes of a worker's scratch, by a convolution's node and the rows that it makes.
+pub(crate) type WorkerBytes = HashMap<(usize, Range<usize>), usize>;
+
+/// What was found out before about one task: the plans that a search tries differ in few groups.
 #[derive(Default)]
 pub(crate) struct Schedules {
     known: HashMap<Uncut, Group>,
+    /// Those of the latest plan that keep rows. Numbers of kept rows are many: all remembered, they would take more memory than
+    /// what they save.
+    with_heads: (BTreeMap<usize, usize>, HashMap<Uncut, Group>),
+    pub worker_bytes: WorkerBytes,
 }
 
 /// What may be streamed and overwritten at all.
@@ -111,6 +119,9 @@ pub(crate) fn groups(
     schedules: &mut Schedules,
 ) -> Vec<Group> {
     let grouping = Grouping { shapes, steps, means };
+    if schedules.with_heads.0 != means.heads {
+        schedules.with_heads = (means.heads.clone(), HashMap::new());
+    }
     let makers: HashMap<Value, usize> =
         steps.iter().enumerate().map(|(index, step)| (step.output, index)).collect();
     // The steps that write over a tensor run together when the last of them would.
@@ -291,14 +302,10 @@ impl Grouping<'_> {
         };
         let steps = group.members.iter().map(|member| grid(shapes, member)[0]);
         let rows = strip_rows(pixels / width, steps.max().unwrap_or(1));
-        if !group.heads.is_empty() {
-            // Numbers of kept rows are many: remembered, they would take more memory than what they save.
-            *group = self.scheduled(group.clone(), rows);
-            return;
-        }
         let outputs = group.members.iter().map(|member| member.output).collect();
-        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), rows);
-        let cut = schedules.known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));
+        let uncut = (outputs, group.sinks.clone(), group.overs.clone(), group.heads.clone(), rows);
+        let known = if group.heads.is_empty() { &mut schedules.known } else { &mut schedules.with_heads.1 };
+        let cut = known.entry(uncut).or_insert_with(|| self.scheduled(group.clone(), rows));
         *group = cut.clone();
     }
 

@@ -298,15 +298,17 @@ fn scratch(
 
 /// The nodes whose values are stored during the group in which most memory is in use.
 fn stored_when_fullest(builder: &Builder<'_>, groups: usize) -> Vec<usize> {
-    let used = |group: usize| -> usize {
-        let alive = |piece: &&Piece| piece.first <= group && group <= piece.last;
-        let extent = |block: &Block| {
-            let ends = block.iter().filter(alive).map(|piece| piece.offset + piece.len).max().unwrap_or(0);
-            ends - block.iter().filter(alive).map(|piece| piece.offset).min().unwrap_or(ends)
-        };
-        builder.blocks.iter().map(extent).sum()
-    };
-    let fullest = (0..groups).max_by_key(|group| used(*group)).unwrap_or(0);
+    let mut used = vec![0; groups];
+    for block in &builder.blocks {
+        let first = block.iter().map(|piece| piece.first).min().unwrap_or(0);
+        let last = block.iter().map(|piece| piece.last + 1).max().unwrap_or(0).min(groups);
+        for (group, used) in used.iter_mut().enumerate().take(last).skip(first) {
+            let alive = || block.iter().filter(|piece| piece.first <= group && group <= piece.last);
+            let ends = alive().map(|piece| piece.offset + piece.len).max().unwrap_or(0);
+            *used += ends - alive().map(|piece| piece.offset).min().unwrap_or(ends);
+        }
+    }
+    let fullest = (0..groups).max_by_key(|group| used[*group]).unwrap_or(0);
     let mut stored: Vec<usize> = builder
         .stored
         .iter()

@@ -7,6 +7,7 @@
 mod arena;
 mod attend;
 mod autoencoder;
+mod autoencoder_parts;
 mod autoencoder_tiles;
 mod autoencoder_video;
 mod budget;
@@ -39,7 +40,7 @@ pub use cpu::{CpuEngine, EngineOptions, Rows};
 pub use delivery::Delivery;
 pub use error::EngineError;
 pub use history::History;
-pub use plan::{Plan, PlanRequest, PlanSummary, Step};
+pub use plan::{Beside, Plan, PlanRequest, PlanSummary, Step};
 pub use precision::Precision;
 pub use windows::Windows;
 

@@ -18,7 +18,7 @@ use remote_vae_model::{Graph, Node, Operation, Start};
 use crate::arena::Region;
 use crate::budget::STRIP_PIXELS;
 use crate::fusion::{Fused, FusedStep, Value, fuse};
-use crate::groups::{Group, Means, Schedules, groups};
+use crate::groups::{Group, Means, Schedules, WorkerBytes, groups};
 use crate::layout::{Layout, Places, most};
 use crate::shapes::{Shapes, geometry};
 use crate::strips::Slice;
@@ -100,12 +100,37 @@ pub struct PlanRequest<'a> {
     pub precision: Precision,
     /// How the result is given; that of clips is given as a whole.
     pub delivery: Delivery,
+    /// What lies beside it, where it is a part of something larger.
+    pub beside: Option<Beside>,
+}
+
+/// What is in memory beside a part of a clip or of a picture, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// From the beginning to the end, without weights and the part's own input.
+    pub always: usize,
+    /// While the part runs, beside that.
+    pub running: usize,
+    /// While no part runs, at most, beside what is there always.
+    pub between: usize,
+    /// Whether the part leaves frames for the next ([`PlanSummary::history_bytes`]).
+    pub continues: bool,
 }
 
 impl<'a> PlanRequest<'a> {
     /// Whole clips, `[batch, channels, frames, height, width]`, whose result is one tensor.
     pub fn whole(graph: &'a Graph, input: [usize; 5], precision: Precision) -> PlanRequest<'a> {
-        PlanRequest { graph, input, start: Start::Clip, precision, delivery: Delivery::Whole }
+        let (start, delivery) = (Start::Clip, Delivery::Whole);
+        PlanRequest { graph, input, start, precision, delivery, beside: None }
+    }
+}
+
+impl Beside {
+    /// What lies beside a picture of a `share` of the pixels.
+    pub(crate) fn of_share(self, share: f64) -> Beside {
+        let of = |bytes: usize| (bytes as f64 * share).ceil() as usize;
+        let Beside { always, running, between, continues } = self;
+        Beside { always: of(always), running: of(running), between: of(between), continues }
     }
 }
 
@@ -193,7 +218,7 @@ impl Plan {
     /// As [`Plan::new`], among many plans of one task.
     pub(crate) fn remembering(task: &Task<'_>, means: &Means, schedules: &mut Schedules) -> Plan {
         let groups = groups(&task.shapes(), &task.fused, means, schedules);
-        task.plan(groups, means)
+        task.plan(groups, means, &mut schedules.worker_bytes)
     }
 
     /// `f32` of scratch that each worker takes at most.
@@ -207,7 +232,9 @@ impl Plan {
         if self.output_place.is_some() {
             return (STRIP_PIXELS[0] / width.max(1)).clamp(1, height.max(1));
         }
-        let slices = self.steps.iter().filter_map(|step| Some((step, step.slices.as_deref()?)));
+        let leaves = |step: &&Step| step.operations.iter().any(|operation| operation.places.leaves);
+        let steps = self.steps.iter().filter(leaves);
+        let slices = steps.filter_map(|step| Some((step, step.slices.as_deref()?)));
         let leaving = slices.flat_map(|(step, slices)| {
             slices.iter().filter(|slice| step.operations[slice.member].places.leaves)
         });
@@ -222,42 +249,79 @@ impl Plan {
             let shared = shared.map(|slice| &step.operations[slice.member].places);
             shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
         };
-        self.steps.iter().map(of).sum()
+        let shares = |step: &&Step| step.operations.iter().any(|operation| !operation.places.own_scratch);
+        self.steps.iter().filter(shares).map(of).sum()
+    }
+
+    /// The sum of what `of` says of each step, for the whole batch.
+    pub(crate) fn in_all(&self, of: impl Fn(&Step) -> u64) -> u64 {
+        let sum = self.steps.iter().fold(0u64, |sum, step| sum.saturating_add(of(step)));
+        sum.saturating_mul(self.input[0] as u64)
     }
 
     /// What it costs.
     pub fn summary(&self) -> PlanSummary {
-        let bytes =
-            |shape: [usize; 4], frames: usize| shape.iter().product::<usize>() * frames * size_of::<f32>();
-        let weight_bytes = if self.reads_weights { self.step_weight_bytes } else { self.weight_bytes };
-        let activation_bytes = self.arena_len * size_of::<f32>() + self.worker_bytes;
-        let [_, channels, _, width] = self.output;
-        let output_bytes = match self.delivery {
-            Delivery::Whole => bytes(self.output, self.frames[1]),
-            Delivery::Rows { .. } => bytes([1, channels, self.strip_rows(), width], 1),
-        };
         PlanSummary {
             input: self.input,
             output: self.output,
             frames: self.frames,
-            flops: self
-                .steps
-                .iter()
-                .fold(0u64, |sum, step| sum.saturating_add(step.flops))
-                .saturating_mul(self.input[0] as u64),
+            flops: self.in_all(|step| step.flops),
             steps: self.steps.len(),
             reads_weights: self.reads_weights,
-            weight_bytes,
-            activation_bytes,
+            weight_bytes: self.weight_bytes(self.reads_weights),
+            activation_bytes: self.activation_bytes(),
             load_bytes: self.load_bytes,
             history_bytes: self.history_bytes,
             probe_bytes: self.probe_bytes,
-            peak_bytes: weight_bytes
+            peak_bytes: self.weight_bytes(self.reads_weights)
                 + self.load_bytes
-                + bytes(self.input, self.frames[0])
-                + self.probe_bytes.max(activation_bytes + output_bytes),
+                + self.input_bytes()
+                + self.probe_bytes.max(self.activation_bytes() + self.output_bytes()),
         }
     }
+
+    /// Bytes at the peak of the work that this is a part of, as far as it is this part's: with what lies `beside` it, and with
+    /// the weights held, or read for each step.
+    pub(crate) fn peak_beside(&self, beside: Beside, reads_weights: bool) -> usize {
+        let Beside { always, running, between, continues } = beside;
+        let left = if continues { self.history_bytes } else { 0 };
+        let here = self.activation_bytes() + self.output_bytes();
+        let at_most = here.saturating_add(running).max(between).saturating_add(left).max(self.probe_bytes);
+        // Weights that are held are read before anything runs.
+        let at_most = match reads_weights {
+            true => at_most.saturating_add(self.load_bytes),
+            false => at_most.max(self.load_bytes),
+        };
+        let there = self.weight_bytes(reads_weights) + self.input_bytes();
+        there.saturating_add(always).saturating_add(at_most)
+    }
+
+    /// Bytes of the weights that are in memory, all of them or those of one step at most.
+    pub(crate) fn weight_bytes(&self, reads_weights: bool) -> usize {
+        if reads_weights { self.step_weight_bytes } else { self.weight_bytes }
+    }
+
+    fn activation_bytes(&self) -> usize {
+        self.arena_len * size_of::<f32>() + self.worker_bytes
+    }
+
+    fn input_bytes(&self) -> usize {
+        bytes(self.input, self.frames[0])
+    }
+
+    /// Of the result, or of the rows of it that are handed on together.
+    fn output_bytes(&self) -> usize {
+        let [_, channels, _, width] = self.output;
+        match self.delivery {
+            Delivery::Whole => bytes(self.output, self.frames[1]),
+            Delivery::Rows { .. } => bytes([1, channels, self.strip_rows(), width], 1),
+        }
+    }
+}
+
+/// Bytes of so many frames of `[batch, channels, height, width]` in `f32`.
+fn bytes(shape: [usize; 4], frames: usize) -> usize {
+    shape.iter().product::<usize>() * frames * size_of::<f32>()
 }
 
 /// What is to be planned: a graph on an input of one shape, and what runs it.
@@ -269,6 +333,7 @@ pub(crate) struct Task<'a> {
     start: Start,
     precision: Precision,
     delivery: Delivery,
+    beside: Option<Beside>,
     isa: Isa,
     threads: usize,
     probe_bytes: usize,
@@ -281,7 +346,7 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     pub(crate) fn new(
-        PlanRequest { graph, input, start, precision, delivery }: PlanRequest<'a>,
+        PlanRequest { graph, input, start, precision, delivery, beside }: PlanRequest<'a>,
         isa: Isa,
         threads: usize,
     ) -> Result<Task<'a>, EngineError> {
@@ -297,6 +362,7 @@ impl<'a> Task<'a> {
             start,
             precision,
             delivery,
+            beside,
             isa,
             threads,
             probe_bytes: 0,
@@ -311,9 +377,11 @@ impl<'a> Task<'a> {
         Task { probe_bytes, ..self }
     }
 
-    /// Bytes at the peak of `summary`, and of what is kept beside it.
-    pub(crate) fn peak_bytes(&self, summary: &PlanSummary) -> usize {
-        summary.peak_bytes.saturating_add(self.delivery.kept_bytes(self.output[3], self.output[4]))
+    /// Bytes at the peak of `plan`, and of what lies or is kept beside it.
+    pub(crate) fn peak_bytes(&self, plan: &Plan) -> usize {
+        let alone = || plan.summary().peak_bytes;
+        let peak = self.beside.map_or_else(alone, |beside| plan.peak_beside(beside, plan.reads_weights));
+        peak.saturating_add(self.delivery.kept_bytes(self.output[3], self.output[4]))
     }
 
     /// How many pixels of the input become one of the output, in one direction; 1 where it is the other way round.
@@ -331,11 +399,11 @@ impl<'a> Task<'a> {
         Shapes { graph, sizes, patches, start, precision, isa: self.isa }
     }
 
-    fn plan(&self, groups: Vec<Group>, means: &Means) -> Plan {
+    fn plan(&self, groups: Vec<Group>, means: &Means, known: &mut WorkerBytes) -> Plan {
         let shapes = self.shapes();
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
         let layout = Layout::new(shapes, &groups, means.shares_scratch, self.isa);
-        let worker_bytes = worker_bytes(&shapes, &groups, self.isa, self.threads);
+        let worker_bytes = worker_bytes(&shapes, &groups, self.isa, self.threads, known);
         let used = groups.iter().map(|group| group_weight_bytes(self.graph, group, self.isa));
         let (step_weight_bytes, used_weight_bytes) =
             used.fold((0, 0), |(most, all), bytes| (most.max(bytes), all + bytes));
@@ -463,24 +531,26 @@ fn load_bytes(graph: &Graph) -> usize {
     graph.nodes.iter().map(of).max().unwrap_or(0)
 }
 
-/// Bytes of scratch that each of `threads` workers takes, at most.
-fn worker_bytes(shapes: &Shapes<'_>, groups: &[Group], isa: Isa, threads: usize) -> usize {
-    let of = |member: &FusedStep, rows: Option<&Range<usize>>| match &member.operation {
+/// Bytes of scratch that each of `threads` workers takes, at most; `known` remembers those of convolutions.
+fn worker_bytes(
+    shapes: &Shapes<'_>,
+    groups: &[Group],
+    isa: Isa,
+    threads: usize,
+    known: &mut WorkerBytes,
+) -> usize {
+    let of_rows = |node: usize, upsample: usize, rows: Range<usize>| {
+        let [_, height, width] = shapes.sizes[node];
+        most(shapes.precision, &shapes.geometries(node), |geometry, arithmetic| {
+            let (rows, size) = (rows.clone(), [height, width]);
+            Convolution::worker_bytes(isa, geometry, rows, size, upsample, arithmetic, threads)
+        })
+    };
+    let mut of = |member: &FusedStep, rows: Option<&Range<usize>>| match &member.operation {
         Fused::Convolution { node, source, .. } => {
-            let [_, height, width] = shapes.sizes[*node];
-            let rows = rows.cloned().unwrap_or(0..height);
-            most(shapes.precision, &shapes.geometries(*node), |geometry, arithmetic| {
-                let size = [height, width];
-                Convolution::worker_bytes(
-                    isa,
-                    geometry,
-                    rows.clone(),
-                    size,
-                    source.upsample,
-                    arithmetic,
-                    threads,
-                )
-            })
+            let rows = rows.cloned().unwrap_or(0..shapes.height(*node));
+            let upsample = source.upsample;
+            *known.entry((*node, rows.clone())).or_insert_with(|| of_rows(*node, upsample, rows))
         }
         Fused::Attention { reach, inputs, .. } => {
             shapes.attentions(*reach, inputs[0]).map(|shape| shape.worker_bytes(isa)).max().unwrap_or(0)

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use remote_vae_model::Start;
 use remote_vae_wire::Operation;
 
-use crate::{Delivery, EngineError, Plan, Precision};
+use crate::{Beside, Delivery, EngineError, Plan, Precision};
 
 /// What a plan of one model on one engine follows from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,25 +20,28 @@ pub(crate) struct Key {
     pub start: Start,
     pub precision: Precision,
     pub delivery: Delivery,
+    pub beside: Option<Beside>,
     /// Bytes that work might hold.
     pub work_budget: Option<u64>,
 }
 
 impl Key {
-    /// As it is where nothing is kept beside the plan.
+    /// As it is where nothing lies or is kept beside the plan.
     fn alone(&self) -> Key {
-        Key { delivery: self.delivery.alone(), ..*self }
+        Key { delivery: self.delivery.alone(), beside: None, ..*self }
     }
 
-    /// Whether what came of [`Key::alone`] leaves room for what is kept. What a refusal says is true for its own key only.
+    /// Whether what came of [`Key::alone`] leaves room for what lies or is kept beside it. What a refusal says is true for its
+    /// own key only.
     fn is_met_by(&self, outcome: &Outcome) -> bool {
-        if self.delivery == self.delivery.alone() {
+        if *self == self.alone() {
             return true;
         }
         outcome.as_ref().is_ok_and(|plan| {
             let [.., height, width] = plan.output;
-            let kept = self.delivery.kept_bytes(height, width);
-            let need = plan.summary().peak_bytes.saturating_add(kept) as u64;
+            let alone = || plan.summary().peak_bytes;
+            let peak = self.beside.map_or_else(alone, |beside| plan.peak_beside(beside, plan.reads_weights));
+            let need = peak.saturating_add(self.delivery.kept_bytes(height, width)) as u64;
             self.work_budget.is_none_or(|budget| need <= budget)
         })
     }
@@ -72,16 +75,16 @@ impl Plans {
         find(key).or_else(|| find(&key.alone()).filter(|(_, outcome)| key.is_met_by(outcome))).is_some()
     }
 
-    /// The plan for `key`, made by `make` unless it is known. Where there is room for what is kept beside it, it is the plan
-    /// that keeps nothing, so that all who keep something share that. What no budget can hold is remembered too; other errors
+    /// The plan for `key`, made by `make` unless it is known. Where there is room for what lies or is kept beside it, it is the
+    /// plan beside nothing, so that all share that. What no budget can hold is remembered too; other errors
     /// are found quickly and are not.
     pub(crate) fn get_or_make(
         &self,
         key: Key,
-        make: impl Fn(Delivery) -> Result<Plan, EngineError>,
+        make: impl Fn(&Key) -> Result<Plan, EngineError>,
     ) -> Result<Arc<Plan>, EngineError> {
         // That there is one of its own says that the other has no room, also when that is known no more.
-        let own = if key.delivery == key.alone().delivery { None } else { self.latest(&key) };
+        let own = if key == key.alone() { None } else { self.latest(&key) };
         let outcome = match own {
             Some(outcome) => outcome,
             None => match self.outcome(key.alone(), &make)? {
@@ -96,13 +99,13 @@ impl Plans {
     fn outcome(
         &self,
         key: Key,
-        make: impl Fn(Delivery) -> Result<Plan, EngineError>,
+        make: impl Fn(&Key) -> Result<Plan, EngineError>,
     ) -> Result<Outcome, EngineError> {
         if let Some(outcome) = self.latest(&key) {
             return Ok(outcome);
         }
         // Not under the lock: others need not wait for a search.
-        let outcome = match make(key.delivery) {
+        let outcome = match make(&key) {
             Ok(plan) => Ok(Arc::new(plan)),
             Err(EngineError::Budget { need, budget, smallest, largest }) => {
                 Err(Shortage { need, budget, smallest, largest })
@@ -155,7 +158,7 @@ mod tests {
         let input = [1, 4, 1, side, side];
         let (operation, start, precision) = (Operation::Decode, Start::Clip, Precision::Exact);
         let delivery = Delivery::Whole;
-        Key { operation, still: false, input, start, precision, delivery, work_budget: None }
+        Key { operation, still: false, input, start, precision, delivery, beside: None, work_budget: None }
     }
 
     fn refused(plans: &Plans, side: usize, made: &Cell<usize>) {
@@ -195,15 +198,15 @@ mod tests {
         let engine = CpuEngine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
         let made = RefCell::new(Vec::new());
         let rows = |kept_per_pixel| Delivery::Rows { kept_per_pixel };
-        let make = |delivery| {
-            made.borrow_mut().push(delivery);
+        let make = |asked: &Key| {
+            made.borrow_mut().push(asked.delivery);
             let graph = model.require_decoder()?;
             engine.plan_part(PlanRequest {
-                delivery,
+                delivery: asked.delivery,
                 ..PlanRequest::whole(graph, key(8).input, Precision::Exact)
             })
         };
-        let plan = make(rows(0)).unwrap();
+        let plan = make(&Key { delivery: rows(0), ..key(8) }).unwrap();
         let ([.., height, width], peak) = (plan.output, plan.summary().peak_bytes);
         let room_for = |kept: usize| Some((peak + kept * height * width) as u64);
         let forms = |plans: &Plans, work_budget, all: &[usize]| {
@@ -240,9 +243,9 @@ mod tests {
         let key = |kept| Key { delivery: rows(kept), work_budget: Some(1), ..key(8) };
         let made = Cell::new(0);
         let need = |kept: usize| {
-            let make = |delivery: Delivery| {
+            let make = |asked: &Key| {
                 made.set(made.get() + 1);
-                let need = 100 + delivery.kept_bytes(1, 1);
+                let need = 100 + asked.delivery.kept_bytes(1, 1);
                 Err(EngineError::Budget { need, budget: 1, smallest: 2, largest: None })
             };
             match plans.get_or_make(key(kept), make) {

@@ -3,9 +3,10 @@
 //! The group's last steps make some rows more at a time; every step before them makes what that needs, and nothing is
 //! made twice. Rows of a tensor that is not stored are dropped when the last step that reads them has done so.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+
+use remote_vae_kernels::convolution::Geometry;
 
 use crate::fusion::{Fused, FusedStep, Value};
 use crate::shapes::Shapes;
@@ -49,6 +50,8 @@ pub(crate) struct Schedule {
     pub kinds: Vec<Slice>,
     /// Rows of each member's output that must be in memory at the same time.
     pub kept: Vec<usize>,
+    /// Rows of each member's output that are computed.
+    pub computed: Vec<usize>,
 }
 
 /// The schedule of `members`, those of `sinks` making about `rows` rows of the last one's output at a time. An error is
@@ -66,17 +69,21 @@ pub(crate) fn schedule(
 ) -> Result<Schedule, usize> {
     let heights: Vec<usize> = members.iter().map(|member| height(shapes, member)).collect();
     let total = sinks.last().map_or(0, |sink| heights[*sink]);
-    let share = |end: usize, member: usize| (end * heights[member]).div_ceil(total);
+    let of_member = heights.clone();
+    let share = |end: usize, member: usize| (end * of_member[member]).div_ceil(total);
     let mut state = State {
         shapes,
         members,
         overs,
         heads,
         sources: members.iter().enumerate().map(|(at, member)| sources(members, at, member)).collect(),
+        grids: members.iter().map(|member| grid(shapes, member)).collect(),
+        geometries: members.iter().map(|member| geometry(shapes, member)).collect(),
         strips: (0..members.len()).map(|member| share(rows, member)).collect(),
         made: vec![0; members.len()],
         kept: vec![0; members.len()],
         slices: Vec::new(),
+        heights,
     };
     state.skip(sinks);
     let mut target = 0;
@@ -87,10 +94,22 @@ pub(crate) fn schedule(
         }
     }
     let State { slices, kept, .. } = state;
-    let mut seen = HashSet::new();
-    let is_new = |slice: &&Slice| seen.insert((slice.member, slice.rows.len(), slice.rows.start == 0));
+    let mut computed = vec![0; members.len()];
+    for slice in slices.iter().filter(|slice| !slice.recalled) {
+        computed[slice.member] += slice.rows.len();
+    }
+    // A member has few kinds: looking through them takes less time than a set.
+    let mut seen = vec![Vec::new(); members.len()];
+    let is_new = |slice: &&Slice| {
+        let (seen, kind) = (&mut seen[slice.member], (slice.rows.len(), slice.rows.start == 0));
+        let is_new = !seen.contains(&kind);
+        if is_new {
+            seen.push(kind);
+        }
+        is_new
+    };
     let kinds = slices.iter().filter(|slice| !slice.recalled).filter(is_new).cloned().collect();
-    Ok(Schedule { slices: slices.into(), kinds, kept })
+    Ok(Schedule { slices: slices.into(), kinds, kept, computed })
 }
 
 /// The tensors that `member` reads, each with the earlier member that makes it, if one does; tables are left out.
@@ -114,6 +133,11 @@ struct State<'a> {
     heads: &'a [Head],
     /// What each member reads, and who makes it.
     sources: Vec<Vec<(Value, Option<usize>)>>,
+    /// Where each member's slices may end, how many rows it has, and its geometry if it is a convolution, as [`grid`],
+    /// [`height`] and [`geometry`] tell.
+    grids: Vec<[usize; 2]>,
+    heights: Vec<usize>,
+    geometries: Vec<Option<Geometry>>,
     /// Rows that each member makes at a time, about.
     strips: Vec<usize>,
     /// Rows that each member has made, with those before that nobody needs.
@@ -133,7 +157,7 @@ impl State<'_> {
     /// Passes over the first rows of each member but `sinks` that nobody reads, because what they would be read for is recalled.
     fn skip(&mut self, sinks: &[usize]) {
         for member in (0..self.members.len()).rev().filter(|member| !sinks.contains(member)) {
-            let mut needed = height(self.shapes, &self.members[member]);
+            let mut needed = self.heights[member];
             for reader in member + 1..self.members.len() {
                 let computed = self.made[reader].max(self.recalled(reader));
                 for (value, maker) in &self.sources[reader] {
@@ -142,22 +166,22 @@ impl State<'_> {
                     }
                 }
             }
-            let [step, skip] = grid(self.shapes, &self.members[member]);
+            let [step, skip] = self.grids[member];
             self.made[member] = ((needed + skip) / step * step).saturating_sub(skip);
         }
     }
 
     /// Lets `member` have made `end` rows at least, and those before it what that needs.
     fn make(&mut self, member: usize, end: usize) -> Result<(), usize> {
-        let [step, skip] = grid(self.shapes, &self.members[member]);
-        let height = height(self.shapes, &self.members[member]);
+        let ([step, skip], height) = (self.grids[member], self.heights[member]);
         let between_tiles = |row: usize| ((row + skip).next_multiple_of(step) - skip).min(height);
         while self.made[member] < end {
             let start = self.made[member];
             let end = end.min(start + self.strips[member]);
             let recalled = start < self.recalled(member);
             let end = if recalled { end.min(self.recalled(member)) } else { between_tiles(end) };
-            for (value, maker) in self.sources[member].clone() {
+            for source in 0..self.sources[member].len() {
+                let (value, maker) = self.sources[member][source];
                 if let Some(maker) = maker.filter(|_| !recalled) {
                     self.make(maker, self.needs(member, value, end))?;
                 }
@@ -187,9 +211,8 @@ impl State<'_> {
 
     /// The first row of `value` that `member` reads for its rows from `made` on.
     fn unread_from(&self, member: usize, value: Value, made: usize) -> usize {
-        let height = height(self.shapes, &self.members[member]);
         match (&self.members[member].operation, value) {
-            (_, Value::Node(node)) if made >= height => self.shapes.height(node),
+            (_, Value::Node(node)) if made >= self.heights[member] => self.shapes.height(node),
             (Fused::NormStatistics { input, .. }, _) => {
                 self.shapes.patches[*input].whole_rows(made, self.shapes.height(*input))
             }
@@ -199,11 +222,13 @@ impl State<'_> {
 
     fn rows_read(&self, member: usize, value: Value, rows: Range<usize>) -> Range<usize> {
         match (&self.members[member].operation, value) {
-            (Fused::Convolution { node, source, .. }, Value::Node(read))
-                if read == source.base && !rows.is_empty() =>
+            (Fused::Convolution { source, .. }, Value::Node(read))
+                if read == source.base
+                    && !rows.is_empty()
+                    && let Some(geometry) = &self.geometries[member] =>
             {
                 let height = self.shapes.height(read);
-                let range = self.shapes.geometry(*node).rows_read(&rows, source.upsample, height);
+                let range = geometry.rows_read(&rows, source.upsample, height);
                 // A tensor may be source and residual at once.
                 if self.members[member].operation.residual() == Some(value) {
                     range.start.min(rows.start)..range.end.max(rows.end)
@@ -246,6 +271,13 @@ fn height(shapes: &Shapes<'_>, member: &FusedStep) -> usize {
     match &member.operation {
         Fused::NormStatistics { input, .. } | Fused::Copy { input } => shapes.height(*input),
         _ => shapes.height(member.output.node()),
+    }
+}
+
+fn geometry(shapes: &Shapes<'_>, member: &FusedStep) -> Option<Geometry> {
+    match &member.operation {
+        Fused::Convolution { node, .. } => Some(shapes.geometry(*node)),
+        _ => None,
     }
 }
 

@@ -1,18 +1,12 @@
 //! What lies in memory while a clip or a picture is run in parts: [`crate::windows::run`] walked through without values.
 
+use std::collections::HashMap;
+
 use remote_vae_model::Start;
 
 use crate::Windows;
 use crate::tiles::Tiles;
 use crate::windows::{COLUMNS, Cut, Cutting, FRAMES, ROWS, Scale, window_frames, window_starts};
-
-/// Bytes of one part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cost {
-    /// While it runs, beside its input and its output.
-    pub work: usize,
-    pub output: usize,
-}
 
 /// What becomes of the frames that are handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,21 +17,31 @@ pub(crate) enum Taken {
     WhileOthersRun,
 }
 
-/// Most bytes that are held at one moment of a run on clips of `shape` (`[batch, channels, frames, height, width]`), one after
-/// the other, beside their inputs; `channels` are the output's, and `cost` knows each part of [`crate::windows::parts`].
-pub(crate) fn peak(
+/// Bytes that are held on the way, beside the inputs as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Walked {
+    /// Most of what is held when each part begins to run, with its input where that is cut out.
+    pub beside: HashMap<Cut, usize>,
+    /// Most of what is held while no part runs.
+    pub between: usize,
+}
+
+/// What is held while clips of `shape` (`[batch, channels, frames, height, width]`) are run, one after the other; `channels`
+/// are the output's, and `output` knows the bytes that each part of [`crate::windows::parts`] makes.
+pub(crate) fn walk(
     shape: [usize; 5],
     windows: Windows,
     scale: Scale,
     channels: usize,
     taken: Taken,
-    cost: &dyn Fn(Cut) -> Cost,
-) -> usize {
+    output: &dyn Fn(Cut) -> usize,
+) -> Walked {
     let [batch, sides @ ..] = shape;
     let shape = [1, sides[0], sides[1], sides[2], sides[3]];
     let cutting = windows.cutting(shape, scale);
     let tiles = scale.cut_pictures(shape);
-    let mut walk = Walk { scale, channels, cutting, cost, taken, held: 0, peak: 0, handed: 0 };
+    let walked = Walked::default();
+    let mut walk = Walk { scale, channels, cutting, output, taken, held: 0, handed: 0, walked };
     // What the last frames of one clip are to the next is the same for all that follow.
     for _ in 0..batch.min(2) {
         match (cutting, tiles) {
@@ -49,25 +53,25 @@ pub(crate) fn peak(
             }
         }
     }
-    walk.peak
+    walk.walked
 }
 
 struct Walk<'a> {
     scale: Scale,
     channels: usize,
     cutting: Cutting,
-    cost: &'a dyn Fn(Cut) -> Cost,
+    output: &'a dyn Fn(Cut) -> usize,
     taken: Taken,
     held: usize,
-    peak: usize,
     /// Bytes of frames that their receiver still has.
     handed: usize,
+    walked: Walked,
 }
 
 impl Walk<'_> {
     fn take(&mut self, bytes: usize) -> usize {
         self.held = self.held.saturating_add(bytes);
-        self.peak = self.peak.max(self.held);
+        self.walked.between = self.walked.between.max(self.held);
         bytes
     }
 
@@ -86,10 +90,9 @@ impl Walk<'_> {
 
     /// Runs a part; its output stays.
     fn one(&mut self, cut: Cut) -> usize {
-        let Cost { work, output } = (self.cost)(cut);
-        self.take(work.saturating_add(output));
-        self.free(work);
-        output
+        let beside = self.walked.beside.entry(cut).or_default();
+        *beside = self.held.max(*beside);
+        self.take((self.output)(cut))
     }
 
     /// As [`Walk::one`] with an input that is cut out and goes with it.
@@ -101,7 +104,7 @@ impl Walk<'_> {
     }
 
     /// Bytes of `frames` of the output of an input of `shape`.
-    fn output(&self, shape: [usize; 5], frames: usize) -> usize {
+    fn frames_of(&self, shape: [usize; 5], frames: usize) -> usize {
         let [height, width] = [ROWS, COLUMNS].map(|axis| self.scale.output(shape[axis], axis));
         bytes([1, self.channels, frames, height, width])
     }
@@ -130,7 +133,7 @@ impl Walk<'_> {
                     _ => self.cut_out((part, Start::Clip)),
                 };
                 if whole == 0 {
-                    whole = self.take(self.output(shape, self.scale.output(shape[FRAMES], FRAMES)));
+                    whole = self.take(self.frames_of(shape, self.scale.output(shape[FRAMES], FRAMES)));
                 }
                 if !tiles.keeps_row() {
                     self.free(tile);
@@ -149,7 +152,7 @@ impl Walk<'_> {
     fn joined(&mut self, shape: [usize; 5]) -> usize {
         let input = self.take(bytes(shape));
         let parts: Vec<usize> = self.scale.cuts(shape).map(|cut| self.cut_out(cut)).collect();
-        let whole = self.take(self.output(shape, self.scale.output(shape[FRAMES], FRAMES)));
+        let whole = self.take(self.frames_of(shape, self.scale.output(shape[FRAMES], FRAMES)));
         let copy = self.take(parts.iter().copied().max().unwrap_or(0));
         self.free(copy + parts.iter().sum::<usize>() + input);
         whole
@@ -175,13 +178,13 @@ impl Walk<'_> {
             let mut kept = (keep + 1).min(frames);
             if before.is_some() {
                 // A copy without the first frame takes its place.
-                let copy = self.take(self.output(shape, frames - 1));
+                let copy = self.take(self.frames_of(shape, frames - 1));
                 self.free(std::mem::replace(&mut part, copy));
                 kept = keep.min(frames - 1);
             }
             kept = kept.min(left);
             left -= kept;
-            let done = self.take(self.output(shape, kept));
+            let done = self.take(self.frames_of(shape, kept));
             self.free(before.replace(part).unwrap_or(0));
             self.hand_on(done);
         }
@@ -215,13 +218,18 @@ mod tests {
 
     /// The peak in `f32` of one channel, where a part's work is `work` for each of its latents.
     fn walked(shape: [usize; 5], windows: Windows, scale: Scale, taken: Taken, work: usize) -> usize {
-        let cost = |(input, start): Cut| {
+        let output = |(input, start): Cut| {
             let [_, _, frames, height, width] = input;
             let frames =
                 if start == Start::Clip { scale.output(frames, FRAMES) } else { frames * scale.time };
-            Cost { work: 4 * work * height * width, output: 4 * frames * height * width * 64 }
+            4 * frames * height * width * 64
         };
-        peak(shape, windows, scale, 1, taken, &cost) / 4
+        let Walked { beside, between } = walk(shape, windows, scale, 1, taken, &output);
+        let running = beside.iter().map(|(cut, beside)| {
+            let ([_, _, _, height, width], _) = cut;
+            beside + 4 * work * height * width + output(*cut)
+        });
+        running.max().unwrap().max(between) / 4
     }
 
     #[test]

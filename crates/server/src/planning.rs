@@ -29,16 +29,17 @@ pub(crate) struct Asked {
 impl Asked {
     fn plan(self, autoencoder: &Autoencoder) -> Result<Planned, EngineError> {
         let Asked { operation, shape, windows, precision, .. } = self;
-        let plans = autoencoder.plans(operation, shape, windows, precision, self.delivery())?;
+        let plans = autoencoder.plans(operation, shape, windows, precision, self.delivery(autoencoder))?;
         Ok(Planned { summary: self.cost(autoencoder)?, plans })
     }
 
     /// Decoded pictures leave the engine in rows, but those that may be cut into tiles.
-    fn delivery(self) -> Delivery {
-        match self.operation {
-            Operation::Decode if self.windows.tiles.is_none() => {
-                Delivery::Rows { kept_per_pixel: self.answer_per_pixel }
-            }
+    fn delivery(self, autoencoder: &Autoencoder) -> Delivery {
+        let Asked { operation, windows, streams, answer_per_pixel, .. } = self;
+        let takes_clips = autoencoder.model().temporal_factor().is_some();
+        let in_rows = if takes_clips { streams } else { windows.tiles.is_none() };
+        match operation {
+            Operation::Decode if in_rows => Delivery::Rows { kept_per_pixel: answer_per_pixel },
             Operation::Decode | Operation::Encode => Delivery::Whole,
         }
     }
@@ -77,7 +78,7 @@ pub(crate) async fn plan(
     asked: Asked,
 ) -> Result<Planned, Refusal> {
     let Asked { operation, shape, windows, precision, .. } = asked;
-    let plan = if autoencoder.is_planned(operation, shape, windows, precision, asked.delivery()) {
+    let plan = if autoencoder.is_planned(operation, shape, windows, precision, asked.delivery(autoencoder)) {
         asked.plan(autoencoder)
     } else {
         let autoencoder = Arc::clone(autoencoder);

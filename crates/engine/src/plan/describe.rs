@@ -23,11 +23,8 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
         group.members.iter().map(|member| describe_one(shapes, member)).collect();
     if let Some(schedule) = &group.strips {
         // Rows that are recalled, or left out because what they are needed for is, cost nothing.
-        let mut computed = vec![0; described.len()];
-        for slice in schedule.slices.iter().filter(|slice| !slice.recalled) {
-            computed[slice.member] += slice.rows.len() as u64;
-        }
-        for (described, computed) in described.iter_mut().zip(computed) {
+        for (described, computed) in described.iter_mut().zip(&schedule.computed) {
+            let computed = *computed as u64;
             let height = (described.output[1] as u64).max(1);
             described.flops = described.flops / height * computed;
             described.work = (u128::from(described.work) * u128::from(computed) / u128::from(height)) as u64;

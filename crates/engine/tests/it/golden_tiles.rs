@@ -127,7 +127,8 @@ fn plans_of_tiles_count_their_work_and_memory() {
     let (tiled, straight) = (plan(large), whole(large));
     assert_eq!((tiled.input, tiled.output), (straight.input, straight.output));
     let windows = Windows { frames: false, tiles: Some(sizes) };
-    let parts = own.plan_clip_parts(Operation::Decode, [1, 4, 1, 128, 128], windows, exact).unwrap();
+    let parts =
+        own.plan_clip_parts(Operation::Decode, [1, 4, 1, 128, 128], windows, exact, Delivery::Whole).unwrap();
     // Tiles of 8 latents every 6 are 22 each way; the last ones have two.
     assert_eq!(parts.iter().map(|(_, count)| count).sum::<usize>(), 22 * 22);
     let work = parts.iter().map(|(plan, count)| plan.summary().flops * *count as u64);

@@ -1,7 +1,9 @@
 //! diffusers' output on small random video models: `tests/golden_video`, made by the script there.
 
 use crate::support::{Tensor, assert_close, engine, engines, psnr, read_tensors, values};
-use remote_vae_engine::{Autoencoder, Control, Draw, EngineError, Frames, Plan, Precision, Windows};
+use remote_vae_engine::{
+    Autoencoder, Control, Delivery, Draw, EngineError, Frames, Plan, Precision, Windows,
+};
 use remote_vae_kernels::Isa;
 use remote_vae_model::{Checkpoint, Graph, Model, VaeConfig};
 use remote_vae_wire::{Operation, Scaling, TileSizes};
@@ -206,7 +208,9 @@ fn a_single_picture_costs_a_third() {
             ),
         };
         assert_close(&still.unwrap().values, &clip, TOLERANCE, kind);
-        let parts = autoencoder.plan_clip_parts(operation, shape, windows, Precision::Exact).unwrap();
+        let parts = autoencoder
+            .plan_clip_parts(operation, shape, windows, Precision::Exact, Delivery::Whole)
+            .unwrap();
         let single = &parts[0].0;
         assert_eq!(flops(single, "convolution 3x3x3"), 0);
         assert_eq!(flops(&plan, "convolution 3x3x3"), 3 * flops(single, "convolution 3x3"));

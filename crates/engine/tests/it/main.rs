@@ -6,6 +6,7 @@ mod golden_tiles;
 mod golden_video;
 mod golden_wan;
 mod oracle;
+mod parts_in_budget;
 mod properties;
 mod random_graphs;
 mod real;

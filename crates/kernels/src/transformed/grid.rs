@@ -36,7 +36,7 @@ pub(super) fn groups_of_chunk(form: Form, input_blocks: usize) -> usize {
 }
 
 /// Tiles that are multiplied at once.
-fn rows_at_once(isa: Isa, form: Form) -> usize {
+pub(super) fn rows_at_once(isa: Isa, form: Form) -> usize {
     if form == Form::Bytes { bytes::ROWS } else { isa.pixels() }
 }
 

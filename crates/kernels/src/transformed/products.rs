@@ -1,6 +1,6 @@
 //! The products of a batch: for each point one matrix product over input channels.
 
-use super::grid::window_side;
+use super::grid::{rows_at_once, window_side};
 use super::{Batch, Job, Scratch, Transform};
 use crate::ahead::{Ahead, Sweep};
 use crate::amx;
@@ -30,8 +30,8 @@ pub(super) unsafe fn multiply<T: Tile, W: Transform>(
 ) {
     let tiles = batch.size[0] * batch.size[1];
     let mut registers = (job.grid.form == Form::Bytes).then(|| (amx::Tiles::new(job.isa), amx::Sums::zero()));
-    let rows_at_once = if registers.is_some() { bytes::ROWS } else { T::PIXELS };
-    let steps = groups.len() * W::PRODUCTS * W::PRODUCTS * tiles.div_ceil(rows_at_once);
+    let passes = tiles.div_ceil(rows_at_once(job.isa, job.grid.form));
+    let steps = groups.len() * W::PRODUCTS * W::PRODUCTS * passes;
     let [height, width] = batch.size.map(|tiles| tiles * W::OUTPUTS);
     let corner = batch.origin.map(|tile| (tile * W::OUTPUTS).saturating_sub(W::SKIP));
     let mut outputs = Sweep::new([groups.len() * (T::LANES / BLOCK), height, width], steps);
