@@ -64,6 +64,8 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         return budgets::run(options, given);
     }
     let autoencoder = local::autoencoder(&options.model, &options.engine)?;
+    // As a server does: only the first run of a size takes memory anew.
+    autoencoder.engine().keep_spare();
     let report = measure(&autoencoder, options)?;
     let mut output = std::io::stdout().lock();
     if options.json {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use remote_vae_model::{Graph, Start};
 use remote_vae_wire::{Operation, Scaling};
@@ -257,6 +258,8 @@ impl Autoencoder {
                     } else {
                         program.run(plan, &part.values, &control)?
                     };
+                    // What comes between two parts is planned without it.
+                    drop(self.engine.take_spare(Duration::ZERO));
                     progress.done_flops += plan.summary().flops;
                     progress.step += plan.steps.len();
                     let [batch, channels, height, width] = plan.output;

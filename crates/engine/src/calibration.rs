@@ -124,7 +124,14 @@ impl Calibration {
         let graph = &program.graph;
         let Probe { exact, fast } = Probe::new(graph, program.isa, program.pool.threads())?;
         let input = random::normal(0, exact.input.iter().product::<usize>() * exact.frames[0]);
-        let expected = program.run_calibrated(&exact, None, &input, None, &Control::new())?;
+        let expected = program.run_calibrated(
+            &exact,
+            None,
+            &input,
+            None,
+            &Control::new(),
+            &mut buffer(exact.arena_len)?,
+        )?;
         program.reserve(&fast)?;
         let errors = layer_errors(program, &exact, &input)?;
         let mut calibration = Calibration {
@@ -174,7 +181,14 @@ impl Calibration {
         input: &[f32],
         expected: &[f32],
     ) -> Result<(), EngineError> {
-        let found = program.run_calibrated(fast, Some(self), input, None, &Control::new())?;
+        let found = program.run_calibrated(
+            fast,
+            Some(self),
+            input,
+            None,
+            &Control::new(),
+            &mut buffer(fast.arena_len)?,
+        )?;
         (self.psnr, self.largest_error) = difference(&found, expected);
         Ok(())
     }

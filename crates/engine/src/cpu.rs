@@ -3,11 +3,13 @@
 mod layers;
 mod operations;
 mod output;
+mod workspace;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use remote_vae_kernels::{Buffer, Isa, Pool};
+use remote_vae_kernels::{Isa, Pool};
 use remote_vae_model::{Graph, WeightSource};
 
 use crate::arena::Region;
@@ -15,13 +17,15 @@ use crate::budget::Shortage;
 use crate::calibration::{Calibration, Probe};
 use crate::plan::{Plan, Step, Task, weight_bytes};
 use crate::{
-    Control, Engine, EngineError, History, PlanRequest, Precision, Program, Progress, budget, frames, memory,
+    Control, Engine, EngineError, History, PlanRequest, Precision, Program, Progress, Spare, budget, frames,
+    memory,
 };
 pub(crate) use layers::Layers;
 use layers::{Layer, layer};
 pub(crate) use operations::{Moments, Run};
 pub(crate) use output::Output;
 pub use output::Rows;
+use workspace::Workspace;
 
 /// How a [`CpuEngine`] is made.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +41,7 @@ pub struct EngineOptions {
 /// Runs graphs on the processor.
 pub struct CpuEngine {
     pool: Arc<Pool>,
+    workspace: Arc<Workspace>,
     isa: Isa,
     memory_budget: Option<u64>,
     process_bytes: AtomicU64,
@@ -56,7 +61,8 @@ impl CpuEngine {
         let pool = Arc::new(Pool::new(options.threads).map_err(EngineError::Threads)?);
         let process_bytes = memory::resident_bytes().map_or(0, |held| held + WORKING_BYTES);
         let process_bytes = AtomicU64::new(process_bytes);
-        Ok(CpuEngine { pool, isa, memory_budget: options.memory_budget, process_bytes })
+        let workspace = Arc::new(Workspace::new(Arc::clone(&pool)));
+        Ok(CpuEngine { pool, workspace, isa, memory_budget: options.memory_budget, process_bytes })
     }
 }
 
@@ -113,7 +119,21 @@ impl Engine for CpuEngine {
         self.process_bytes.fetch_max(bytes, Ordering::Relaxed);
     }
 
+    fn keep_spare(&self) {
+        self.workspace.keep_spare();
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        self.workspace.spare_bytes()
+    }
+
+    fn take_spare(&self, age: Duration) -> Option<Spare> {
+        self.workspace.take_spare(age).map(|spare| Spare::new(Box::new(spare)))
+    }
+
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+        // Whose plans do not count it.
+        drop(self.workspace.take_spare(Duration::ZERO));
         let layers = (0..graph.nodes.len()).map(|node| layer(self.isa, graph, node, weights));
         Ok(Box::new(self.program(graph, Weights::Held(layers.collect::<Result<_, _>>()?))))
     }
@@ -125,8 +145,9 @@ impl Engine for CpuEngine {
 
 impl CpuEngine {
     fn program(&self, graph: &Graph, weights: Weights) -> CpuProgram {
-        let (pool, isa, graph) = (Arc::clone(&self.pool), self.isa, graph.clone());
-        CpuProgram { pool, isa, graph, weights, calibration: Mutex::default() }
+        let (pool, workspace) = (Arc::clone(&self.pool), Arc::clone(&self.workspace));
+        let (isa, graph) = (self.isa, graph.clone());
+        CpuProgram { pool, workspace, isa, graph, weights, calibration: Mutex::default() }
     }
 }
 
@@ -139,6 +160,7 @@ enum Weights {
 
 pub(crate) struct CpuProgram {
     pub(crate) pool: Arc<Pool>,
+    workspace: Arc<Workspace>,
     pub(crate) isa: Isa,
     pub(crate) graph: Graph,
     weights: Weights,
@@ -148,9 +170,7 @@ pub(crate) struct CpuProgram {
 
 impl Program for CpuProgram {
     fn run(&self, plan: &Plan, input: &[f32], control: &Control) -> Result<Vec<f32>, EngineError> {
-        let _emptied = Emptied(&self.pool);
-        let calibration = self.calibration_for(plan.precision)?;
-        self.run_calibrated(plan, calibration.as_deref(), input, None, control)
+        self.run_kept(plan, input, None, control)
     }
 
     fn run_rows(
@@ -163,9 +183,12 @@ impl Program for CpuProgram {
         if let [_, frames @ (0 | 2..)] = plan.frames {
             return Err(EngineError::RowsOfClip { frames });
         }
-        let _emptied = Emptied(&self.pool);
         let calibration = self.calibration_for(plan.precision)?;
-        self.run_into(plan, calibration.as_deref(), input, None, control, Output::Rows(Vec::new(), sink))
+        let mut work = self.workspace.begin(plan)?;
+        let output = Output::Rows(Vec::new(), sink);
+        self.run_into(plan, calibration.as_deref(), input, None, control, &mut work, output)?;
+        work.done();
+        Ok(())
     }
 
     fn run_part(
@@ -178,16 +201,11 @@ impl Program for CpuProgram {
         if plan.input[0] != 1 {
             return Err(EngineError::OneClip { found: plan.input[0] });
         }
-        let _emptied = Emptied(&self.pool);
-        let calibration = self.calibration_for(plan.precision)?;
-        self.run_calibrated(plan, calibration.as_deref(), input, Some(history), control)
+        self.run_kept(plan, input, Some(history), control)
     }
 
     fn prepare(&self, precision: Precision) -> Result<(), EngineError> {
-        if precision == Precision::Fast {
-            let _emptied = Emptied(&self.pool);
-            self.calibrated()?;
-        }
+        self.calibration_for(precision)?;
         Ok(())
     }
 
@@ -207,7 +225,7 @@ impl Program for CpuProgram {
     }
 }
 
-/// Gives back the workers' scratch when a run ends, also by a panic: what it holds is one request's own.
+/// Gives back the workers' scratch when a comparison ends, also by a panic: what comes next asks for other sizes.
 struct Emptied<'a>(&'a Pool);
 
 impl Drop for Emptied<'_> {
@@ -257,16 +275,31 @@ impl CpuProgram {
         if let Some(made) = &*calibration {
             return Ok(Arc::clone(made));
         }
+        drop(self.workspace.take_spare(Duration::ZERO));
+        let emptied = Emptied(&self.pool);
         let made = Arc::new(Calibration::new(self)?);
-        // What comes next asks for other sizes, of scratch too.
-        self.pool.release();
+        drop(emptied);
         memory::give_back_freed();
         *calibration = Some(Arc::clone(&made));
         Ok(made)
     }
 
-    /// As [`Program::run`], or with a history as [`Program::run_part`]; without a calibration every layer computes in
-    /// `f32`.
+    /// As [`Program::run`], or with a history as [`Program::run_part`].
+    fn run_kept(
+        &self,
+        plan: &Plan,
+        input: &[f32],
+        history: Option<&mut History>,
+        control: &Control,
+    ) -> Result<Vec<f32>, EngineError> {
+        let calibration = self.calibration_for(plan.precision)?;
+        let mut work = self.workspace.begin(plan)?;
+        let output = self.run_calibrated(plan, calibration.as_deref(), input, history, control, &mut work)?;
+        work.done();
+        Ok(output)
+    }
+
+    /// The same in `arena`, which holds anything; without a calibration every layer computes in `f32`.
     pub(crate) fn run_calibrated(
         &self,
         plan: &Plan,
@@ -274,12 +307,14 @@ impl CpuProgram {
         input: &[f32],
         history: Option<&mut History>,
         control: &Control,
+        arena: &mut [f32],
     ) -> Result<Vec<f32>, EngineError> {
         let mut output = zeroed(plan.output.iter().product::<usize>() * plan.frames[1])?;
-        self.run_into(plan, calibration, input, history, control, Output::Whole(&mut output))?;
+        self.run_into(plan, calibration, input, history, control, arena, Output::Whole(&mut output))?;
         Ok(output)
     }
 
+    #[allow(clippy::too_many_arguments)] // what to run, and what it reads, works in and fills
     fn run_into(
         &self,
         plan: &Plan,
@@ -287,6 +322,7 @@ impl CpuProgram {
         input: &[f32],
         mut history: Option<&mut History>,
         control: &Control,
+        arena: &mut [f32],
         mut output: Output<'_>,
     ) -> Result<(), EngineError> {
         let [batch, channels, height, width] = plan.input;
@@ -296,8 +332,6 @@ impl CpuProgram {
             return Err(EngineError::InputLength { shape: plan.input, found: input.len(), expected });
         }
         let len = channels * frames * height * width;
-        let mut arena = Buffer::zeroed(plan.arena_len)
-            .ok_or(EngineError::Memory { bytes: plan.arena_len.saturating_mul(size_of::<f32>()) })?;
         self.reserve(plan)?;
         let mut progress = Progress {
             done_flops: 0,
@@ -307,18 +341,18 @@ impl CpuProgram {
         };
         let mut moments = Moments::new();
         for (sample, from) in input.chunks_exact(len).enumerate() {
-            let input = place(&mut arena, plan.input_place);
+            let input = place(arena, plan.input_place);
             frames::to_blocked(from, [channels, frames, height * width], input)?;
             for step in &plan.steps {
                 let layers = &self.layers(step)?;
                 let run = Run { plan, sample, layers, calibration, control, progress };
-                self.step(run, step, history.as_deref_mut(), &mut moments, &mut arena, &mut output)?;
+                self.step(run, step, history.as_deref_mut(), &mut moments, arena, &mut output)?;
                 progress.step += 1;
                 progress.done_flops = progress.done_flops.saturating_add(step.flops);
                 self.report(plan, control, progress)?;
             }
             if let Some(region) = plan.output_place {
-                output.take_whole(plan, sample, place(&mut arena, region))?;
+                output.take_whole(plan, sample, place(arena, region))?;
             }
         }
         Ok(())

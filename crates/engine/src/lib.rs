@@ -45,6 +45,7 @@ pub use precision::Precision;
 pub use windows::Windows;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use remote_vae_model::{Graph, WeightSource};
 
@@ -76,6 +77,20 @@ pub trait Engine: Send + Sync {
     /// Bytes that work may hold: the budget less [`Engine::process_bytes`].
     fn work_budget(&self) -> Option<u64> {
         self.memory_budget().map(|budget| budget.saturating_sub(self.process_bytes()))
+    }
+
+    /// From now on the memory of a run that has ended stays for the next run of the same size, and goes when other work comes
+    /// or it is [taken](Engine::take_spare). Until this is called every run gives back what it took.
+    fn keep_spare(&self) {}
+
+    /// Bytes that are kept so, no more than the plan of the run that left them.
+    fn spare_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Takes that memory, if it has been kept for `age`.
+    fn take_spare(&self, _age: Duration) -> Option<Spare> {
+        None
     }
 
     /// Floating-point operations per second that the device reaches without memory, measured now; takes well below a
@@ -118,6 +133,18 @@ pub trait Engine: Send + Sync {
     /// A program for `graph` that holds no weights: each step reads those that it works with and lets them go. Its results
     /// have the bytes of [`Engine::load`]'s.
     fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program>;
+}
+
+/// Memory that nothing uses any more. It is free when this is dropped, which takes a while.
+pub struct Spare {
+    _memory: Box<dyn Send>,
+}
+
+impl Spare {
+    /// What an engine kept.
+    pub fn new(memory: Box<dyn Send>) -> Spare {
+        Spare { _memory: memory }
+    }
 }
 
 /// A graph with its weights, ready to run.

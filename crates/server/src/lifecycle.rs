@@ -124,6 +124,7 @@ impl Server {
         let thread = worker::start(Arc::clone(&shared.queue), metrics, move || {
             let outcome = warm_up(&for_thread);
             note_idle(&for_thread);
+            for_thread.models.iter().for_each(|entry| entry.autoencoder.engine().keep_spare());
             let _ = warm_sender.send(outcome);
         })
         .map_err(ServerError::Thread)?;
@@ -148,6 +149,7 @@ impl Server {
                 }
                 _ = upkeep.tick() => {
                     shared.metrics.upkeep();
+                    shared.memory.upkeep();
                     status::sample(&shared);
                 }
                 _ = refresh.tick() => {

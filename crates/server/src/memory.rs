@@ -3,13 +3,14 @@
 //!
 //! Bodies, answers and the largest plan of all jobs in line must fit together, whatever is loaded; so the job whose turn
 //! comes always has room, and nobody waits for a body that waits for it. Weights of models without work fill what is
-//! left, and go when others need it, the least recently used first.
+//! left, and go when others need it, the least recently used first; before them the memory that the latest work has left
+//! for the next.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use remote_vae_engine::{Autoencoder, Released, memory};
+use remote_vae_engine::{Autoencoder, Engine, Released, Spare, memory};
 use remote_vae_wire::Operation;
 
 use crate::body::ByteBudget;
@@ -36,6 +37,9 @@ const LEAST: u64 = 1 << 20;
 /// Work of more bytes begins with what earlier work has left given back: its largest blocks are new ones in any case, as
 /// allocators keep none so large. Smaller work is quicker with what is there.
 const KEPT: u64 = 32 << 20;
+
+/// How long what work has left waits for the next work of its size.
+const SPARE_FOR: Duration = Duration::from_secs(30);
 
 /// Why a job is not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -140,8 +144,27 @@ impl Memory {
         }
         let released = self.make_room(&state, &now, bytes, limit);
         drop(state);
-        drop_beside(released);
+        released.drop_beside();
         true
+    }
+
+    /// Lets go what work has left, where no other came.
+    pub(crate) fn upkeep(&self) {
+        let spare = self.engines().filter_map(|engine| engine.take_spare(SPARE_FOR)).collect();
+        Freed { spare, weights: Vec::new() }.drop_beside();
+    }
+
+    /// Each engine once.
+    fn engines(&self) -> impl Iterator<Item = &dyn Engine> {
+        let engine = |model: &Arc<Autoencoder>| std::ptr::from_ref(model.engine()).cast::<()>();
+        let is_first = move |index: usize| {
+            self.models[..index].iter().all(|other| engine(other) != engine(&self.models[index]))
+        };
+        self.models
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| is_first(*index))
+            .map(|(_, model)| model.engine())
     }
 
     /// Lets `choose` take a job that is to run beside those that run, and counts it as running at once. What says whether
@@ -173,7 +196,7 @@ impl Memory {
         let released = self.make_room(&state, &now, 0, self.limit().unwrap_or(u64::MAX));
         drop(state);
         // Here: the job takes their memory next.
-        let has_released = !released.is_empty();
+        let has_released = !released.weights.is_empty();
         drop(released);
         if has_released || share.need.bytes > KEPT {
             memory::give_back_freed();
@@ -202,10 +225,11 @@ impl Memory {
         Now { shares, held: self.bodies.held().saturating_add(self.queue.occupancy().answer_bytes) }
     }
 
-    /// Takes weights out until all that is in memory, with `more` to come, is at most `limit`: first of models without a job,
-    /// then of models whose job waits, those used least recently first; of a model that runs only what its jobs do not use.
+    /// Takes out what earlier work has left, and then weights, until all that is in memory, with `more` to come, is at most
+    /// `limit`: first weights of models without a job, then of models whose job waits, those used least recently first; of a
+    /// model that runs only what its jobs do not use.
     /// To free them takes a while, which is the caller's, without the lock.
-    fn make_room(&self, state: &State, now: &Now, more: u64, limit: u64) -> Vec<Released> {
+    fn make_room(&self, state: &State, now: &Now, more: u64, limit: u64) -> Freed {
         let except = |model: usize| -> Vec<(Operation, usize)> {
             let running = now.running().filter(|need| need.model == model);
             running.map(|need| (need.operation, need.frames)).collect()
@@ -213,10 +237,18 @@ impl Memory {
         let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(&except(model)) as u64;
         let mut total = now.held.saturating_add(now.running_bytes()).saturating_add(more);
         total = (0..self.models.len()).fold(total, |sum, model| sum.saturating_add(in_memory(model)));
+        // Work takes the place of what earlier work has left.
+        let left: u64 = self.engines().map(|engine| engine.spare_bytes()).sum();
+        let left = left.saturating_sub(now.running_bytes());
+        let mut all = Freed::default();
+        if total.saturating_add(left) > limit {
+            all.spare = self.engines().filter_map(|engine| engine.take_spare(Duration::ZERO)).collect();
+        } else {
+            total = total.saturating_add(left);
+        }
         let mut order: Vec<usize> = (0..self.models.len()).collect();
         let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
         order.sort_by_key(|&model| (!except(model).is_empty(), waits(model), state.used[model]));
-        let mut all = Vec::new();
         for model in order {
             if total <= limit {
                 break;
@@ -226,7 +258,7 @@ impl Memory {
             if bytes > 0 {
                 tracing::info!(model, bytes, "weights left memory to make room");
                 total = total.saturating_sub(bytes);
-                all.push(released);
+                all.weights.push(released);
             }
         }
         self.peak.fetch_max(total.saturating_sub(now.promised()), Ordering::Relaxed);
@@ -234,15 +266,26 @@ impl Memory {
     }
 }
 
-/// Frees weights beside the event loop, if this is its thread.
-fn drop_beside(released: Vec<Released>) {
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) if !released.is_empty() => drop(runtime.spawn_blocking(move || {
-            drop(released);
-            // What comes instead asks for other sizes.
-            memory::give_back_freed();
-        })),
-        _ => {}
+/// What is no longer needed. To drop it takes a while.
+#[derive(Default)]
+struct Freed {
+    spare: Vec<Spare>,
+    weights: Vec<Released>,
+}
+
+impl Freed {
+    /// Drops it beside the event loop, if this is its thread.
+    fn drop_beside(self) {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !self.spare.is_empty() || !self.weights.is_empty() => {
+                drop(runtime.spawn_blocking(move || {
+                    drop(self);
+                    // What comes instead asks for other sizes.
+                    memory::give_back_freed();
+                }));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -277,6 +320,10 @@ impl Now {
 
 #[cfg(test)]
 mod tests {
+    use remote_vae_engine::{Control, CpuEngine, EngineOptions, Precision};
+    use remote_vae_model::Model;
+    use remote_vae_wire::Scaling;
+
     use super::*;
     use crate::metrics::Metrics;
     use crate::queue::Bounds;
@@ -284,10 +331,14 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn account(limit: u64) -> (Arc<Memory>, Arc<ByteBudget>) {
+        account_with(limit, &[])
+    }
+
+    fn account_with(limit: u64, models: &[ModelEntry]) -> (Arc<Memory>, Arc<ByteBudget>) {
         let bounds = Bounds { jobs: 8, answer_bytes: 1000 * MIB, peak_bytes: Some(limit) };
         let queue = Queue::new(bounds, Arc::new(Metrics::new()));
         let bodies = ByteBudget::new(1000 * MIB);
-        (Memory::new(Some(limit), &[], &bodies, &queue), bodies)
+        (Memory::new(Some(limit), models, &bodies, &queue), bodies)
     }
 
     fn need(bytes: u64, body: u64) -> Need {
@@ -321,6 +372,45 @@ mod tests {
         assert!(taken(&memory, 40) && !taken(&memory, 41));
         drop(waiting);
         assert!(taken(&memory, 100) && !taken(&memory, 101));
+    }
+
+    /// Two models with one engine, and work that leaves more than `need` bytes.
+    fn models() -> (Vec<ModelEntry>, impl Fn() -> u64) {
+        let engine =
+            Arc::new(CpuEngine::new(EngineOptions { threads: Some(1), ..Default::default() }).unwrap());
+        engine.keep_spare();
+        let model = || Arc::new(Autoencoder::new(Model::embedded().unwrap(), engine.clone()));
+        let models =
+            ["first", "second"].map(|name| ModelEntry { name: name.to_owned(), autoencoder: model() });
+        let first = Arc::clone(&models[0].autoencoder);
+        let leave = move || {
+            let (shape, control) = ([1, 4, 32, 32], Control::new());
+            first.decode(vec![0.0; 4096], shape, &Scaling::None, Precision::Exact, &control).unwrap();
+            engine.spare_bytes()
+        };
+        (models.into(), leave)
+    }
+
+    #[test]
+    fn what_work_has_left_goes_before_weights() {
+        let (models, leave) = models();
+        let spare = leave();
+        let (first, engine) = (&models[0].autoencoder, models[0].autoencoder.engine());
+        let weights = first.weight_bytes_in_memory(&[]) as u64;
+        assert!(spare > MIB && weights > 0);
+        let (memory, _) = account_with(spare + weights + 10 * MIB, &models);
+        assert!(taken(&memory, 10) && engine.spare_bytes() == spare);
+        assert!(memory.take_for_body(10 * MIB + 1, || true) && engine.spare_bytes() == 0);
+        assert_eq!(first.weight_bytes_in_memory(&[]) as u64, weights);
+        // Work takes the place of what there is.
+        assert_eq!(leave(), spare);
+        let (memory, _) = account_with(spare + weights + 10 * MIB, &models);
+        let share = memory.admit(need(10, 0), 0, |share| share).unwrap();
+        memory.begin(&share);
+        assert_eq!(engine.spare_bytes(), spare);
+        assert!(memory.peak() <= spare + weights);
+        memory.upkeep();
+        assert_eq!(engine.spare_bytes(), spare);
     }
 
     #[test]

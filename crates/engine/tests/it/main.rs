@@ -10,4 +10,5 @@ mod parts_in_budget;
 mod properties;
 mod random_graphs;
 mod real;
+mod spare;
 mod support;

@@ -1,10 +1,11 @@
 //! An engine that tells what it does, can be held there, and says that its work may hold so many bytes.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use remote_vae_engine::{
     Calibration, Control, CpuEngine, Engine, EngineError, History, Plan, PlanRequest, Precision, Program,
-    Rows,
+    Rows, Spare,
 };
 use remote_vae_model::{Graph, WeightSource};
 
@@ -111,6 +112,18 @@ impl Engine for Hooked {
 
     fn work_budget(&self) -> Option<u64> {
         self.work_budget
+    }
+
+    fn keep_spare(&self) {
+        self.inner.keep_spare();
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        self.inner.spare_bytes()
+    }
+
+    fn take_spare(&self, age: Duration) -> Option<Spare> {
+        self.inner.take_spare(age)
     }
 
     fn peak_flops_per_second(&self) -> f64 {
