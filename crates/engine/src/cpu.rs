@@ -134,7 +134,7 @@ impl Engine for CpuEngine {
     fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
         // Whose plans do not count it.
         drop(self.workspace.take_spare(Duration::ZERO));
-        let layers = (0..graph.nodes.len()).map(|node| layer(self.isa, graph, node, weights));
+        let layers = (0..graph.nodes.len()).map(|node| layer(self.isa, &self.pool, graph, node, weights));
         Ok(Box::new(self.program(graph, Weights::Held(layers.collect::<Result<_, _>>()?))))
     }
 
@@ -239,7 +239,7 @@ impl CpuProgram {
     pub(crate) fn layers(&self, step: &Step) -> Result<Layers<'_>, EngineError> {
         match &self.weights {
             Weights::Held(layers) => Ok(Layers::Held(layers)),
-            Weights::ByStep(source) => Layers::read(self.isa, &self.graph, step, &**source),
+            Weights::ByStep(source) => Layers::read(self.isa, &self.pool, &self.graph, step, &**source),
         }
     }
 

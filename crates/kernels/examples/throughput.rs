@@ -37,7 +37,7 @@ fn main() {
     let spread = (3.0 / (kernel * kernel * input_channels) as f32).sqrt();
     let weight: Vec<f32> =
         (0..output_channels * input_channels * kernel * kernel).map(|i| noise(i) * spread).collect();
-    let convolution = Convolution::new(isa, geometry, &weight, None);
+    let convolution = Convolution::new(isa, &pool, geometry, &weight, None);
     let [side, _] = geometry.output_size([size * upsample; 2]).expect("the kernel fits");
     let values: Vec<f32> = (0..blocked_len(input_channels, size * size)).map(|i| noise(i) * 2.0).collect();
     let storage = match arguments.get(8).map(String::as_str) {

@@ -242,13 +242,19 @@ impl Convolution {
     ///
     /// # Panics
     /// A length does not fit the geometry.
-    pub fn new(isa: Isa, geometry: Geometry, weight: &[f32], bias: Option<&[f32]>) -> Convolution {
+    pub fn new(
+        isa: Isa,
+        pool: &Pool,
+        geometry: Geometry,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Convolution {
         let weights = if geometry.is_transformable(isa) {
-            Weights::Transformed(Compact::new(isa, &geometry, weight))
+            Weights::Transformed(Compact::new(isa, pool, &geometry, weight))
         } else if shift_add::fits(&geometry) {
-            Weights::Direct(shift_add::panels(isa, &geometry, weight))
+            Weights::Direct(shift_add::panels(isa, pool, &geometry, weight))
         } else {
-            Weights::Direct(panels(isa, &geometry, weight, |value| value))
+            Weights::Direct(panels(isa, pool, &geometry, weight, |value| value))
         };
         let mut padded_bias = vec![0.0; geometry.output_channels.next_multiple_of(isa.lanes())];
         if let Some(bias) = bias {

@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
 use crate::buffer::Buffer;
 
 /// A private set of worker threads.
@@ -40,6 +43,17 @@ impl Pool {
     /// The call returns when all tasks are done.
     pub fn run(&self, count: usize, task: impl Fn(usize) + Sync) {
         self.run_in_room(count, 0, |_, index| task(index));
+    }
+
+    /// Whether `test` holds of each `len` of `values`.
+    pub(crate) fn all<T: Sync>(&self, values: &[T], len: usize, test: impl Fn(&[T]) -> bool + Sync) -> bool {
+        self.threads.install(|| values.par_chunks(len).all(&test))
+    }
+
+    /// Runs `fill(index, part)` for each `len` of `values`.
+    pub(crate) fn fill<T: Send>(&self, values: &mut [T], len: usize, fill: impl Fn(usize, &mut [T]) + Sync) {
+        self.threads
+            .install(|| values.par_chunks_mut(len).enumerate().for_each(|(index, part)| fill(index, part)));
     }
 
     /// Makes `len` values of scratch ready for each worker, so that no region up to that length has to ask for memory.

@@ -116,7 +116,7 @@ pub(crate) fn weight_bytes(isa: Isa, geometry: &Geometry) -> usize {
 }
 
 /// `weight` (`[output, input, taps]`) as `[group][input block][16][lanes]`, zero in lanes without a tap.
-pub(crate) fn panels(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Vec<f32> {
+pub(crate) fn panels(isa: Isa, pool: &Pool, geometry: &Geometry, weight: &[f32]) -> Vec<f32> {
     let shape = Shape::new(isa, geometry, 1);
     let taps = geometry.kernel[0] * geometry.kernel[1];
     let Geometry { input_channels, output_channels, .. } = *geometry;
@@ -133,7 +133,7 @@ pub(crate) fn panels(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Vec<f32> 
         }
     }
     let pointwise = Geometry { kernel: [1, 1], output_channels: lanes, ..*geometry };
-    weights::panels(isa, &pointwise, &rows, |value| value)
+    weights::panels(isa, pool, &pointwise, &rows, |value| value)
 }
 
 /// Convolves each frame's source with the input blocks `span` of `panels` (see [`panels`]) into its target, all of one

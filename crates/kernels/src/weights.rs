@@ -3,9 +3,11 @@
 use crate::convolution::Geometry;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
+use crate::pool::Pool;
 
-/// Values that are looked at together, without a branch for each.
+/// Values that are looked at together, without a branch for each, and by one task.
 const PART: usize = 1024;
+const TASK: usize = 64 * PART;
 
 /// Values in the narrowest type that holds each of them exactly.
 pub(crate) enum Compact {
@@ -16,15 +18,19 @@ pub(crate) enum Compact {
 
 impl Compact {
     /// `weight` (`[output, input, taps]`) laid out as [`panels`] says.
-    pub(crate) fn new(isa: Isa, geometry: &Geometry, weight: &[f32]) -> Compact {
-        if weight.iter().all(|value| value.to_bits() & 0xffff == 0) {
-            return Compact::BFloat16(panels(isa, geometry, weight, |value| (value.to_bits() >> 16) as u16));
+    pub(crate) fn new(isa: Isa, pool: &Pool, geometry: &Geometry, weight: &[f32]) -> Compact {
+        let are_all = |is: fn(f32) -> bool| {
+            let part_is = |part: &[f32]| part.iter().fold(true, |all, value| all & is(*value));
+            pool.all(weight, TASK, |task| task.chunks(PART).all(part_is))
+        };
+        if are_all(|value| value.to_bits() & 0xffff == 0) {
+            let upper = |value: f32| (value.to_bits() >> 16) as u16;
+            return Compact::BFloat16(panels(isa, pool, geometry, weight, upper));
         }
-        let are_halves = |part: &[f32]| part.iter().fold(true, |all, value| all & to_half(*value).is_some());
-        if weight.chunks(PART).all(are_halves) {
-            return Compact::Float16(panels(isa, geometry, weight, half_bits));
+        if are_all(|value| to_half(value).is_some()) {
+            return Compact::Float16(panels(isa, pool, geometry, weight, half_bits));
         }
-        Compact::Float32(panels(isa, geometry, weight, |value| value))
+        Compact::Float32(panels(isa, pool, geometry, weight, |value| value))
     }
 
     /// The values `start..start + len`; `room` is used if they must be widened first.
@@ -88,11 +94,12 @@ pub(crate) struct Span {
 
 /// `weight` (`[output, input, taps]`) as `[group of lanes][input block][tap][16][lanes]`, zero in the padding; `store` says
 /// what is kept of each value.
-pub(crate) fn panels<T: Copy + Default>(
+pub(crate) fn panels<T: Copy + Default + Send>(
     isa: Isa,
+    pool: &Pool,
     geometry: &Geometry,
     weight: &[f32],
-    store: impl Fn(f32) -> T,
+    store: impl Fn(f32) -> T + Sync,
 ) -> Vec<T> {
     let Geometry { input_channels, output_channels, kernel, .. } = *geometry;
     let taps = kernel[0] * kernel[1];
@@ -101,7 +108,7 @@ pub(crate) fn panels<T: Copy + Default>(
     let group_len = blocks(input_channels) * taps * BLOCK * lanes;
     let mut panels = vec![T::default(); output_channels.div_ceil(lanes) * group_len];
     let block_len = taps * BLOCK * lanes;
-    for (group, panel) in panels.chunks_exact_mut(group_len).enumerate() {
+    pool.fill(&mut panels, group_len, |group, panel| {
         let outputs = group * lanes..((group + 1) * lanes).min(output_channels);
         // What is written meanwhile stays in the cache.
         for (block, panel) in panel.chunks_exact_mut(block_len).enumerate() {
@@ -115,7 +122,7 @@ pub(crate) fn panels<T: Copy + Default>(
                 }
             }
         }
-    }
+    });
     panels
 }
 
@@ -137,6 +144,7 @@ mod tests {
     #[test]
     fn values_come_back_to_the_bit() {
         let exact = [1.0, -0.0, 0.5, -3.25];
+        let pool = Pool::new(Some(2)).unwrap();
         for (extra, size) in [(2.0, 2), (1.0 + 1.0 / 1024.0, 2), (0.1, 4), (1e30, 2), (f32::NAN, 2)] {
             let extra = if extra == 1e30 { f32::from_bits(0x7149_0000) } else { extra };
             let values = [&exact[..], &[extra]].concat();
@@ -144,7 +152,7 @@ mod tests {
             let kernel = [1, 1];
             let geometry =
                 Geometry { input_channels: 5, output_channels: 1, kernel, stride: 1, padding: [0; 4] };
-            let compact = Compact::new(isa, &geometry, &values);
+            let compact = Compact::new(isa, &pool, &geometry, &values);
             assert_eq!(compact.bytes(), size * BLOCK * isa.lanes(), "{extra}");
             let mut room = [0.0; 1];
             for (row, value) in values.iter().enumerate() {

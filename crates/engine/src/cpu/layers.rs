@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use remote_vae_kernels::Isa;
 use remote_vae_kernels::convolution::Convolution;
 use remote_vae_kernels::grouped::GroupedConvolution;
+use remote_vae_kernels::{Isa, Pool};
 use remote_vae_model::{Graph, Operation, Time, WeightId, WeightSource};
 
 use crate::plan::Step;
@@ -32,13 +32,14 @@ impl Layers<'_> {
     /// Reads what `step` needs.
     pub(crate) fn read(
         isa: Isa,
+        pool: &Pool,
         graph: &Graph,
         step: &Step,
         source: &dyn WeightSource,
     ) -> Result<Layers<'static>, EngineError> {
         let nodes = step.operations.iter().filter_map(|operation| operation.fused.weighted_node());
         nodes
-            .map(|node| Ok((node, layer(isa, graph, node, source)?)))
+            .map(|node| Ok((node, layer(isa, pool, graph, node, source)?)))
             .collect::<Result<_, _>>()
             .map(Layers::Read)
     }
@@ -55,6 +56,7 @@ impl Layers<'_> {
 /// Reads the weights of `node` and lays them out.
 pub(crate) fn layer(
     isa: Isa,
+    pool: &Pool,
     graph: &Graph,
     node: usize,
     source: &dyn WeightSource,
@@ -80,7 +82,7 @@ pub(crate) fn layer(
                 1 => read(*weight)?,
                 taps => frames::taps_as_channels(&read(*weight)?, &graph.weights[weight.0].shape, taps),
             };
-            let convolution = Convolution::new(isa, geometry, &weight, bias.as_deref());
+            let convolution = Convolution::new(isa, pool, geometry, &weight, bias.as_deref());
             Layer::Convolution { convolution, time: *time }
         }
         Operation::GroupNorm { groups, epsilon, weight, bias } => {

@@ -88,7 +88,7 @@ impl Case {
         for threads in [1, 3] {
             for isa in Isa::available() {
                 let pool = Pool::new(Some(threads)).unwrap();
-                let convolution = Convolution::new(isa, geometry, &laid, Some(&bias));
+                let convolution = Convolution::new(isa, &pool, geometry, &laid, Some(&bias));
                 let mut output = vec![f32::NAN; residual.len()];
                 let mut scratch =
                     vec![f32::NAN; Convolution::scratch_len(isa, &geometry, upsample, Arithmetic::Float32)];
@@ -174,7 +174,7 @@ fn a_clip_in_parts_gives_the_bytes_of_the_whole() {
         let whole = Clip { frames: 7, taps: 3, stride, first, ..Clip::PICTURE };
         for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
             each_tier(|isa, pool| {
-                let convolution = Convolution::new(isa, geometry, &weight, None);
+                let convolution = Convolution::new(isa, &pool, geometry, &weight, None);
                 let run = |clip: Clip, start: usize| {
                     let frame = |index: usize| &input[index * frame_len..][..frame_len];
                     let history: Vec<_> = (start - clip.before..start).map(|at| frame(at).into()).collect();
