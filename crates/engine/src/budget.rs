@@ -184,7 +184,21 @@ impl<'a> Search<'a> {
                 best = tried;
             }
         }
-        best
+        self.with_later_heads(best, budget)
+    }
+
+    /// With as many rows kept of others that are made of those, whose place they take once they are no longer recalled.
+    fn with_later_heads(&self, mut found: Found, budget: usize) -> Found {
+        let Some(rows) = found.means.heads.values().next().copied() else { return found };
+        for node in found.means.streamed.clone() {
+            let mut means = found.means.clone();
+            means.heads.entry(node).or_insert(rows);
+            let tried = self.found(means);
+            if tried.cost.peak <= budget && tried.cost.work < found.cost.work {
+                found = tried;
+            }
+        }
+        found
     }
 
     /// With strips as tall as there is room for, each step's by itself.

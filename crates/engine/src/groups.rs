@@ -160,9 +160,7 @@ pub(crate) fn groups(
         let members = members.iter().map(|member| steps[*member].clone()).collect();
         groups.push(Group { members, sinks, overs, heads: Vec::new(), strips: None });
     }
-    for (node, rows) in &means.heads {
-        grouping.keep_head(*node, *rows, &mut groups);
-    }
+    grouping.keep_heads(&mut groups);
     let last_reads = last_reads(shapes, &groups);
     for (index, group) in groups.iter_mut().enumerate() {
         let leaves = group.sinks.iter().any(|sink| shapes.leaves_by_rows(&group.members[*sink]));
@@ -238,18 +236,28 @@ impl Grouping<'_> {
         (last_statistics < last && !needed_before).then_some(writers)
     }
 
-    /// Lets the first of `groups` that streams the value of `node` keep its first `rows` rows, less what is no whole tile.
-    fn keep_head(&self, node: usize, rows: usize, groups: &mut [Group]) {
-        let mut recalled = false;
+    /// Lets the first of `groups` that streams a value with a head keep its first rows, less what is no whole tile, and those
+    /// after it recall them.
+    fn keep_heads(&self, groups: &mut [Group]) {
+        let mut kept = BTreeSet::new();
         for group in groups {
-            let made = |member: &FusedStep| member.output == Value::Node(node);
-            let Some(member) = group.members.iter().position(made) else { continue };
-            let [step, skip] = grid(self.shapes, &group.members[member]);
-            let rows = ((rows + skip) / step * step).saturating_sub(skip);
-            if 0 < rows && rows < self.shapes.height(node) && !group.sinks.contains(&member) {
-                group.heads.push(Head { member, rows, recalled });
-                recalled = true;
-            }
+            let head = |(node, rows): (&usize, &usize)| {
+                let made = |member: &FusedStep| member.output == Value::Node(*node);
+                let member = group.members.iter().position(made)?;
+                let [step, skip] = grid(self.shapes, &group.members[member]);
+                let rows = ((rows + skip) / step * step).saturating_sub(skip);
+                let is_some = 0 < rows && rows < self.shapes.height(*node) && !group.sinks.contains(&member);
+                is_some.then_some(Head { member, rows, recalled: kept.contains(node) })
+            };
+            let heads: Vec<Head> = self.means.heads.iter().filter_map(head).collect();
+            // What is made of rows is not asked for where their own like are recalled.
+            let is_needed = |head: &&Head| {
+                heads
+                    .iter()
+                    .all(|later| !later.recalled || later.member <= head.member || later.rows < head.rows)
+            };
+            group.heads = heads.iter().filter(is_needed).copied().collect();
+            kept.extend(group.heads.iter().map(|head| group.members[head.member].output.node()));
         }
     }
 

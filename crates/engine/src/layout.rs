@@ -194,7 +194,8 @@ impl Layout {
     }
 }
 
-/// Places for the rows that groups keep for each other.
+/// Places for the rows that groups keep for each other. Rows that a group makes of others which it is the last to recall
+/// take their place.
 fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Held> {
     let mut lives: BTreeMap<Value, (usize, [usize; 2])> = BTreeMap::new();
     for (index, group) in groups.iter().enumerate() {
@@ -203,12 +204,48 @@ fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Hel
             life.1[1] = index;
         }
     }
+    let mut lives: Vec<(Value, usize, [usize; 2])> =
+        lives.into_iter().map(|(value, (rows, life))| (value, rows, life)).collect();
+    lives.sort_by_key(|(.., life)| *life);
     let shapes = builder.shapes;
-    let held = lives.into_iter().map(|(value, (rows, life))| {
-        let groups = shapes.blocks(value.node()) * rows * shapes.width(value.node());
-        (value, builder.hold(shapes.storage(value), groups, life))
-    });
-    held.collect()
+    let len = |value: Value, rows: usize| shapes.blocks(value.node()) * rows * shapes.width(value.node());
+    let is_like = |one: (Value, usize), other: (Value, usize)| {
+        one.1 == other.1
+            && len(one.0, one.1) == len(other.0, other.1)
+            && shapes.storage(one.0) == shapes.storage(other.0)
+    };
+    let mut held: HashMap<Value, Held> = HashMap::new();
+    for (at, (value, rows, life)) in lives.iter().enumerate() {
+        let gone = lives[..at].iter().find(|(before, before_rows, [_, last])| {
+            *last == life[0]
+                && is_like((*before, *before_rows), (*value, *rows))
+                && is_recalled_before(&groups[life[0]], *before, *value)
+        });
+        let place = match gone {
+            Some((before, ..)) => builder.hold_within(held[before], 0, len(*value, *rows), *life),
+            None => builder.hold(shapes.storage(*value), len(*value, *rows), *life),
+        };
+        held.insert(*value, place);
+    }
+    held
+}
+
+/// Whether `group` has recalled each row of `before`'s head before it makes that of `value`, which it keeps.
+fn is_recalled_before(group: &Group, before: Value, value: Value) -> bool {
+    let head = |value: Value| group.heads.iter().find(|head| group.members[head.member].output == value);
+    let (Some(from), Some(to), Some(strips)) = (head(before), head(value), &group.strips) else {
+        return false;
+    };
+    let mut recalled = 0;
+    from.recalled
+        && strips.slices.iter().all(|slice| {
+            if slice.member == from.member {
+                recalled = slice.rows.end;
+            }
+            slice.member != to.member
+                || slice.rows.start >= to.rows
+                || slice.rows.end.min(to.rows) <= recalled
+        })
 }
 
 /// Whether the output of a group's member number `at` has a place for all its rows.
