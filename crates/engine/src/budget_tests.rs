@@ -11,9 +11,10 @@ use remote_vae_kernels::norm::Patches;
 use remote_vae_model::{Graph, Model, WeightSource, random};
 
 use super::{Search, Shortage, computing, plan, work};
+use crate::arena::Region;
 use crate::fusion::Fused;
 use crate::groups::Means;
-use crate::plan::{Plan, Task};
+use crate::plan::{Plan, Step, Task};
 use crate::still::{self, SummedTaps};
 use crate::{Control, CpuEngine, Delivery, Engine, EngineOptions, PlanRequest, Precision, Program, Rows};
 
@@ -222,6 +223,34 @@ fn rows_that_are_kept_are_not_computed_again() {
             }
         }
         assert!(saving > 4, "{saving}");
+    }
+}
+
+#[test]
+fn kept_rows_give_their_place_to_those_that_are_made_of_them() {
+    let (half, factor) = &halves()[0];
+    for precision in Precision::ALL {
+        let task = half.task([24 * factor, 9 * factor], precision, 1);
+        let streamed = Search::new(&task).streamable;
+        let expected = half.run(&Plan::new(&task, &Means::default()), 1);
+        let without = Means { streamed, strip_pixels: 1, ..Means::default() };
+        let mut passed_on = 0;
+        for (first, second) in without.streamed.iter().zip(without.streamed.iter().skip(1)) {
+            let with = |nodes: &[usize]| {
+                let heads = nodes.iter().map(|node| (*node, 24)).collect();
+                Plan::new(&task, &Means { heads, ..without.clone() })
+            };
+            let [one, both] = [with(&[*first]), with(&[*first, *second])];
+            let heads = |step: &Step| -> Vec<Region> {
+                step.operations.iter().filter_map(|operation| Some(operation.places.head?.0)).collect()
+            };
+            if both.steps.iter().any(|step| matches!(heads(step)[..], [from, to] if from == to)) {
+                let [fewer, more] = [&both, &one].map(|plan| plan.summary().flops);
+                assert!(half.run(&both, 1) == expected, "nodes {first} and {second}");
+                passed_on += usize::from(fewer < more);
+            }
+        }
+        assert!(passed_on > 2, "{passed_on}");
     }
 }
 
