@@ -174,7 +174,7 @@ fn a_clip_in_parts_gives_the_bytes_of_the_whole() {
         let whole = Clip { frames: 7, taps: 3, stride, first, ..Clip::PICTURE };
         for arithmetic in [Arithmetic::Float32, Arithmetic::Integer16] {
             each_tier(|isa, pool| {
-                let convolution = Convolution::new(isa, &pool, geometry, &weight, None);
+                let convolution = Convolution::new(isa, pool, geometry, &weight, None);
                 let run = |clip: Clip, start: usize| {
                     let frame = |index: usize| &input[index * frame_len..][..frame_len];
                     let history: Vec<_> = (start - clip.before..start).map(|at| frame(at).into()).collect();

@@ -159,7 +159,7 @@ impl Case {
         let pixels = self.size[0] * self.size[1];
         let convolution = Convolution::new(
             isa,
-            &pool,
+            pool,
             self.geometry,
             &data.weight,
             self.bias.then_some(data.bias.as_slice()),

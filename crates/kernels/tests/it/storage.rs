@@ -101,7 +101,7 @@ fn convolutions_read_and_write_halves() {
         let (input, residual) = (tensor(inputs, size[0] * size[1], 1), tensor(outputs, height * width, 3));
         let table = blocked(&values(inputs, 4), inputs, 1);
         each_tier(|isa, pool| {
-            let convolution = Convolution::new(isa, &pool, geometry, &weight, Some(&weight[..outputs]));
+            let convolution = Convolution::new(isa, pool, geometry, &weight, Some(&weight[..outputs]));
             for (norm, activation, arithmetic) in [
                 (false, Activation::None, Arithmetic::Float32),
                 (true, Activation::Silu, Arithmetic::Float32),

@@ -109,7 +109,7 @@ impl Case {
             self.geometry.output_size(self.size.map(|side| side * self.upsample)).expect("it fits");
         let (in_blocks, out_blocks) = (blocks(input_channels), blocks(output_channels));
         let weight = values(output_channels * input_channels * kernel[0] * kernel[1], 2);
-        let convolution = Convolution::new(isa, &pool, self.geometry, &weight, None);
+        let convolution = Convolution::new(isa, pool, self.geometry, &weight, None);
         let table = blocked(&values(input_channels, 3), input_channels, 1);
         let prologue = Prologue {
             affine: self.norm.then_some((&table, &table)),
