@@ -157,13 +157,8 @@ impl Case {
         let Geometry { input_channels, output_channels, .. } = self.geometry;
         let [height, width] = self.output_size();
         let pixels = self.size[0] * self.size[1];
-        let convolution = Convolution::new(
-            isa,
-            pool,
-            self.geometry,
-            &data.weight,
-            self.bias.then_some(data.bias.as_slice()),
-        );
+        let bias = self.bias.then_some(data.bias.as_slice());
+        let convolution = Convolution::new(isa, pool, self.geometry, &data.weight, bias);
         let input = blocked(&data.input, input_channels, pixels);
         let (scale, shift) =
             (blocked(&data.scale, input_channels, 1), blocked(&data.shift, input_channels, 1));
