@@ -211,7 +211,6 @@ fn measure(autoencoder: &Autoencoder, options: &BenchOptions) -> Result<Report> 
         bail!("--steps times layers in the runs after the first: expected --runs of at least 1");
     }
     let need = task.summary.peak_bytes;
-    local::check_budget(autoencoder, &task.summary)?;
     let timed = |control: &Control| -> Result<(f64, Vec<f32>)> {
         let input = input(task.shape, 1);
         let start = Instant::now();

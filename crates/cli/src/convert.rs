@@ -112,7 +112,6 @@ fn decode_clips_here(
     let (scaling, precision, control) =
         (scaling(place), place.engine.precision(), local::control("decoding"));
     let Format::Frames(format) = format else {
-        local::check_budget(autoencoder, &autoencoder.plan_decode_clip(shape, windows, precision)?)?;
         let clip =
             autoencoder.decode_clip(latents.values(), shape, &scaling, windows, precision, &control)?;
         warn_of_bad_values(&clip.values);
@@ -349,7 +348,6 @@ fn encode_here(
     let control = local::control("encoding");
     if takes_clips {
         let shape = [1, 3, count, height, width];
-        local::check_budget(autoencoder, &autoencoder.plan_encode_clip(shape, windows, precision)?)?;
         let latents = autoencoder.encode_clip(pixels, shape, &scaling, draw, windows, precision, &control)?;
         return Ok((latents.values, latents.shape.to_vec()));
     }
@@ -357,8 +355,6 @@ fn encode_here(
     let latents = match windows.tiles {
         None => autoencoder.encode(&pixels, shape, &scaling, draw, precision, &control)?,
         Some(tiles) => {
-            let plan = autoencoder.plan_in_tiles(Operation::Encode, shape, tiles, precision)?;
-            local::check_budget(autoencoder, &plan)?;
             autoencoder.encode_in_tiles(pixels, shape, &scaling, draw, tiles, precision, &control)?
         }
     };

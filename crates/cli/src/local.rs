@@ -36,8 +36,8 @@ pub(crate) fn autoencoder(source: &str, arguments: &EngineArguments) -> Result<A
     Ok(Autoencoder::new(model(source)?, engine))
 }
 
-/// Refuses work that would hold more than the memory budget: what is cut into parts has more in memory than the plan of
-/// each.
+/// Refuses work that would hold more than the memory budget: plans keep within it, but `plan` has in it what files take beside
+/// the work too.
 pub(crate) fn check_budget(autoencoder: &Autoencoder, plan: &remote_vae_engine::PlanSummary) -> Result<()> {
     let engine = autoencoder.engine();
     let need = (plan.peak_bytes as u64).saturating_add(engine.process_bytes());

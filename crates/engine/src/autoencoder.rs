@@ -113,6 +113,8 @@ pub(crate) struct Way {
     pub precision: Precision,
     pub delivery: Delivery,
     pub beside: Option<Beside>,
+    /// As [`PlanRequest::seeks_largest`].
+    pub seeks_largest: bool,
 }
 
 /// Weights that no further work will use.
@@ -157,7 +159,7 @@ impl Autoencoder {
         };
         let channels = self.graph(operation, usize::MAX)?.input_channels();
         let small = ([1, channels, 1, side, side], Start::Clip);
-        let way = Way { precision, delivery: Delivery::Whole, beside: None };
+        let way = Way { precision, delivery: Delivery::Whole, beside: None, seeks_largest: true };
         let plan = self.planned(operation, usize::MAX, small, way)?;
         self.program(operation, usize::MAX, plan.reads_weights)?.prepare(precision)
     }
@@ -322,7 +324,7 @@ impl Autoencoder {
         }
         let [batch, channels, height, width] = shape;
         let (precision, delivery) = how;
-        let way = Way { precision, delivery, beside: None };
+        let way = Way { precision, delivery, beside: None, seeks_largest: true };
         self.planned(operation, 1, ([batch, channels, 1, height, width], Start::Clip), way)
     }
 
@@ -335,16 +337,18 @@ impl Autoencoder {
         way: Way,
     ) -> Result<Arc<Plan>, EngineError> {
         let graph = self.graph(operation, frames)?;
-        let make = |key: &Key| {
+        let make = |key: &Key, seeks_largest| {
             let Key { precision, delivery, beside, .. } = *key;
-            self.engine.plan_part(PlanRequest { graph, input, start, precision, delivery, beside })
+            let how = PlanRequest::whole(graph, input, precision);
+            self.engine.plan_part(PlanRequest { start, delivery, beside, seeks_largest, ..how })
         };
-        self.plans.get_or_make(self.plan_key(operation, frames, (input, start), way), make)
+        let key = self.plan_key(operation, frames, (input, start), way);
+        self.plans.get_or_make(key, way.seeks_largest, make)
     }
 
     fn plan_key(&self, operation: Operation, frames: usize, (input, start): Cut, way: Way) -> Key {
         let still = self.still(operation, frames).is_some();
-        let (Way { precision, delivery, beside }, work_budget) = (way, self.engine.work_budget());
+        let (Way { precision, delivery, beside, .. }, work_budget) = (way, self.engine.work_budget());
         Key { operation, still, input, start, precision, delivery, beside, work_budget }
     }
 
@@ -383,14 +387,17 @@ impl Autoencoder {
         delivery: Delivery,
     ) -> bool {
         let frames = shape[2];
-        let knows = |cut, way| self.plans.knows(&self.plan_key(operation, frames, cut, way));
+        // Of what is cut, that it is refused is not all that is to be told.
+        let knows = |cut, delivery, beside| {
+            let way = Way { precision, delivery, beside, seeks_largest: true };
+            self.plans.knows(&self.plan_key(operation, frames, cut, way), way.seeks_largest)
+        };
         if self.model.temporal_factor().is_none() && !self.is_cut(operation, shape, windows) {
-            return knows((shape, Start::Clip), Way { precision, delivery, beside: None });
+            return knows((shape, Start::Clip), delivery, None);
         }
         // Tiles that are none, and shapes that do not fit, are refused without a search.
         self.clip_parts(operation, shape, windows, delivery).map_or(true, |parts| {
-            let way = |beside| Way { precision, delivery: Delivery::Whole, beside: Some(beside) };
-            parts.into_iter().all(|part| knows(part.cut, way(part.beside)))
+            parts.into_iter().all(|part| knows(part.cut, Delivery::Whole, Some(part.beside)))
         })
     }
 

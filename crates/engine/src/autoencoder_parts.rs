@@ -41,28 +41,68 @@ impl Autoencoder {
         precision: Precision,
         delivery: Delivery,
     ) -> Result<Vec<(Arc<Plan>, PartOfWork)>, EngineError> {
-        let parts = self.clip_parts(operation, shape, windows, delivery)?;
-        let (refusal, beside) = match self.all_planned(operation, shape, precision, &parts)? {
+        let (parts, scale) =
+            (self.clip_parts(operation, shape, windows, delivery)?, self.scale(operation, windows)?);
+        let tiles = scale.cut_pictures(shape);
+        let way = |part: &PartOfWork| way_of(part, precision, tiles.is_none());
+        let (refusal, beside) = match self.all_planned(operation, shape, &parts, way)? {
             Ok(plans) => return Ok(plans),
             Err(refused) => refused,
         };
         let Refusal { need, budget, smallest, mut largest } = refusal;
-        if self.scale(operation, windows)?.cut_pictures(shape).is_some() {
+        if let Some(tiles) = tiles {
             // A smaller picture has tiles of the same size.
             let tile = smallest.saturating_sub(beside);
             let room = budget.saturating_sub(tile) as f64 / beside.max(1) as f64;
-            for share in LARGEST_CHECKS.map(|check| check * room.min(1.0)) {
-                let smaller = self.of_share(operation, shape, share);
-                let parts = self.clip_parts(operation, smaller, windows, delivery);
-                let Ok(parts) = parts else { break };
-                if let Ok(Ok(_)) = self.all_planned(operation, smaller, precision, &parts) {
-                    let output = self.clip_output(operation, smaller)?;
-                    largest = Some([ROWS, COLUMNS].map(|axis| smaller[axis].max(output[axis])));
-                    break;
-                }
-            }
+            let how = (precision, delivery);
+            let uncut = tiles.uncut(shape, self.factor(operation));
+            largest = self
+                .largest_in_tiles(operation, shape, windows, how, room.min(1.0))
+                .or_else(|| self.largest_uncut(operation, uncut, windows, how));
         }
         Err(EngineError::Budget { need, budget, smallest, largest })
+    }
+
+    /// Height and width in pixels of a picture with the proportions of `shape` that fits in tiles; `room` is the share of the
+    /// pixels for which there is about as much memory.
+    fn largest_in_tiles(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        windows: Windows,
+        (precision, delivery): (Precision, Delivery),
+        room: f64,
+    ) -> Option<[usize; 2]> {
+        let scale = self.scale(operation, windows).ok()?;
+        let smaller = LARGEST_CHECKS.map(|check| self.of_share(operation, shape, check * room));
+        smaller.into_iter().take_while(|smaller| scale.cut_pictures(*smaller).is_some()).find_map(|smaller| {
+            let parts = self.clip_parts(operation, smaller, windows, delivery).ok()?;
+            let fits = |part: &PartOfWork| {
+                self.planned(operation, smaller[FRAMES], part.cut, way_of(part, precision, false)).is_ok()
+            };
+            parts.iter().all(fits).then(|| self.pixels(operation, smaller)).flatten()
+        })
+    }
+
+    /// The same of a picture that is not cut, of at most `shape`.
+    fn largest_uncut(
+        &self,
+        operation: Operation,
+        shape: [usize; 5],
+        windows: Windows,
+        (precision, delivery): (Precision, Delivery),
+    ) -> Option<[usize; 2]> {
+        match self.plans(operation, shape, windows, precision, delivery) {
+            Ok(_) => self.pixels(operation, shape),
+            Err(EngineError::Budget { largest, .. }) => largest,
+            Err(_) => None,
+        }
+    }
+
+    /// Height and width in pixels of what `shape` is decoded to or encoded from.
+    fn pixels(&self, operation: Operation, shape: [usize; 5]) -> Option<[usize; 2]> {
+        let output = self.clip_output(operation, shape).ok()?;
+        Some([ROWS, COLUMNS].map(|axis| shape[axis].max(output[axis])))
     }
 
     /// The plans of `parts`, or what all of them ask for where some are refused, and what lies beside the one that asks for
@@ -71,14 +111,13 @@ impl Autoencoder {
         &self,
         operation: Operation,
         shape: [usize; 5],
-        precision: Precision,
         parts: &[PartOfWork],
+        way: impl Fn(&PartOfWork) -> Way,
     ) -> Result<Planned, EngineError> {
         let (mut plans, mut refused): (_, Option<(Refusal, usize)>) = (Vec::new(), None);
         for part in parts {
             let PartOfWork { cut, beside, .. } = *part;
-            let way = Way { precision, delivery: Delivery::Whole, beside: Some(beside) };
-            match self.planned(operation, shape[FRAMES], cut, way) {
+            match self.planned(operation, shape[FRAMES], cut, way(part)) {
                 Ok(plan) => plans.push((plan, *part)),
                 Err(EngineError::Budget { need, budget, smallest, largest }) => {
                     let own = Refusal { need, budget, smallest, largest };
@@ -97,11 +136,16 @@ impl Autoencoder {
 
     /// `shape` with a `share` of its pixels, in the same proportions.
     fn of_share(&self, operation: Operation, mut shape: [usize; 5], share: f64) -> [usize; 5] {
-        let factor = if operation == Operation::Encode { self.model.spatial_factor() } else { 1 };
+        let factor = self.factor(operation);
         for side in &mut shape[ROWS..] {
             *side = (*side as f64 * share.sqrt()) as usize / factor * factor;
         }
         shape
+    }
+
+    /// What the sides of an input must be multiples of.
+    fn factor(&self, operation: Operation) -> usize {
+        if operation == Operation::Encode { self.model.spatial_factor() } else { 1 }
     }
 
     /// What clips of `shape` are cut into.
@@ -157,7 +201,7 @@ impl Autoencoder {
             ..PlanSummary::default()
         };
         let plans = self.planned_parts(operation, shape, windows, precision, delivery)?;
-        // What one part must do without, all do without.
+        // What one part must do without, all do without: their plans leave room for that too.
         whole.reads_weights = plans.iter().any(|(plan, _)| plan.reads_weights);
         for (plan, PartOfWork { count, beside, .. }) in plans {
             let peak = plan.peak_beside(beside, whole.reads_weights);
@@ -185,6 +229,11 @@ pub(crate) struct PartOfWork {
     /// How many there are of it in one clip.
     pub count: usize,
     pub beside: Beside,
+}
+
+/// How a part is planned: what it makes is one tensor, whatever becomes of that.
+fn way_of(part: &PartOfWork, precision: Precision, seeks_largest: bool) -> Way {
+    Way { precision, delivery: Delivery::Whole, beside: Some(part.beside), seeks_largest }
 }
 
 /// The plans of all parts, or a refusal with the bytes that lie beside the part that asks for most.

@@ -16,7 +16,9 @@ use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{Plan, Step, Task};
 use crate::still::{self, SummedTaps};
-use crate::{Control, CpuEngine, Delivery, Engine, EngineOptions, PlanRequest, Precision, Program, Rows};
+use crate::{
+    Beside, Control, CpuEngine, Delivery, Engine, EngineOptions, PlanRequest, Precision, Program, Rows,
+};
 
 struct Half {
     graph: Graph,
@@ -275,6 +277,30 @@ fn nobody_runs_further_ahead_at_the_top_than_later() {
             }
         }
     }
+}
+
+/// A part's weights are held or not as its neighbours have room for theirs.
+#[test]
+fn a_part_has_room_for_weights_that_are_held_and_for_reading_them_by_steps() {
+    let beside = Beside { always: 3000, running: 2000, between: 1000, continues: false };
+    let mut by_steps_takes_more = [0; 2];
+    for (half, factor) in halves() {
+        let input = [1, half.graph.input_channels(), 1, 4 * factor, 4 * factor];
+        let whole = PlanRequest::whole(&half.graph, input, Precision::Exact);
+        let request = PlanRequest { beside: Some(beside), ..whole };
+        let task = Task::new(request, Isa::detect(), 1).unwrap();
+        // One step of strips works with most weights.
+        let streamed = Search::new(&task).streamable;
+        for means in [Means::default(), Means { streamed, ..Means::default() }] {
+            let held = Plan::new(&task, &means);
+            let by_steps = Plan::new(&task, &Means { reads_weights: true, ..means });
+            let peaks = [false, true].map(|reads_weights| held.peak_beside(beside, reads_weights));
+            assert_eq!(task.peak_bytes(&held), peaks[0].max(peaks[1]));
+            assert_eq!(task.peak_bytes(&by_steps), peaks[1]);
+            by_steps_takes_more[usize::from(peaks[1] > peaks[0])] += 1;
+        }
+    }
+    assert!(by_steps_takes_more.iter().all(|count| *count > 0), "{by_steps_takes_more:?}");
 }
 
 #[test]

@@ -101,7 +101,9 @@ impl Engine for CpuEngine {
         let available = self.work_budget().map(bytes);
         let process = self.process_bytes() as usize;
         budget::plan(&task(request.input)?, available).map_err(|Shortage { need, smallest, means }| {
-            let largest = budget::largest(&task, request.input, available.unwrap_or(usize::MAX), &means);
+            let room = available.unwrap_or(usize::MAX);
+            let largest = || budget::largest(&task, request.input, room, &means);
+            let largest = request.seeks_largest.then(largest).flatten();
             let budget = self.memory_budget.map_or(usize::MAX, bytes);
             EngineError::Budget { need: need + process, budget, smallest: smallest + process, largest }
         })

@@ -102,6 +102,8 @@ pub struct PlanRequest<'a> {
     pub delivery: Delivery,
     /// What lies beside it, where it is a part of something larger.
     pub beside: Option<Beside>,
+    /// Whether a refusal names the largest picture that fits, for which it takes longer.
+    pub seeks_largest: bool,
 }
 
 /// What is in memory beside a part of a clip or of a picture, in bytes.
@@ -121,7 +123,7 @@ impl<'a> PlanRequest<'a> {
     /// Whole clips, `[batch, channels, frames, height, width]`, whose result is one tensor.
     pub fn whole(graph: &'a Graph, input: [usize; 5], precision: Precision) -> PlanRequest<'a> {
         let (start, delivery) = (Start::Clip, Delivery::Whole);
-        PlanRequest { graph, input, start, precision, delivery, beside: None }
+        PlanRequest { graph, input, start, precision, delivery, beside: None, seeks_largest: true }
     }
 }
 
@@ -296,6 +298,12 @@ impl Plan {
         there.saturating_add(always).saturating_add(at_most)
     }
 
+    /// As [`Plan::peak_beside`] at most: where another part has no room for weights, this one's are read for each step too.
+    pub(crate) fn most_beside(&self, beside: Beside) -> usize {
+        let held = if self.reads_weights { 0 } else { self.peak_beside(beside, false) };
+        held.max(self.peak_beside(beside, true))
+    }
+
     /// Bytes of the weights that are in memory, all of them or those of one step at most.
     pub(crate) fn weight_bytes(&self, reads_weights: bool) -> usize {
         if reads_weights { self.step_weight_bytes } else { self.weight_bytes }
@@ -346,7 +354,7 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     pub(crate) fn new(
-        PlanRequest { graph, input, start, precision, delivery, beside }: PlanRequest<'a>,
+        PlanRequest { graph, input, start, precision, delivery, beside, .. }: PlanRequest<'a>,
         isa: Isa,
         threads: usize,
     ) -> Result<Task<'a>, EngineError> {
@@ -380,7 +388,7 @@ impl<'a> Task<'a> {
     /// Bytes at the peak of `plan`, and of what lies or is kept beside it.
     pub(crate) fn peak_bytes(&self, plan: &Plan) -> usize {
         let alone = || plan.summary().peak_bytes;
-        let peak = self.beside.map_or_else(alone, |beside| plan.peak_beside(beside, plan.reads_weights));
+        let peak = self.beside.map_or_else(alone, |beside| plan.most_beside(beside));
         peak.saturating_add(self.delivery.kept_bytes(self.output[3], self.output[4]))
     }
 

@@ -40,7 +40,7 @@ impl Key {
         outcome.as_ref().is_ok_and(|plan| {
             let [.., height, width] = plan.output;
             let alone = || plan.summary().peak_bytes;
-            let peak = self.beside.map_or_else(alone, |beside| plan.peak_beside(beside, plan.reads_weights));
+            let peak = self.beside.map_or_else(alone, |beside| plan.most_beside(beside));
             let need = peak.saturating_add(self.delivery.kept_bytes(height, width)) as u64;
             self.work_budget.is_none_or(|budget| need <= budget)
         })
@@ -54,6 +54,8 @@ struct Shortage {
     budget: usize,
     smallest: usize,
     largest: Option<[usize; 2]>,
+    /// Whether `largest` was looked for.
+    sought_largest: bool,
 }
 
 type Outcome = Result<Arc<Plan>, Shortage>;
@@ -68,28 +70,34 @@ impl Plans {
     /// Plans that are kept: parts of a few clips, or the sizes of many pictures. Each takes some 100 kB at most.
     const MOST: usize = 64;
 
-    /// Whether the plan, or that there is none, is known.
-    pub(crate) fn knows(&self, key: &Key) -> bool {
+    /// Whether the plan, or that there is none, is known; `seeks_largest` as in [`Plans::get_or_make`].
+    pub(crate) fn knows(&self, key: &Key, seeks_largest: bool) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let find = |key: &Key| known.iter().find(|(known, _)| known == key);
-        find(key).or_else(|| find(&key.alone()).filter(|(_, outcome)| key.is_met_by(outcome))).is_some()
+        let find = |key: &Key| {
+            let found = known.iter().find(|(known, _)| known == key).map(|(_, outcome)| outcome);
+            found.filter(|outcome| says_enough(outcome, seeks_largest))
+        };
+        find(key).or_else(|| find(&key.alone()).filter(|outcome| key.is_met_by(outcome))).is_some()
     }
 
     /// The plan for `key`, made by `make` unless it is known. Where there is room for what lies or is kept beside it, it is the
     /// plan beside nothing, so that all share that. What no budget can hold is remembered too; other errors
     /// are found quickly and are not.
+    ///
+    /// With `seeks_largest` a refusal names the largest picture that fits; `make` is told whether it has to find that.
     pub(crate) fn get_or_make(
         &self,
         key: Key,
-        make: impl Fn(&Key) -> Result<Plan, EngineError>,
+        seeks_largest: bool,
+        make: impl Fn(&Key, bool) -> Result<Plan, EngineError>,
     ) -> Result<Arc<Plan>, EngineError> {
+        let alone = key.alone();
         // That there is one of its own says that the other has no room, also when that is known no more.
-        let own = if key == key.alone() { None } else { self.latest(&key) };
-        let outcome = match own {
-            Some(outcome) => outcome,
-            None => match self.outcome(key.alone(), &make)? {
+        let outcome = match self.latest(&key) {
+            Some(_) => self.outcome(key, seeks_largest, &make)?,
+            None => match self.outcome(alone, seeks_largest && key == alone, &make)? {
                 outcome if key.is_met_by(&outcome) => outcome,
-                _ => self.outcome(key, &make)?,
+                _ => self.outcome(key, seeks_largest, &make)?,
             },
         };
         outcome.map_err(EngineError::from)
@@ -99,16 +107,17 @@ impl Plans {
     fn outcome(
         &self,
         key: Key,
-        make: impl Fn(&Key) -> Result<Plan, EngineError>,
+        seeks_largest: bool,
+        make: impl Fn(&Key, bool) -> Result<Plan, EngineError>,
     ) -> Result<Outcome, EngineError> {
-        if let Some(outcome) = self.latest(&key) {
+        if let Some(outcome) = self.latest(&key).filter(|outcome| says_enough(outcome, seeks_largest)) {
             return Ok(outcome);
         }
         // Not under the lock: others need not wait for a search.
-        let outcome = match make(&key) {
+        let outcome = match make(&key, seeks_largest) {
             Ok(plan) => Ok(Arc::new(plan)),
             Err(EngineError::Budget { need, budget, smallest, largest }) => {
-                Err(Shortage { need, budget, smallest, largest })
+                Err(Shortage { need, budget, smallest, largest, sought_largest: seeks_largest })
             }
             Err(error) => return Err(error),
         };
@@ -138,8 +147,13 @@ impl Plans {
     }
 }
 
+/// Whether a refusal names the largest picture that fits, where that is asked for.
+fn says_enough(outcome: &Outcome, seeks_largest: bool) -> bool {
+    !seeks_largest || outcome.as_ref().err().is_none_or(|shortage| shortage.sought_largest)
+}
+
 impl From<Shortage> for EngineError {
-    fn from(Shortage { need, budget, smallest, largest }: Shortage) -> EngineError {
+    fn from(Shortage { need, budget, smallest, largest, .. }: Shortage) -> EngineError {
         EngineError::Budget { need, budget, smallest, largest }
     }
 }
@@ -162,7 +176,7 @@ mod tests {
     }
 
     fn refused(plans: &Plans, side: usize, made: &Cell<usize>) {
-        let outcome = plans.get_or_make(key(side), |_| {
+        let outcome = plans.get_or_make(key(side), true, |_, _| {
             made.set(made.get() + 1);
             Err(EngineError::Budget { need: side, budget: 1, smallest: 2, largest: None })
         });
@@ -178,7 +192,7 @@ mod tests {
         refused(&plans, 0, &made);
         assert_eq!(made.get(), Plans::MOST);
         refused(&plans, Plans::MOST, &made);
-        assert!(plans.knows(&key(0)) && !plans.knows(&key(1)));
+        assert!(plans.knows(&key(0), true) && !plans.knows(&key(1), true));
         refused(&plans, 1, &made);
         assert_eq!(made.get(), Plans::MOST + 2);
         assert_eq!(plans.known.lock().unwrap().len(), Plans::MOST);
@@ -187,8 +201,8 @@ mod tests {
     #[test]
     fn errors_that_are_found_quickly_are_not_kept() {
         let plans = Plans::default();
-        assert!(plans.get_or_make(key(1), |_| Err(EngineError::Cancelled)).is_err());
-        assert!(!plans.knows(&key(1)));
+        assert!(plans.get_or_make(key(1), true, |_, _| Err(EngineError::Cancelled)).is_err());
+        assert!(!plans.knows(&key(1), true));
     }
 
     #[test]
@@ -198,7 +212,7 @@ mod tests {
         let engine = CpuEngine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
         let made = RefCell::new(Vec::new());
         let rows = |kept_per_pixel| Delivery::Rows { kept_per_pixel };
-        let make = |asked: &Key| {
+        let make = |asked: &Key, _: bool| {
             made.borrow_mut().push(asked.delivery);
             let graph = model.require_decoder()?;
             engine.plan_part(PlanRequest {
@@ -206,15 +220,15 @@ mod tests {
                 ..PlanRequest::whole(graph, key(8).input, Precision::Exact)
             })
         };
-        let plan = make(&Key { delivery: rows(0), ..key(8) }).unwrap();
+        let plan = make(&Key { delivery: rows(0), ..key(8) }, true).unwrap();
         let ([.., height, width], peak) = (plan.output, plan.summary().peak_bytes);
         let room_for = |kept: usize| Some((peak + kept * height * width) as u64);
         let forms = |plans: &Plans, work_budget, all: &[usize]| {
             let key = |kept| Key { delivery: rows(kept), work_budget, ..key(8) };
             made.borrow_mut().clear();
             let get = |kept: &usize| {
-                let plan = plans.get_or_make(key(*kept), make).unwrap();
-                assert!(plans.knows(&key(*kept)));
+                let plan = plans.get_or_make(key(*kept), true, make).unwrap();
+                assert!(plans.knows(&key(*kept), true));
                 plan
             };
             let found: Vec<_> = all.iter().map(get).collect();
@@ -243,19 +257,47 @@ mod tests {
         let key = |kept| Key { delivery: rows(kept), work_budget: Some(1), ..key(8) };
         let made = Cell::new(0);
         let need = |kept: usize| {
-            let make = |asked: &Key| {
+            let make = |asked: &Key, _: bool| {
                 made.set(made.get() + 1);
                 let need = 100 + asked.delivery.kept_bytes(1, 1);
                 Err(EngineError::Budget { need, budget: 1, smallest: 2, largest: None })
             };
-            match plans.get_or_make(key(kept), make) {
+            match plans.get_or_make(key(kept), true, make) {
                 Err(EngineError::Budget { need, .. }) => need,
                 other => panic!("{other:?}"),
             }
         };
-        assert!(!plans.knows(&key(3)));
+        assert!(!plans.knows(&key(3), true));
         assert_eq!([3, 0, 3, 12].map(need), [103, 100, 103, 112]);
-        assert_eq!(made.get(), 3);
-        assert!([0, 3, 12].iter().all(|kept| plans.knows(&key(*kept))) && !plans.knows(&key(6)));
+        // That of what keeps nothing first without the largest picture, which nobody had asked for.
+        assert_eq!(made.get(), 4);
+        assert!([0, 3, 12].iter().all(|kept| plans.knows(&key(*kept), true)) && !plans.knows(&key(6), true));
+    }
+
+    #[test]
+    fn the_largest_picture_is_looked_for_only_where_it_is_asked_for() {
+        let (plans, sought) = (Plans::default(), RefCell::new(Vec::new()));
+        let largest = |key: Key, seeks_largest: bool| {
+            let outcome = plans.get_or_make(key, seeks_largest, |_, seeks| {
+                sought.borrow_mut().push(seeks);
+                let largest = seeks.then_some([8, 8]);
+                Err(EngineError::Budget { need: 3, budget: 1, smallest: 2, largest })
+            });
+            match outcome {
+                Err(EngineError::Budget { largest, .. }) => (largest, sought.take()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let beside = Some(Beside { always: 1, ..Beside::default() });
+        let part = Key { beside, work_budget: Some(1), ..key(8) };
+        // Of that beside nothing only whether there is a plan counts.
+        assert_eq!(largest(part, false), (None, vec![false, false]));
+        assert!(plans.knows(&part, false) && !plans.knows(&part, true));
+        assert_eq!(largest(part, true), (Some([8, 8]), vec![true]));
+        for seeks in [true, false] {
+            assert!(plans.knows(&part, seeks));
+            assert_eq!(largest(part, seeks), (Some([8, 8]), vec![]));
+        }
+        assert_eq!(largest(part.alone(), true), (Some([8, 8]), vec![true]));
     }
 }

@@ -122,6 +122,15 @@ impl Tiles {
         shape[ROWS].max(shape[COLUMNS]) > self.above
     }
 
+    /// `shape` made smaller in its proportions, with sides that are multiples of `factor`, until it is not cut.
+    pub(crate) fn uncut(self, mut shape: [usize; 5], factor: usize) -> [usize; 5] {
+        let longest = shape[ROWS].max(shape[COLUMNS]).max(self.above);
+        for side in &mut shape[ROWS..] {
+            *side = *side * self.above / longest / factor * factor;
+        }
+        shape
+    }
+
     /// The lengths of the input's tiles along a side of `length`, in their order.
     pub(crate) fn lengths(self, length: usize) -> impl Iterator<Item = usize> {
         (0..length).step_by(self.step).map(move |start| self.size.min(length - start))

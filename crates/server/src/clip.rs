@@ -40,11 +40,11 @@ pub(crate) async fn prepare(
     let groups = autoencoder.frame_groups(latents, windows);
     let recipe = recipe(&parameters, negotiated, output, groups, sees_end)?;
     let place = shared.reserve(&caller)?;
-    let (operation, streams, answer_per_pixel) = (Operation::Decode, recipe.streams(), 0);
-    let asked = Asked { operation, shape: latents, windows, precision, streams, answer_per_pixel };
+    let (operation, answer_per_pixel) = (Operation::Decode, 0);
+    let asked = Asked { operation, shape: latents, windows, precision, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());
-    let (chunks, answer) = Growing::new(negotiated, recipe.header(), streams);
+    let (chunks, answer) = Growing::new(negotiated, recipe.header(), recipe.streams());
     let answer = Form::Growing(Box::new(answer));
     let answer_bytes = answer.with_copy(recipe.bytes(), in_file).saturating_add(recipe.kept_bytes());
     let cost = Cost { answer_bytes, ..cost(&summary) };

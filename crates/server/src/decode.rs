@@ -50,8 +50,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let answer_per_pixel = per_pixel(answer_bytes, output);
     // Whoever waits for a plan has a place: so many wait at most, and no client has all of them.
     let place = shared.reserve(&caller)?;
-    let (operation, streams) = (Operation::Decode, false);
-    let asked = Asked { operation, shape: whole, windows, precision, streams, answer_per_pixel };
+    let operation = Operation::Decode;
+    let asked = Asked { operation, shape: whole, windows, precision, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
     let cost = Cost { answer_bytes, ..cost(&summary) };
 

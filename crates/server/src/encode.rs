@@ -76,8 +76,8 @@ pub(crate) async fn prepare(shared: &Shared, job: Job<'_>) -> Result<Prepared, R
     let count = check_clip_size(shared, &caller, shape)?;
     let [batch, _, _, height, width] = shape;
     let picture = [batch, COLOURS, height, width];
-    let (operation, streams, answer_per_pixel) = (Operation::Encode, false, 0);
-    let asked = Asked { operation, shape, windows, precision, streams, answer_per_pixel };
+    let (operation, answer_per_pixel) = (Operation::Encode, 0);
+    let asked = Asked { operation, shape, windows, precision, answer_per_pixel };
     let Planned { summary, plans } = planning::plan(shared, autoencoder, asked).await?;
 
     let (autoencoder, held) = (Arc::clone(autoencoder), lease.bytes());

@@ -19,8 +19,6 @@ pub(crate) struct Asked {
     pub(crate) shape: [usize; 5],
     pub(crate) windows: Windows,
     pub(crate) precision: Precision,
-    /// Whether a clip's frames leave as they are made, and are not kept.
-    pub(crate) streams: bool,
     /// Bytes of the answer for each pixel of one picture: a plan of whole pictures leaves room for them, and is told without
     /// them. Plans of tiles and of clips do not.
     pub(crate) answer_per_pixel: usize,
@@ -33,11 +31,11 @@ impl Asked {
         Ok(Planned { summary: self.cost(autoencoder)?, plans })
     }
 
-    /// Decoded pictures leave the engine in rows, but those that may be cut into tiles.
+    /// Decoded clips leave the engine in frames, whatever becomes of these, and pictures in rows, but those that may be cut into
+    /// tiles.
     fn delivery(self, autoencoder: &Autoencoder) -> Delivery {
-        let Asked { operation, windows, streams, answer_per_pixel, .. } = self;
-        let takes_clips = autoencoder.model().temporal_factor().is_some();
-        let in_rows = if takes_clips { streams } else { windows.tiles.is_none() };
+        let Asked { operation, windows, answer_per_pixel, .. } = self;
+        let in_rows = autoencoder.model().temporal_factor().is_some() || windows.tiles.is_none();
         match operation {
             Operation::Decode if in_rows => Delivery::Rows { kept_per_pixel: answer_per_pixel },
             Operation::Decode | Operation::Encode => Delivery::Whole,
@@ -46,7 +44,7 @@ impl Asked {
 
     /// What plans that are held cost.
     fn cost(self, autoencoder: &Autoencoder) -> Result<PlanSummary, EngineError> {
-        let Asked { operation, shape, windows, precision, streams, answer_per_pixel } = self;
+        let Asked { operation, shape, windows, precision, answer_per_pixel } = self;
         let [batch, channels, _, height, width] = shape;
         let picture = [batch, channels, height, width];
         let takes_clips = autoencoder.model().temporal_factor().is_some();
@@ -58,8 +56,7 @@ impl Asked {
                 Ok(autoencoder.plan_decode_rows(picture, precision, answer_per_pixel)?.summary())
             }
             (Operation::Encode, false) => autoencoder.plan_encode(picture, precision),
-            (Operation::Decode, true) if streams => autoencoder.plan_decode_frames(shape, windows, precision),
-            (Operation::Decode, true) => autoencoder.plan_decode_clip(shape, windows, precision),
+            (Operation::Decode, true) => autoencoder.plan_decode_frames(shape, windows, precision),
             (Operation::Encode, true) => autoencoder.plan_encode_clip(shape, windows, precision),
         }
     }

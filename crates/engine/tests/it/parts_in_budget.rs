@@ -1,13 +1,13 @@
 //! Clips and pictures in parts within a memory budget: each part gets what is left beside the others.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use remote_vae_engine::{
-    Autoencoder, Control, CpuEngine, Delivery, Draw, Engine, EngineError, EngineOptions, PlanSummary,
-    Precision, Windows,
+    Autoencoder, Control, CpuEngine, Delivery, Draw, Engine, EngineError, EngineOptions, Plan, PlanRequest,
+    PlanSummary, Precision, Program, Windows,
 };
-use remote_vae_model::{Model, random};
+use remote_vae_model::{Graph, Model, WeightSource, random};
 use remote_vae_wire::{Operation, Scaling, TileSizes};
 
 /// What the process is said to hold, more than it does.
@@ -15,12 +15,16 @@ const PROCESS: u64 = 1 << 40;
 
 /// A model with `room` bytes for work.
 fn within(source: &str, room: Option<usize>) -> Autoencoder {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
+    Autoencoder::new(Model::open(&path).unwrap(), Arc::new(engine_within(room)))
+}
+
+fn engine_within(room: Option<usize>) -> CpuEngine {
     let memory_budget = room.map(|room| PROCESS + room as u64);
     let options = EngineOptions { threads: Some(2), memory_budget, ..EngineOptions::default() };
     let engine = CpuEngine::new(options).unwrap();
     engine.note_process_bytes(PROCESS);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
-    Autoencoder::new(Model::open(&path).unwrap(), Arc::new(engine))
+    engine
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,20 +152,105 @@ fn parts_fit_beside_each_other_with_the_same_bytes() {
 
 #[test]
 fn the_largest_picture_that_a_refusal_names_fits() {
+    let (mut in_tiles, mut cut_no_more, mut whole) = (0, 0, 0);
     for work in works() {
         let free = within(work.source, None);
         let need = work.plan(&free).unwrap().peak_bytes;
         let (smallest, _) = work.refused(1);
+        let is_cut = |Work { operation, shape, windows, precision, .. }: Work| {
+            let parts = free.plan_clip_parts(operation, shape, windows, precision, Delivery::Whole).unwrap();
+            parts.iter().any(|(plan, _)| plan.input[2..] != shape[3..])
+        };
         for room in [smallest - 1, smallest / 8 * 7] {
             let (_, largest) = work.refused(room);
             let Some(largest) = largest else { continue };
-            let model = free.model();
-            let factor = if work.operation == Operation::Decode { model.spatial_factor() } else { 1 };
+            let space = free.model().spatial_factor();
+            let [factor, unit] = if work.operation == Operation::Decode { [space, 1] } else { [1, space] };
             let mut smaller = work;
             (smaller.shape[3], smaller.shape[4]) = (largest[0] / factor, largest[1] / factor);
             let plan = smaller.plan(&within(work.source, Some(room)));
             let peak = plan.unwrap_or_else(|error| panic!("{smaller:?}: {error}")).peak_bytes;
             assert!(peak <= room && room < need, "{smaller:?}");
+            let ([.., height, width], [.., rows, columns]) = (work.shape, smaller.shape);
+            let skew = (rows * width).abs_diff(columns * height);
+            assert!(skew <= unit * (height + width), "{smaller:?} has not the proportions of {work:?}");
+            match (is_cut(work), is_cut(smaller)) {
+                (true, true) => in_tiles += 1,
+                (true, false) => cut_no_more += 1,
+                (false, _) => whole += 1,
+            }
+        }
+    }
+    assert!(in_tiles >= 4 && cut_no_more >= 2 && whole >= 3, "{in_tiles} {cut_no_more} {whole}");
+}
+
+/// An engine that notes for which inputs the largest picture may be looked for, and whether something lies beside them.
+struct Noting {
+    inner: CpuEngine,
+    sought: Mutex<Vec<([usize; 5], bool)>>,
+}
+
+impl Engine for Noting {
+    fn name(&self, precision: Precision) -> String {
+        self.inner.name(precision)
+    }
+
+    fn isa(&self) -> &str {
+        self.inner.isa()
+    }
+
+    fn threads(&self) -> usize {
+        self.inner.threads()
+    }
+
+    fn memory_budget(&self) -> Option<u64> {
+        self.inner.memory_budget()
+    }
+
+    fn process_bytes(&self) -> u64 {
+        self.inner.process_bytes()
+    }
+
+    fn peak_flops_per_second(&self) -> f64 {
+        self.inner.peak_flops_per_second()
+    }
+
+    fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+        if request.seeks_largest {
+            self.sought.lock().unwrap().push((request.input, request.beside.is_some()));
+        }
+        self.inner.plan_part(request)
+    }
+
+    fn load(&self, graph: &Graph, weights: &dyn WeightSource) -> Result<Box<dyn Program>, EngineError> {
+        self.inner.load(graph, weights)
+    }
+
+    fn load_by_steps(&self, graph: &Graph, weights: Arc<dyn WeightSource>) -> Box<dyn Program> {
+        self.inner.load_by_steps(graph, weights)
+    }
+}
+
+#[test]
+fn the_largest_picture_is_looked_for_only_where_it_is_named() {
+    for work in works().into_iter().filter(|work| work.precision == Precision::Exact) {
+        let (smallest, _) = work.refused(1);
+        for room in [smallest - 1, 1] {
+            let engine = Arc::new(Noting { inner: engine_within(Some(room)), sought: Mutex::default() });
+            let own = Autoencoder::new(within(work.source, None).model().clone(), Arc::clone(&engine) as _);
+            assert!(work.plan(&own).is_err());
+            let sought = std::mem::take(&mut *engine.sought.lock().unwrap());
+            match work.windows.tiles {
+                // Of each part that is refused, beside the others.
+                None => {
+                    assert!(
+                        !sought.is_empty() && sought.iter().all(|(_, beside)| *beside),
+                        "{work:?} {sought:?}"
+                    );
+                }
+                // At most of one that is not cut, where none in tiles fits.
+                Some(_) => assert!(sought.len() <= 1, "{work:?} {sought:?}"),
+            }
         }
     }
 }

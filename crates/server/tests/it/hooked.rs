@@ -18,11 +18,18 @@ pub(crate) struct Hooks {
     pub(crate) at_rows: Box<dyn Fn(usize) + Send + Sync>,
     /// Before weights are read that will be held. On any thread.
     pub(crate) before_load: Box<dyn Fn() + Send + Sync>,
+    /// With the input `[batch, channels, frames, height, width]` that a plan is searched for. On any thread.
+    pub(crate) at_search: Box<dyn Fn([usize; 5]) + Send + Sync>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { before_run: Box::new(|| ()), at_rows: Box::new(|_| ()), before_load: Box::new(|| ()) }
+        Self {
+            before_run: Box::new(|| ()),
+            at_rows: Box::new(|_| ()),
+            before_load: Box::new(|| ()),
+            at_search: Box::new(|_| ()),
+        }
     }
 }
 
@@ -131,6 +138,7 @@ impl Engine for Hooked {
     }
 
     fn plan_part(&self, request: PlanRequest<'_>) -> Result<Plan, EngineError> {
+        (self.hooks.at_search)(request.input);
         self.inner.plan_part(request)
     }
 

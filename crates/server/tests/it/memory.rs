@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use remote_vae_engine::{Autoencoder, CpuEngine, Engine, EngineOptions, Precision, Windows};
+use remote_vae_engine::{Autoencoder, CpuEngine, Delivery, Engine, EngineOptions, Precision, Windows};
 use remote_vae_server::ServerOptions;
-use remote_vae_wire::Dtype;
+use remote_vae_wire::{Dtype, Operation};
 use serde_json::json;
 
 use crate::clip::hunyuan;
@@ -132,7 +132,7 @@ async fn what_makes_an_mp4_file_counts_with_its_answer() {
     let windows = Windows { frames: false, tiles: None };
     let clip = hunyuan();
     let [_, _, frames, height, width] = clip.clip_pixels(LATENTS).unwrap();
-    let plan = clip.plan_decode_clip(LATENTS, windows, Precision::Exact).unwrap();
+    let plan = clip.plan_decode_frames(LATENTS, windows, Precision::Exact).unwrap();
     let pixels = 3 * frames * height * width;
     let encoder = 13 * height * width + (2 << 20);
     for (output, answer) in [("pt&partial_postprocess=true", pixels), ("mp4", pixels + encoder)] {
@@ -146,6 +146,42 @@ async fn what_makes_an_mp4_file_counts_with_its_answer() {
             let response = server.post(&format!("/?{query}"), latents(&LATENTS, 64).0).send().await.unwrap();
             assert_eq!(response.status(), expected, "{output} within {room} of {need} bytes");
         }
+    }
+}
+
+/// Its frames leave the engine as they are made, though the answer leaves as a whole: nothing else is admitted, and nothing is
+/// searched for when it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clip_whose_answer_is_whole_is_admitted_with_the_plans_it_runs_by() {
+    /// Three windows of 2x3 latents.
+    const LATENTS: [usize; 5] = [1, 4, 9, 2, 3];
+    /// What the process is said to hold, more than it does.
+    const PROCESS: u64 = 1 << 40;
+    let (clip, windows) = (hunyuan(), Windows::default());
+    let straight = clip.plan_decode_frames(LATENTS, windows, Precision::Exact).unwrap().peak_bytes;
+    // Held weights have no room, and beside them that is another plan than the one beside nothing.
+    let room = straight as u64 - 1;
+    let memory_budget = Some(PROCESS + room);
+    let options_within = EngineOptions { threads: Some(2), memory_budget, ..EngineOptions::default() };
+    let inner = CpuEngine::new(options_within).unwrap();
+    inner.note_process_bytes(PROCESS);
+    let searches = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&searches);
+    let at_search = Box::new(move |[.., height, width]: [usize; 5]| {
+        counter.fetch_add(usize::from([height, width] == LATENTS[3..]), Ordering::Relaxed);
+    });
+    let engine = Hooked::with_room(Arc::new(inner), room, Hooks { at_search, ..Hooks::default() });
+    let within = Arc::new(Autoencoder::new(clip.model().clone(), engine));
+    let rows = Delivery::Rows { kept_per_pixel: 0 };
+    let held = within.plans(Operation::Decode, LATENTS, windows, Precision::Exact, rows).unwrap();
+    let server = TestServer::with(options(), vec![("default", within)]).await;
+    let before = searches.load(Ordering::Relaxed);
+    assert!(before > held.len(), "{before}");
+    for (output, accept) in [("pt", "tensor/binary"), ("pt&partial_postprocess=true", "application/json")] {
+        let query = format!("output_type={output}&{}", tensor_query(&LATENTS, Dtype::Float16));
+        let request = server.post(&format!("/?{query}"), latents(&LATENTS, 65).0).header("accept", accept);
+        assert_eq!(request.send().await.unwrap().status(), 200, "{output} within {room} bytes");
+        assert_eq!(searches.load(Ordering::Relaxed), before, "{output}");
     }
 }
 
