@@ -24,15 +24,20 @@ const TILES_BESIDE_LARGE_WEIGHTS: usize = 128;
 const LARGE_WEIGHTS: usize = 3 << 20;
 /// The part of the time that threads may wait longer.
 const SLACK: usize = 16;
-/// With bytes, groups of output channels whose products are made point by point together, and input blocks from which on
-/// they are: where a batch's transformed inputs fill the second-level cache, each point's are brought from the outer one
-/// once for all groups of a chunk. Other forms were not faster for it.
+/// Groups of output channels whose products are made point by point together, and input blocks from which on they are: where a
+/// batch's transformed inputs fill the second-level cache, each point's are brought from the outer one once for all groups
+/// of a chunk. Other forms, and fewer blocks, were not faster for it.
 const CHUNK: usize = 2;
 const BLOCKS_FOR_CHUNKS: usize = 16;
+const BLOCKS_FOR_CHUNKS_OF_FLOATS: usize = 32;
 
 /// Groups of output channels in a chunk.
 pub(super) fn groups_of_chunk(form: Form, input_blocks: usize) -> usize {
-    if form == Form::Bytes && input_blocks >= BLOCKS_FOR_CHUNKS { CHUNK } else { 1 }
+    match form {
+        Form::Bytes if input_blocks >= BLOCKS_FOR_CHUNKS => CHUNK,
+        Form::Float32 if input_blocks >= BLOCKS_FOR_CHUNKS_OF_FLOATS => CHUNK,
+        _ => 1,
+    }
 }
 
 /// Tiles that are multiplied at once.
