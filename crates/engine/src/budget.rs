@@ -1,9 +1,10 @@
 //! The plan that fits a budget: no more is computed anew than memory demands.
 //!
 //! The *straight* plan stores every tensor once; only where a tensor is read by several convolutions at the fullest point
-//! are their results written over it. If that is too much, tensors that lie in memory at the fullest point are streamed or
-//! overwritten, one after the other, until the rest fits; then what turned out not to be needed is taken back. Nothing
-//! here changes a bit of what a plan computes (see [`crate::groups`]).
+//! are their results written over it. If that is too much, norm statistics read what convolutions would have taken moments
+//! of, and tensors that lie in memory at the fullest point are overwritten or streamed, one after the other, until the rest
+//! fits; then what turned out not to be needed is taken back. Nothing here changes a bit of what a plan computes (see
+//! [`crate::groups`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -143,6 +144,10 @@ impl<'a> Search<'a> {
             }
             let found = self.from(straight, means, budget).map(|found| self.with_head(found, budget));
             match found.map(|found| self.with_taller_strips(found, budget)) {
+                // Others would compute something anew.
+                Ok(found) if found.means.streamed.is_empty() && !found.means.reads_weights => {
+                    return Ok(found);
+                }
                 Ok(found) if best.as_ref().is_none_or(|best| found.cost.work < best.cost.work) => {
                     best = Some(found);
                 }
@@ -262,6 +267,7 @@ impl<'a> Search<'a> {
                 means.streamed.remove(&node);
             }));
         }
+        fewer.push(Box::new(|means| means.reads_for_statistics = false));
         for node in found.means.overwritten.clone() {
             fewer.push(Box::new(move |means| {
                 means.overwritten.remove(&node);
@@ -285,7 +291,9 @@ fn variants(straight: &Found) -> impl Iterator<Item = Means> {
         [false, true].into_iter().flat_map(|reads| STRIP_PIXELS.map(move |pixels| (false, reads, pixels)));
     // Transforming weights for each strip is a last resort.
     usual.chain([(true, false, 1), (true, true, 1)]).map(|(shares_scratch, reads_weights, strip_pixels)| {
-        Means { strip_pixels, reads_weights, shares_scratch, ..straight.means.clone() }
+        let reads_for_statistics = true;
+        let means = straight.means.clone();
+        Means { strip_pixels, reads_weights, shares_scratch, reads_for_statistics, ..means }
     })
 }
 

@@ -127,7 +127,7 @@ fn any_means_give_the_same_bytes() {
         streamed in any::<u64>(), rarely in any::<u64>(), overwritten in any::<u64>(),
         strip_pixels in prop_oneof![Just(1usize), 1usize..2000], reads_weights in any::<bool>(),
         strip_pixels_of in prop::collection::btree_map(0usize..20, 1usize..2000, 0..4),
-        shares_scratch in any::<bool>(), heads in any::<u64>(), head_rows in 1usize..80,
+        (shares_scratch, reads_for_statistics) in any::<(bool, bool)>(), heads in any::<u64>(), head_rows in 1usize..80,
     )| {
         let (half, factor) = &halves[half];
         let precision = if fast { Precision::Fast } else { Precision::Exact };
@@ -142,6 +142,7 @@ fn any_means_give_the_same_bytes() {
             strip_pixels_of,
             reads_weights,
             shares_scratch,
+            reads_for_statistics,
         };
         let saving = Plan::new(&task, &means);
         let expected = half.run(&plain, threads);

@@ -33,6 +33,8 @@ pub(crate) struct Means {
     /// Whether layers that run together in strips share the memory of their transformed weights, and transform them for each
     /// strip.
     pub shares_scratch: bool,
+    /// Whether norm statistics read the finished tensor, so that convolutions take no moments, whose tables take memory.
+    pub reads_for_statistics: bool,
 }
 
 /// The least rows of a strip that is asked for, those of a row of the smaller tiles. Larger tiles make it larger.
@@ -48,6 +50,7 @@ impl Default for Means {
             strip_pixels_of: BTreeMap::new(),
             reads_weights: false,
             shares_scratch: false,
+            reads_for_statistics: false,
         }
     }
 }

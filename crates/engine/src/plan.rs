@@ -60,7 +60,7 @@ impl Step {
     }
 
     /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values,
-    /// and rows of what is made and read in strips.
+    /// moments for a norm's statistics, and rows of what is made and read in strips.
     pub fn scratch_bytes(&self) -> usize {
         let mut spans: BTreeMap<usize, usize> = BTreeMap::new();
         for PlacedOperation { places, .. } in &self.operations {
@@ -247,7 +247,7 @@ impl Plan {
             let slices = step.slices.iter().flat_map(|slices| slices.iter());
             let shared = slices.filter(|slice| !slice.recalled);
             let shared = shared.map(|slice| &step.operations[slice.member].places);
-            shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
+            shared.filter(|places| !places.own_scratch).map(|places| places.transformed as u64).sum::<u64>()
         };
         let shares = |step: &&Step| step.operations.iter().any(|operation| !operation.places.own_scratch);
         self.steps.iter().filter(shares).map(of).sum()
@@ -402,15 +402,16 @@ impl<'a> Task<'a> {
     fn plan(&self, groups: Vec<Group>, means: &Means, known: &mut WorkerBytes) -> Plan {
         let shapes = self.shapes();
         let picture = |[batch, channels, _, height, width]: [usize; 5]| [batch, channels, height, width];
-        let layout = Layout::new(shapes, &groups, means.shares_scratch, self.isa);
+        let layout = Layout::new(shapes, &groups, means, self.isa);
         let worker_bytes = worker_bytes(&shapes, &groups, self.isa, self.threads, known);
         let used = groups.iter().map(|group| group_weight_bytes(self.graph, group, self.isa));
         let (step_weight_bytes, used_weight_bytes) =
             used.fold((0, 0), |(most, all), bytes| (most.max(bytes), all + bytes));
+        let mut taken = BTreeSet::new();
         let steps = groups
             .into_iter()
             .zip(layout.places)
-            .map(|(group, places)| describe::describe(&shapes, group, places))
+            .map(|(group, places)| describe::describe(&shapes, group, places, &mut taken))
             .collect();
         Plan {
             input: picture(self.input),

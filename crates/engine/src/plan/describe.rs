@@ -1,5 +1,6 @@
 //! What a step says of itself: names, operations, shapes, and how many floating-point operations it takes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use remote_vae_kernels::convolution::Geometry;
@@ -16,9 +17,17 @@ use crate::strips::Head;
 /// Reading, changing, transforming and writing a convolution's number takes about as long as this many operations of a product: more in
 /// `fast`, less in `exact`.
 const ELEMENT: u64 = 200;
+/// The same of a number that is read for a norm's statistics, whose moments nobody took as it was made.
+const READ: u64 = 40;
 
-/// The step that `group` is, its operations at `places`.
-pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -> Step {
+/// The step that `group` is, its operations at `places`. `taken` are the nodes of whose values moments are there; it is
+/// brought up to date.
+pub(super) fn describe(
+    shapes: &Shapes<'_>,
+    group: Group,
+    places: Vec<Places>,
+    taken: &mut BTreeSet<usize>,
+) -> Step {
     let mut described: Vec<Described> =
         group.members.iter().map(|member| describe_one(shapes, member)).collect();
     if let Some(schedule) = &group.strips {
@@ -28,6 +37,15 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
             let height = (described.output[1] as u64).max(1);
             described.flops = described.flops / height * computed;
             described.work = (u128::from(described.work) * u128::from(computed) / u128::from(height)) as u64;
+        }
+    }
+    for (at, (described, places)) in described.iter_mut().zip(&places).enumerate() {
+        taken.extend(places.moments);
+        if let Fused::NormStatistics { input, .. } = group.members[at].operation {
+            let rows = if taken.remove(&input) { recalled(&group, input) } else { shapes.height(input) };
+            let [frames, _, width] = shapes.sizes[input];
+            let numbers = (shapes.graph.nodes[input].channels * frames * rows * width) as u64;
+            described.work = READ.saturating_mul(numbers);
         }
     }
     for Head { member, rows, recalled } in &group.heads {
@@ -63,6 +81,12 @@ pub(super) fn describe(shapes: &Shapes<'_>, group: Group, places: Vec<Places>) -
             .collect(),
         slices: group.strips.map(|schedule| Arc::clone(&schedule.slices)),
     }
+}
+
+/// Rows of the value of `node` that `group` does not make but takes from where an earlier one kept them.
+fn recalled(group: &Group, node: usize) -> usize {
+    let is_of = |head: &&Head| head.recalled && group.members[head.member].output == Value::Node(node);
+    group.heads.iter().find(is_of).map_or(0, |head| head.rows)
 }
 
 struct Described {
