@@ -12,6 +12,7 @@ use remote_vae_model::{Graph, Model, WeightSource, random};
 
 use super::{Search, Shortage, computing, plan, work};
 use crate::arena::Region;
+use crate::cpu::ROWS_READ;
 use crate::fusion::Fused;
 use crate::groups::Means;
 use crate::plan::{Plan, Step, Task};
@@ -164,14 +165,24 @@ fn moments_are_taken_where_statistics_come_next() {
         for means in [straight, streamed] {
             let plan = Plan::new(&task, &means);
             let operations = || plan.steps.iter().flat_map(|step| &step.operations);
+            let mut read = 0;
             for operation in operations() {
                 let Fused::NormStatistics { input, .. } = operation.fused else { continue };
                 if plan.patches[input] != Patches::PLAIN {
                     let makers = operations().filter(|maker| maker.places.moments == Some(input));
                     assert_eq!(makers.count(), 1, "node {input}");
                     taken += 1;
+                } else {
+                    read += plan.sizes[input][1];
                 }
             }
+            // Twice, because the first run also compares `fast` with `exact`.
+            let [_, found] = [(); 2].map(|()| {
+                ROWS_READ.set(0);
+                half.run(&plan, 1);
+                ROWS_READ.get()
+            });
+            assert_eq!(found, read);
         }
     }
     assert!(taken > 20, "{taken}");

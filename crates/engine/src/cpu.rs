@@ -22,6 +22,8 @@ use crate::{
 };
 pub(crate) use layers::Layers;
 use layers::{Layer, layer};
+#[cfg(test)]
+pub(crate) use operations::ROWS_READ;
 pub(crate) use operations::{Moments, Run};
 pub(crate) use output::Output;
 pub use output::Rows;

@@ -22,7 +22,10 @@ pub(crate) struct Places {
     pub head: Option<(Region, usize)>,
     /// Whether the output is the graph's result, whose rows are handed on as they are finished.
     pub leaves: bool,
+    /// What the step needs beside its tensors, and at its end the moments that it takes.
     pub scratch: Region,
+    /// `f32` of `scratch` that are not moments: a convolution's transformed weights.
+    pub transformed: usize,
     /// Whether nobody else uses the scratch while the group runs.
     pub own_scratch: bool,
     /// The node whose norm statistics come next, before its value is made anew, where the step takes its moments.
@@ -46,6 +49,14 @@ pub(crate) struct Layout {
 /// `f32` of transformed weights that the members of a group may keep from strip to strip, all together; beyond, they
 /// are transformed anew for each.
 const KEPT_WEIGHTS: usize = 8 << 20;
+
+/// What a member needs beside its tensors.
+struct Scratch {
+    held: Option<Held>,
+    /// As in [`Places`].
+    transformed: usize,
+    is_own: bool,
+}
 
 /// A tensor in the making: values and exponents, each the piece of a block.
 #[derive(Clone, Copy)]
@@ -98,7 +109,7 @@ impl Layout {
         builder.stored.insert(input, held);
         let heads = hold_heads(&mut builder, groups);
         let mut rings: Vec<Vec<Option<(Held, usize)>>> = Vec::new();
-        let mut scratches: Vec<Vec<(Option<Held>, bool)>> = Vec::new();
+        let mut scratches: Vec<Vec<Scratch>> = Vec::new();
         let mut wanted: Vec<Vec<Option<usize>>> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             let moments: Vec<_> =
@@ -170,14 +181,15 @@ impl Layout {
                         None => (region(&builder.stored[&value]), shapes.value_height(value)),
                     }
                 };
-                let (scratch, own_scratch) = &scratches[at];
+                let Scratch { held, transformed, is_own } = &scratches[at];
                 Places {
                     output,
                     output_rows,
                     head: head_of(at),
                     leaves: shapes.leaves_by_rows(member),
-                    scratch: scratch.as_ref().map(&region).unwrap_or_default(),
-                    own_scratch: *own_scratch,
+                    scratch: held.as_ref().map(&region).unwrap_or_default(),
+                    transformed: *transformed,
+                    own_scratch: *is_own,
                     moments: wanted[at],
                     reads: member.operation.reads().into_iter().map(read).collect(),
                 }
@@ -310,7 +322,7 @@ fn moments_len(shapes: &Shapes<'_>, group: &Group, at: usize, node: usize) -> us
     }
 }
 
-/// Scratch of each member, and whether it has it for itself while the group runs. Those of `moments` take them behind it.
+/// Scratch of each member. Those of `moments` take them behind it.
 fn scratch(
     builder: &mut Builder<'_>,
     group: &Group,
@@ -318,19 +330,22 @@ fn scratch(
     is_shared: bool,
     index: usize,
     isa: Isa,
-) -> Vec<(Option<Held>, bool)> {
+) -> Vec<Scratch> {
     let shapes = builder.shapes;
-    let len = |(at, member): (usize, &FusedStep)| {
+    let lens = |(at, member): (usize, &FusedStep)| {
         let moments = moments[at].map_or(0, |node| moments_len(&shapes, group, at, node));
-        scratch_len(&shapes, &member.operation, isa) + moments
+        [scratch_len(&shapes, &member.operation, isa), moments]
     };
-    let lens: Vec<usize> = group.members.iter().enumerate().map(len).collect();
-    let is_kept = !is_shared && lens.iter().sum::<usize>() <= KEPT_WEIGHTS;
-    if is_kept || group.members.len() == 1 {
-        return lens.iter().map(|len| ((*len > 0).then(|| builder.plain(*len, index)), true)).collect();
-    }
-    let shared = builder.plain(lens.iter().copied().max().unwrap_or(0), index);
-    lens.iter().map(|len| ((*len > 0).then_some(shared), false)).collect()
+    let lens: Vec<[usize; 2]> = group.members.iter().enumerate().map(lens).collect();
+    let all = || lens.iter().map(|[transformed, moments]| transformed + moments);
+    let is_own = group.members.len() == 1 || (!is_shared && all().sum::<usize>() <= KEPT_WEIGHTS);
+    let shared = (!is_own).then(|| builder.plain(all().max().unwrap_or(0), index));
+    let of = |[transformed, moments]: &[usize; 2]| {
+        let len = transformed + moments;
+        let held = (len > 0).then(|| shared.unwrap_or_else(|| builder.plain(len, index)));
+        Scratch { held, transformed: *transformed, is_own }
+    };
+    lens.iter().map(of).collect()
 }
 
 /// The nodes whose values are stored during the group in which most memory is in use.

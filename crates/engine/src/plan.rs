@@ -60,7 +60,7 @@ impl Step {
     }
 
     /// Bytes that it needs beside its operands, without the workers' own: transformed weights, packed keys and values,
-    /// and rows of what is made and read in strips.
+    /// moments for a norm's statistics, and rows of what is made and read in strips.
     pub fn scratch_bytes(&self) -> usize {
         let mut spans: BTreeMap<usize, usize> = BTreeMap::new();
         for PlacedOperation { places, .. } in &self.operations {
@@ -249,7 +249,7 @@ impl Plan {
             let slices = step.slices.iter().flat_map(|slices| slices.iter());
             let shared = slices.filter(|slice| !slice.recalled);
             let shared = shared.map(|slice| &step.operations[slice.member].places);
-            shared.filter(|places| !places.own_scratch).map(|places| places.scratch.len() as u64).sum::<u64>()
+            shared.filter(|places| !places.own_scratch).map(|places| places.transformed as u64).sum::<u64>()
         };
         let shares = |step: &&Step| step.operations.iter().any(|operation| !operation.places.own_scratch);
         self.steps.iter().filter(shares).map(of).sum()

@@ -4,7 +4,7 @@ use remote_vae_kernels::convolution::Geometry;
 use remote_vae_kernels::layout::{BLOCK, blocks};
 use remote_vae_kernels::norm::Patches;
 use remote_vae_kernels::{Isa, Storage, attention};
-use remote_vae_model::{Edge, Graph, Node, Operation, Reach, Start};
+use remote_vae_model::{Edge, First, Graph, Node, Operation, Reach, Start};
 
 use crate::attend::Attend;
 use crate::fusion::{Fused, FusedStep, Value};
@@ -94,9 +94,9 @@ impl Shapes<'_> {
     pub(crate) fn takes_moments(&self, step: &FusedStep) -> bool {
         match &step.operation {
             Fused::Convolution { node, source, .. } => {
-                // What all taps read as zeros before a clip is not made.
+                // Nothing else leaves out a clip's first frame.
                 let is_made = match self.graph.nodes[*node].operation {
-                    Operation::Convolution { time, .. } => time.taps == 1 || time.edge == Edge::Replicate,
+                    Operation::Convolution { time, .. } => time.first == First::Ordinary,
                     _ => false,
                 };
                 is_made && self.geometry(*node).patches(self.isa, source.upsample).is_some()

@@ -1,10 +1,10 @@
 //! Convolution with what comes before and after it: geometry, weights, and the choice of the algorithm.
 //!
 //! A convolution reads its input through a *prologue* (norm, activation, nearest upsampling, zero padding) and finishes
-//! each value in an *epilogue* (bias, residual, activation, and in tiles the moments for a norm's statistics), whatever computes the sums in between: the direct path
-//! (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output channels), F(4×4, 3×3) or F(6×6, 3×3)
-//! (`winograd`), their like for strides of two (`strided`), or the fold of nearest upsampling into the weights
-//! (`upsample_fold`).
+//! each value in an *epilogue* (bias, residual, activation, and in tiles the moments for a norm's statistics), whatever
+//! computes the sums in between: the direct path (`direct`, `pointwise` for kernels of one pixel, `shift_add` for few output
+//! channels), F(4×4, 3×3) or F(6×6, 3×3) (`winograd`), their like for strides of two (`strided`), or the fold of nearest
+//! upsampling into the weights (`upsample_fold`).
 
 use crate::clip::{Clip, Edge, MAX_TAPS};
 use crate::epilogue::Target;

@@ -17,14 +17,14 @@ use std::ops::Range;
 /// small beside it.
 pub(crate) const RECORD: usize = 3 * BLOCK;
 /// Tiles of a patch, all in one row.
-pub(crate) const TILES: usize = 8;
+pub(crate) const PATCH_TILES: usize = 8;
 
 /// How the pixels of a tensor are cut into patches: rows of them (*bands*) from the top, each from left to right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patches {
     /// Height and width of a patch; those at the edges are smaller.
     size: [usize; 2],
-    /// Rows and columns by which the first ones are.
+    /// Rows and columns by which the first ones are smaller.
     skip: usize,
 }
 
@@ -34,7 +34,7 @@ impl Patches {
 
     /// Eight tiles of `outputs` by `outputs`, of which the first lie `skip` before the picture.
     pub(crate) const fn of_tiles(outputs: usize, skip: usize) -> Patches {
-        Patches { size: [outputs, TILES * outputs], skip }
+        Patches { size: [outputs, PATCH_TILES * outputs], skip }
     }
 
     /// How many of the first `rows` rows of a tensor of `height` lie in whole bands.

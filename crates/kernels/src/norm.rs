@@ -83,8 +83,9 @@ impl Sums {
     /// # Panics
     /// As [`Sums::add`]; also when the table is not as long as [`Patches::table_len`] says.
     pub fn add_table(&mut self, isa: Isa, pool: &Pool, table: &[f32], rows: Range<usize>) {
+        let channels = self.whole.len() * BLOCK;
+        assert_eq!(table.len(), self.patches.table_len(channels, rows.clone(), self.size[1]));
         let bands = self.patches.bands(rows.clone());
-        assert_eq!(table.len(), self.whole.len() * bands.len() * self.patches.across(self.size[1]) * RECORD);
         self.merge(isa, pool, Given::Table { table, bands: [bands.start, bands.len()] }, rows);
     }
 

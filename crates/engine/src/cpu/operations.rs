@@ -25,6 +25,12 @@ use crate::shapes::geometry;
 use crate::strips::Slice;
 use crate::{Control, EngineError, History, Progress, frames};
 
+#[cfg(test)]
+thread_local! {
+    /// Rows that norm statistics have read, because nobody took their moments.
+    pub(crate) static ROWS_READ: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Moments of tensors whose norm statistics come next, by node.
 pub(crate) type Moments = HashMap<usize, Sums>;
 
@@ -216,6 +222,8 @@ impl CpuProgram {
                     && seen < end
                 {
                     sums.add(isa, pool, values.part(frame * len, len), seen..end);
+                    #[cfg(test)]
+                    ROWS_READ.set(ROWS_READ.get() + end - seen);
                 }
                 if end == height {
                     sums.table(norm, scale, shift);

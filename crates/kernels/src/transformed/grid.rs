@@ -8,7 +8,7 @@ use crate::form::Form;
 use crate::integers::SPLIT;
 use crate::isa::Isa;
 use crate::layout::{BLOCK, blocks};
-use crate::moments;
+use crate::moments::PATCH_TILES;
 use crate::pool::whole_lines;
 use std::ops::Range;
 
@@ -119,10 +119,12 @@ impl Grid {
         let tile_bytes = (W::SOURCES * W::SOURCES * words + window) * size_of::<f32>();
         let cut = |budget: usize, most: usize| {
             let most = (budget / tile_bytes).clamp(TILES[0], most);
+            // Otherwise a batch might have room for no whole patch.
+            const { assert!(TILES[0] >= PATCH_TILES) };
             let mut best = ([1, 1], usize::MAX);
             for rows in 1..=most.min(tiles[0]) {
                 // A batch holds whole patches, of which moments may be taken.
-                let whole = |columns: &usize| columns.is_multiple_of(moments::TILES) || *columns == tiles[1];
+                let whole = |columns: &usize| columns.is_multiple_of(PATCH_TILES) || *columns == tiles[1];
                 for columns in (1..=(most / rows).min(tiles[1])).filter(whole) {
                     let cost = batch_cost::<W>(tiles, [rows, columns], rows_at_once(isa, form));
                     if cost < best.1 {

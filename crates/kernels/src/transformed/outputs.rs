@@ -3,7 +3,7 @@
 use super::{Batch, Job, MOST, MOST_OUTPUTS, Scratch, Transform};
 use crate::layout::{BLOCK, blocks};
 use crate::microkernel::Tile;
-use crate::moments::TILES;
+use crate::moments::PATCH_TILES;
 use crate::vector::Vector;
 
 /// Finishes one group of output channels of a batch, the `place`-th of its chunk.
@@ -40,7 +40,7 @@ pub(super) unsafe fn transform<T: Tile, W: Transform>(
                     store::<T, W>(job, block, [origin[0] + row, origin[1] + column], &scratch.tile);
                 }
             }
-            let patches = origin[1] / TILES..(origin[1] + columns).div_ceil(TILES);
+            let patches = origin[1] / PATCH_TILES..(origin[1] + columns).div_ceil(PATCH_TILES);
             // SAFETY: the caller vouches for the CPU and for this batch's and group's output, which is whole patches.
             unsafe { job.target.take_moments::<T>(block, origin[0] + row, patches) };
         }

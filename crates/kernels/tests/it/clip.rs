@@ -118,7 +118,7 @@ impl Case {
                         sums[0].add(isa, &pool, frame.into(), 0..height);
                         sums[1].add_table(isa, &pool, table, 0..height);
                     }
-                    let [found, taken] = sums.map(|sums| norm_table(&sums, outputs, 1));
+                    let [found, taken] = sums.map(|sums| norm_table(&sums, outputs, outputs));
                     assert!(found == taken && found[0][0] != 0.0, "{} {clip:?}", isa.name());
                 }
                 let found: Vec<f32> = output
