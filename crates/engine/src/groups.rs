@@ -250,11 +250,10 @@ impl Grouping<'_> {
                 is_some.then_some(Head { member, rows, recalled: kept.contains(node) })
             };
             let heads: Vec<Head> = self.means.heads.iter().filter_map(head).collect();
-            // What is made of rows is not asked for where their own like are recalled.
+            // Where rows of a later member are recalled, nobody asks for as many of an earlier one, nor makes them from the top.
             let is_needed = |head: &&Head| {
-                heads
-                    .iter()
-                    .all(|later| !later.recalled || later.member <= head.member || later.rows < head.rows)
+                let is_after = |later: &Head| later.recalled && later.member > head.member;
+                heads.iter().all(|later| !is_after(later) || (head.recalled && later.rows < head.rows))
             };
             group.heads = heads.iter().filter(is_needed).copied().collect();
             kept.extend(group.heads.iter().map(|head| group.members[head.member].output.node()));

@@ -1,6 +1,6 @@
 //! Places in one arena for all tensors of the groups, by size and lifetime.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use remote_vae_kernels::convolution::{Arithmetic, Convolution, Geometry};
 use remote_vae_kernels::layout::BLOCK;
@@ -207,7 +207,7 @@ impl Layout {
 }
 
 /// Places for the rows that groups keep for each other. Rows that a group makes of others which it is the last to recall
-/// take their place.
+/// take their place, where they lie in the same order.
 fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Held> {
     let mut lives: BTreeMap<Value, (usize, [usize; 2])> = BTreeMap::new();
     for (index, group) in groups.iter().enumerate() {
@@ -220,24 +220,28 @@ fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Hel
         lives.into_iter().map(|(value, (rows, life))| (value, rows, life)).collect();
     lives.sort_by_key(|(.., life)| *life);
     let shapes = builder.shapes;
-    let len = |value: Value, rows: usize| shapes.blocks(value.node()) * rows * shapes.width(value.node());
-    let is_like = |one: (Value, usize), other: (Value, usize)| {
-        one.1 == other.1
-            && len(one.0, one.1) == len(other.0, other.1)
-            && shapes.storage(one.0) == shapes.storage(other.0)
+    let order = |(value, rows): (Value, usize)| {
+        (rows, shapes.blocks(value.node()), shapes.width(value.node()), shapes.storage(value))
     };
     let mut held: HashMap<Value, Held> = HashMap::new();
-    for (at, (value, rows, life)) in lives.iter().enumerate() {
-        let gone = lives[..at].iter().find(|(before, before_rows, [_, last])| {
-            *last == life[0]
-                && is_like((*before, *before_rows), (*value, *rows))
-                && is_recalled_before(&groups[life[0]], *before, *value)
+    // Those whose places have new owners.
+    let mut gone: BTreeSet<Value> = BTreeSet::new();
+    for (at, &(value, rows, life)) in lives.iter().enumerate() {
+        let shape @ (_, blocks, width, storage) = order((value, rows));
+        let before = lives[..at].iter().find(|&&(before, before_rows, [_, last])| {
+            last == life[0]
+                && !gone.contains(&before)
+                && order((before, before_rows)) == shape
+                && is_recalled_before(&groups[last], before, value)
         });
-        let place = match gone {
-            Some((before, ..)) => builder.hold_within(held[before], 0, len(*value, *rows), *life),
-            None => builder.hold(shapes.storage(*value), len(*value, *rows), *life),
+        let place = match before {
+            Some(&(before, ..)) => {
+                gone.insert(before);
+                builder.hold_within(held[&before], 0, blocks * rows * width, life)
+            }
+            None => builder.hold(storage, blocks * rows * width, life),
         };
-        held.insert(*value, place);
+        held.insert(value, place);
     }
     held
 }

@@ -94,6 +94,10 @@ pub(crate) fn schedule(
         }
     }
     let State { slices, kept, .. } = state;
+    debug_assert!(heads.iter().all(|head| {
+        let mut own = slices.iter().filter(|slice| slice.member == head.member);
+        head.recalled || own.next().is_some_and(|first| first.rows.start == 0)
+    }));
     let mut computed = vec![0; members.len()];
     for slice in slices.iter().filter(|slice| !slice.recalled) {
         computed[slice.member] += slice.rows.len();

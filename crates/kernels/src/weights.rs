@@ -19,15 +19,11 @@ pub(crate) enum Compact {
 impl Compact {
     /// `weight` (`[output, input, taps]`) laid out as [`panels`] says.
     pub(crate) fn new(isa: Isa, pool: &Pool, geometry: &Geometry, weight: &[f32]) -> Compact {
-        let are_all = |is: fn(f32) -> bool| {
-            let part_is = |part: &[f32]| part.iter().fold(true, |all, value| all & is(*value));
-            pool.all(weight, TASK, |task| task.chunks(PART).all(part_is))
-        };
-        if are_all(|value| value.to_bits() & 0xffff == 0) {
+        if are_all(pool, weight, |value| value.to_bits() & 0xffff == 0) {
             let upper = |value: f32| (value.to_bits() >> 16) as u16;
             return Compact::BFloat16(panels(isa, pool, geometry, weight, upper));
         }
-        if are_all(|value| to_half(value).is_some()) {
+        if are_all(pool, weight, |value| to_half(value).is_some()) {
             return Compact::Float16(panels(isa, pool, geometry, weight, half_bits));
         }
         Compact::Float32(panels(isa, pool, geometry, weight, |value| value))
@@ -61,6 +57,12 @@ impl Compact {
             Compact::Float16(values) | Compact::BFloat16(values) => values.capacity() * size_of::<u16>(),
         }
     }
+}
+
+/// Whether each value `is` something.
+fn are_all(pool: &Pool, values: &[f32], is: impl Fn(f32) -> bool + Sync) -> bool {
+    let part_is = |part: &[f32]| part.iter().fold(true, |all, value| all & is(*value));
+    pool.all(values, TASK, |task| task.chunks(PART).all(part_is))
 }
 
 /// The half-precision number that equals `value`, if there is one. NaN has none: its payload could be lost.

@@ -166,6 +166,7 @@ impl Server {
         drop(ending);
         connections.finish().await;
         worker::join(thread).await;
+        shared.memory.release_spare(Duration::ZERO);
         #[cfg(feature = "otlp")]
         if let Some(exporter) = &shared.exporter {
             exporter.flush().await;
@@ -220,6 +221,7 @@ const SERVING_BYTES: u64 = 4 << 20;
 
 /// Notes what the process holds beside weights when no work is left of the warm-up. Work gets what that leaves of the budget.
 fn note_idle(shared: &Shared) {
+    shared.memory.release_spare(Duration::ZERO);
     memory::give_back_freed();
     let in_memory = |entry: &ModelEntry| entry.autoencoder.weight_bytes_in_memory(&[]) as u64;
     let weights: u64 = shared.models.iter().map(in_memory).sum();

@@ -148,9 +148,14 @@ impl Memory {
         true
     }
 
-    /// Lets go what work has left, where no other came.
+    /// Lets go what work has left, where no other came for a while.
     pub(crate) fn upkeep(&self) {
-        let spare = self.engines().filter_map(|engine| engine.take_spare(SPARE_FOR)).collect();
+        self.release_spare(SPARE_FOR);
+    }
+
+    /// Lets go what work has left, if that was `age` ago.
+    pub(crate) fn release_spare(&self, age: Duration) {
+        let spare = self.engines().filter_map(|engine| engine.take_spare(age)).collect();
         Freed { spare, weights: Vec::new() }.drop_beside();
     }
 
@@ -237,14 +242,12 @@ impl Memory {
         let in_memory = |model: usize| self.models[model].weight_bytes_in_memory(&except(model)) as u64;
         let mut total = now.held.saturating_add(now.running_bytes()).saturating_add(more);
         total = (0..self.models.len()).fold(total, |sum, model| sum.saturating_add(in_memory(model)));
-        // Work takes the place of what earlier work has left.
-        let left: u64 = self.engines().map(|engine| engine.spare_bytes()).sum();
-        let left = left.saturating_sub(now.running_bytes());
+        // It goes no sooner than work has unpacked its input, and not at all if that is of its size.
+        let mut left: u64 = self.engines().map(|engine| engine.spare_bytes()).sum();
         let mut all = Freed::default();
         if total.saturating_add(left) > limit {
             all.spare = self.engines().filter_map(|engine| engine.take_spare(Duration::ZERO)).collect();
-        } else {
-            total = total.saturating_add(left);
+            left = 0;
         }
         let mut order: Vec<usize> = (0..self.models.len()).collect();
         let waits = |model: usize| now.shares.iter().any(|share| share.need.model == model);
@@ -261,7 +264,10 @@ impl Memory {
                 all.weights.push(released);
             }
         }
-        self.peak.fetch_max(total.saturating_sub(now.promised()), Ordering::Relaxed);
+        let held = total.saturating_sub(now.promised());
+        // Work takes its place.
+        let beside = if now.running_bytes() == 0 { left } else { 0 };
+        self.peak.fetch_max(held.saturating_add(beside), Ordering::Relaxed);
         all
     }
 }
@@ -411,6 +417,8 @@ mod tests {
         assert!(memory.peak() <= spare + weights);
         memory.upkeep();
         assert_eq!(engine.spare_bytes(), spare);
+        memory.release_spare(Duration::ZERO);
+        assert_eq!(engine.spare_bytes(), 0);
     }
 
     #[test]

@@ -122,14 +122,20 @@ impl DerefMut for Work<'_> {
 impl Drop for Work<'_> {
     fn drop(&mut self) {
         let Work { workspace, worker_len, is_done, .. } = *self;
+        let arena = self.arena.take();
         let mut state = workspace.lock();
         state.runs -= 1;
         // What others work in is counted by what they need.
-        let keeps = state.keeps && is_done && state.runs == 0;
-        match self.arena.take().filter(|_| keeps) {
-            Some(arena) => state.spare = Some(Spare { arena, worker_len, since: Instant::now() }),
-            // What it holds is one request's own.
-            None => workspace.pool.release(),
+        match arena {
+            Some(arena) if state.keeps && is_done && state.runs == 0 => {
+                state.spare = Some(Spare { arena, worker_len, since: Instant::now() });
+            }
+            other => {
+                drop(state);
+                // What it holds is one request's own.
+                workspace.pool.release();
+                drop(other);
+            }
         }
     }
 }
