@@ -216,22 +216,22 @@ fn hold_heads(builder: &mut Builder<'_>, groups: &[Group]) -> HashMap<Value, Hel
             life.1[1] = index;
         }
     }
-    let mut lives: Vec<(Value, usize, [usize; 2])> =
-        lives.into_iter().map(|(value, (rows, life))| (value, rows, life)).collect();
-    lives.sort_by_key(|(.., life)| *life);
+    let mut lives: Vec<(Value, (usize, [usize; 2]))> = lives.into_iter().collect();
+    lives.sort_by_key(|(_, (_, life))| *life);
     let shapes = builder.shapes;
-    let order = |(value, rows): (Value, usize)| {
+    // Equal where rows lie in the same order.
+    let order = |value: Value, rows: usize| {
         (rows, shapes.blocks(value.node()), shapes.width(value.node()), shapes.storage(value))
     };
     let mut held: HashMap<Value, Held> = HashMap::new();
     // Those whose places have new owners.
     let mut gone: BTreeSet<Value> = BTreeSet::new();
-    for (at, &(value, rows, life)) in lives.iter().enumerate() {
-        let shape @ (_, blocks, width, storage) = order((value, rows));
-        let before = lives[..at].iter().find(|&&(before, before_rows, [_, last])| {
+    for (at, &(value, (rows, life))) in lives.iter().enumerate() {
+        let own @ (_, blocks, width, storage) = order(value, rows);
+        let before = lives[..at].iter().find(|&&(before, (before_rows, [_, last]))| {
             last == life[0]
                 && !gone.contains(&before)
-                && order((before, before_rows)) == shape
+                && order(before, before_rows) == own
                 && is_recalled_before(&groups[last], before, value)
         });
         let place = match before {

@@ -1,7 +1,7 @@
 //! The memory that a run works in: taken when it begins, given back when it ends, or kept for the next run of its size.
 //!
-//! Fresh pages are cleared when they are first touched, and on a virtual machine the host may have to find them first.
-//! For a large picture that takes one to ten percent of the work.
+//! Fresh pages are cleared when they are first touched, and on a virtual machine the host may have to find them first:
+//! `docs/performance.md` has what that took of whole pictures.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
